@@ -3,6 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
+/// File names of the binaries that run a node.
+pub const BINARIES: [&str; 4] = ["bitcoin-node", "bitcoind", "bitcoin-qt", "bitcoin-gui"];
+
 /// Names of the values of Bitcoin Core's enum `Network`, in the order of the enum, as getpeerinfo returns them.
 pub const NETWORKS: [&str; 7] =
     ["not_publicly_routable", "ipv4", "ipv6", "onion", "i2p", "cjdns", "internal"];

@@ -22,6 +22,7 @@
 //! - [`cli`] has the shared command line arguments; [`generate`] prints the files that packages ship with the binaries.
 //! - [`service`] runs a process from startup to shutdown. [`systemd`] takes inherited descriptors and sends
 //!   notifications to systemd.
+//! - [`setup`] is the subcommand that connects the IPC exporter to a node of this machine.
 //! - [`node_process`] inspects the node's process. `own_process` has the metrics about the exporter's own process.
 //!   [`bitcoin_core`] has names of enum values, the hash notation and the chains of Bitcoin Core.
 //! - [`text`] limits the length of untrusted text. [`files`] reads files whose paths the user configures. `tls` parses
@@ -67,6 +68,7 @@ mod own_process;
 pub mod sandbox;
 mod scheduling;
 pub mod service;
+pub mod setup;
 pub mod status;
 pub mod supervisor;
 mod sys;

@@ -51,7 +51,12 @@ fn sockets_of(holder: Pid, peer: u32) -> usize {
 fn only_supervisor_and_guard_have_the_nodes_socket() {
     let node = Node::start(&[]);
     node.mine(1);
-    let exporter = Exporter::start(&node.socket(), &["--poll-interval", "50ms"]).ready();
+    // A socket of the node on standard input is not inherited.
+    let input = OwnedFd::from(UnixStream::connect(node.socket()).unwrap());
+    let mut command = command();
+    command.arg(node.socket()).args(["--poll-interval", "50ms"]).stdin(input);
+    let exporter = Exporter::spawn(&mut command).ready();
+    drop(command);
     let guard = exporter.guard().unwrap();
     assert_eq!(sockets_of(exporter.pid(), node.pid()), 0);
     assert!(sockets_of(guard, node.pid()) >= 1 && sockets_of(exporter.supervisor(), node.pid()) >= 1);
@@ -142,11 +147,29 @@ fn attempt_everything() {
     );
     report("io_uring", call(libc::SYS_io_uring_setup, [1, 0, 0, 0]));
     report("bpf", call(libc::SYS_bpf, [0, 0, 0, 0]));
+    report("setpriority", call(libc::SYS_setpriority, [libc::PRIO_PROCESS.into(), parent, 0, 0]));
+    report("setpriority of the user", call(libc::SYS_setpriority, [libc::PRIO_USER.into(), 0, 0, 0]));
+    let (family, stream) = (libc::AF_INET.into(), libc::SOCK_STREAM.into());
+    report("MPTCP", call(libc::SYS_socket, [family, stream, libc::IPPROTO_MPTCP.into(), 0]));
+    report("SCTP", call(libc::SYS_socket, [family, stream, libc::IPPROTO_SCTP.into(), 0]));
+    report(
+        "raw socket",
+        call(libc::SYS_socket, [family, libc::SOCK_RAW.into(), libc::IPPROTO_UDP.into(), 0]),
+    );
+    for (name, number, flags_at) in [
+        ("sendto", libc::SYS_sendto, 3),
+        ("sendmsg", libc::SYS_sendmsg, 2),
+        ("sendmmsg", libc::SYS_sendmmsg, 3),
+    ] {
+        let mut arguments = [-1, 0, 0, 0];
+        arguments[flags_at] = libc::MSG_FASTOPEN.into();
+        report(&format!("{name} that connects"), call(number, arguments));
+    }
     report("unshare", call(libc::SYS_unshare, [libc::CLONE_NEWUSER.into(), 0, 0, 0]));
     report("seccomp", call(libc::SYS_seccomp, [0, 0, 0, 0]));
 }
 
-const DENIED: [&str; 19] = [
+const DENIED: [&str; 27] = [
     "execve",
     "fork",
     "ptrace",
@@ -164,6 +187,14 @@ const DENIED: [&str; 19] = [
     "mmap",
     "io_uring",
     "bpf",
+    "setpriority",
+    "setpriority of the user",
+    "MPTCP",
+    "SCTP",
+    "raw socket",
+    "sendto that connects",
+    "sendmsg that connects",
+    "sendmmsg that connects",
     "unshare",
     "seccomp",
 ];
@@ -193,6 +224,9 @@ fn confined_exporter_is_denied_unneeded_calls() {
         report("connect JSON-RPC", TcpStream::connect(("127.0.0.1", port)));
         report("connect TCP", TcpStream::connect(("127.0.0.1", port - 1)));
         report("thread", std::thread::Builder::new().spawn(|| ()).map(|thread| thread.join().unwrap()));
+        report("own priority", call(libc::SYS_setpriority, [libc::PRIO_PROCESS.into(), 0, 19, 0]));
+        let datagrams = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC).into();
+        report("UDP", call(libc::SYS_socket, [libc::AF_INET.into(), datagrams, 0, 0]));
         std::process::exit(0); // do not return to the test harness, because the sandbox restricts it, too
     }
     let dir = TempDir::new().unwrap();
@@ -202,7 +236,7 @@ fn confined_exporter_is_denied_unneeded_calls() {
     for what in DENIED {
         assert!(message.contains(&format!("\n{what}: denied")), "{what}\n{message}");
     }
-    for what in ["open certificate", "open /proc", "connect JSON-RPC", "thread"] {
+    for what in ["open certificate", "open /proc", "connect JSON-RPC", "thread", "own priority", "UDP"] {
         assert!(message.contains(&format!("\n{what}: not denied")), "{what}\n{message}");
     }
     match has_landlock_6() {

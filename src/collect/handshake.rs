@@ -11,9 +11,9 @@ use super::context::Context;
 use super::http_rpc_verifier::HttpRpcVerifier;
 use super::next_block;
 use super::session::{IpcParts, Session, SessionEnd, disconnect};
-use super::tip::{LONG_POLL, NO_BLOCK};
+use super::tip::NO_BLOCK;
 use crate::ipc::guard::Guard;
-use crate::ipc::{Interfaces, IpcConnection, Mining, NodeThread};
+use crate::ipc::{Interfaces, IpcConnection, LONG_POLL, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
@@ -143,10 +143,8 @@ async fn discover_node(
     // A long poll follows the discovery, because its response shows whether the node is shutting down. No other call
     // must be made to a node that is shutting down; for example, it never responds to estimatesmartfee.
     if let Some(mining) = &interfaces.mining
-        && let Ok(None) = mining
-            .on_thread(&waiting.with_extra_timeout(LONG_POLL))
-            .wait_tip_changed(NO_BLOCK, LONG_POLL)
-            .await
+        && let Ok(None) =
+            mining.on_thread(&waiting.with_extra_timeout(LONG_POLL)).wait_tip_changed(NO_BLOCK).await
     {
         return Err(SessionEnd::NodeShutDown);
     }

@@ -16,14 +16,9 @@ use super::block_counting::{CountingAction, CountingConditions, HeaderAccess, Re
 use super::chain_diff::{ChainDiff, diff_tips, is_final, is_known};
 use super::context::{Context, NewTip};
 use super::node_start::UptimeReading;
-use crate::ipc::{BlockHash, BlockRef, Interfaces, Mining, NodeThread};
+use crate::ipc::{BlockHash, BlockRef, Interfaces, LONG_POLL, Mining, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::now;
-
-/// Timeout of one long poll. The timeout is short, because the guard has to wait for the response before it can
-/// disconnect. A service manager limits the time for which the exporter may stop, and the node's thread should be free
-/// soon.
-pub(super) const LONG_POLL: Duration = Duration::from_secs(1);
 
 /// Interval between two reads of the tip over HTTP. A read takes the node about 0.1 ms, most of it for HTTP.
 const HTTP_INTERVAL: Duration = Duration::from_millis(500);
@@ -140,7 +135,7 @@ impl TipSource {
         match self {
             TipSource::Mining(mining) => {
                 let current = last_seen.map_or(NO_BLOCK, |tip| tip.hash);
-                mining.wait_tip_changed(current, LONG_POLL).await
+                mining.wait_tip_changed(current).await
             }
             TipSource::Http(json_rpc) => next_over_http(json_rpc, last_seen).await.map(Some),
         }

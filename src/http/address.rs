@@ -1,5 +1,6 @@
 //! Parses the addresses on which the HTTP endpoint listens.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -10,6 +11,15 @@ pub enum Address {
     Tcp(String),
     /// Path of a Unix socket, written as `unix:/path`.
     Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp(address) => f.write_str(address),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 impl FromStr for Address {
@@ -43,6 +53,9 @@ mod tests {
         assert_eq!("unix:/run/x".parse(), Ok(Address::Unix("/run/x".into())));
         for wrong in ["9332", "::1:9332", "localhost:http", "unix:", "localhost:99999"] {
             assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
+        for text in ["localhost:0", "unix:/run/x"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
     }
 }

@@ -84,6 +84,24 @@ impl Listener {
         })
     }
 
+    /// Why `address` has no effect on this inherited socket; `None` if it is the socket's own address or the default.
+    pub fn unused_address(&self, address: &Address, default: &str) -> Option<String> {
+        let is_used = match (self, address) {
+            (Listener::Tcp(listener), Address::Tcp(address)) => {
+                listener.local_addr().is_ok_and(|local| address.parse() == Ok(local))
+            }
+            (Listener::Unix(..), _) => self.describe() == address.to_string(),
+            _ => false,
+        };
+        (!is_used && default.parse().as_ref() != Ok(address)).then(|| {
+            format!(
+                "--metrics-addr {address} has no effect, because systemd passed the socket {}; to change its address, set \
+                 ListenStream= with `systemctl edit` in the socket unit (docs/systemd.md)",
+                self.describe()
+            )
+        })
+    }
+
     /// Removes the file of a Unix socket if this process created the file, and no other file has replaced it.
     pub fn remove_file(&self) {
         if let Listener::Unix(_, Some(file)) = self
@@ -130,6 +148,29 @@ impl Listener {
             }
         }
     }
+}
+
+#[cfg(test)]
+#[test]
+fn ignored_address_is_reported() {
+    const DEFAULT: &str = "127.0.0.1:9332";
+    let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+    let own = tcp.local_addr().unwrap().to_string();
+    let inherited = Listener::inherited(tcp.into()).unwrap();
+    let unused =
+        |listener: &Listener, address: &str| listener.unused_address(&address.parse().unwrap(), DEFAULT);
+    assert_eq!((unused(&inherited, DEFAULT), unused(&inherited, &own)), (None, None));
+    let message = unused(&inherited, "0.0.0.0:9332").unwrap();
+    assert!(
+        message.starts_with("--metrics-addr 0.0.0.0:9332 has no effect") && message.contains(&own),
+        "{message}"
+    );
+    assert!(unused(&inherited, "unix:/run/x").is_some());
+    let dir = tempfile::TempDir::new().unwrap();
+    let path = dir.path().join("socket");
+    let unix = Listener::bind(&Address::Unix(path.clone())).unwrap();
+    assert_eq!(unused(&unix, &format!("unix:{}", path.display())), None);
+    assert!(unused(&unix, "unix:/run/x").is_some());
 }
 
 #[cfg(test)]

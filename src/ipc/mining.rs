@@ -68,6 +68,11 @@ impl BlockRef {
     }
 }
 
+/// Timeout of [`Mining::wait_tip_changed`]. It is short for three reasons: the node's thread is free soon after the exporter has
+/// disconnected, the exporter can disconnect between two long polls within the stop timeout of a service manager, and Core 30 does not shut
+/// down during a long poll.
+pub const LONG_POLL: Duration = Duration::from_secs(1);
+
 /// The version of the Mining schema that a node uses. Cap'n Proto encodes a value as its XOR with the default value in
 /// the schema, so the versions encode some values differently.
 #[derive(Clone, Copy)]
@@ -79,7 +84,19 @@ pub(super) enum MiningSchema {
     Core31,
 }
 
-/// Client of a node's Mining interface, with the node's thread that runs the calls.
+impl MiningSchema {
+    /// The value in our schema for the timeout of waitTipChanged.
+    pub fn encode_timeout(self, timeout: Duration) -> f64 {
+        let milliseconds = timeout.as_secs_f64() * 1000.0;
+        match self {
+            // Undo the XOR with the default value in our schema.
+            MiningSchema::Core30 => f64::from_bits(milliseconds.to_bits() ^ MAX_DOUBLE.to_bits()),
+            MiningSchema::Core31 => milliseconds,
+        }
+    }
+}
+
+/// A node's Mining interface, with the thread that runs its calls.
 pub struct Mining {
     pub(super) capability: BoundCapability<mining::Client>,
     pub(super) schema: MiningSchema,
@@ -129,19 +146,9 @@ impl Mining {
         Ok(call!(self.capability, is_initial_block_download_request)?.get()?.get_result())
     }
 
-    /// Waits until the node's tip differs from `current`, for at most `timeout`, and returns the tip. `None` means that
-    /// the node is shutting down.
-    pub async fn wait_tip_changed(
-        &self,
-        current: BlockHash,
-        timeout: Duration,
-    ) -> Result<Option<BlockRef>, CallError> {
-        let mut milliseconds = timeout.as_secs_f64() * 1000.0;
-        if let MiningSchema::Core30 = self.schema {
-            // Our schema has the default value MAX_DOUBLE, and the encoder applies XOR with it. The XOR here cancels
-            // the encoder's XOR, because the schema of Core 30 has no default value.
-            milliseconds = f64::from_bits(milliseconds.to_bits() ^ MAX_DOUBLE.to_bits());
-        }
+    /// Waits until the tip is not `current`, for at most [`LONG_POLL`], and returns the tip. `None` means that the node is shutting down.
+    pub async fn wait_tip_changed(&self, current: BlockHash) -> Result<Option<BlockRef>, CallError> {
+        let milliseconds = self.schema.encode_timeout(LONG_POLL);
         let answer = call!(self.capability, wait_tip_changed_request, |params| {
             params.set_current_tip(&current.0);
             params.set_timeout(milliseconds)

@@ -30,19 +30,38 @@ impl SyscallList {
 
     /// Allows a call if its argument at the position `argument`, after a bitwise AND with `mask`, equals `value`.
     fn masked(self, call: i64, argument: u8, mask: u64, value: u64) -> Result<Self> {
-        self.when(call, SeccompCondition::new(argument, Qword, MaskedEq(mask), value)?)
+        self.when(call, vec![SeccompCondition::new(argument, Qword, MaskedEq(mask), value)?])
     }
 
     /// Allows a call if its argument at the position `argument` is one of `values`.
     fn with(mut self, call: i64, argument: u8, values: &[i64]) -> Result<Self> {
         for &value in values {
-            self = self.when(call, SeccompCondition::new(argument, Dword, Eq, value as u32 as u64)?)?;
+            self = self.when(call, vec![equals(argument, value)?])?;
         }
         Ok(self)
     }
 
-    fn when(mut self, call: i64, condition: SeccompCondition) -> Result<Self> {
-        self.0.entry(call).or_default().push(SeccompRule::new(vec![condition])?);
+    /// Allows a call if all of these conditions hold.
+    fn when(mut self, call: i64, conditions: Vec<SeccompCondition>) -> Result<Self> {
+        self.0.entry(call).or_default().push(SeccompRule::new(conditions)?);
+        Ok(self)
+    }
+
+    /// Allows TCP and UDP sockets. Landlock restricts only TCP: with MPTCP or SCTP a process could connect to any port.
+    fn internet_sockets(mut self) -> Result<Self> {
+        /// The bits of the type without SOCK_CLOEXEC and SOCK_NONBLOCK.
+        const TYPE: u64 = 0xf;
+        let kinds = [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)];
+        for family in [libc::AF_INET, libc::AF_INET6] {
+            for (kind, protocol) in kinds.into_iter().flat_map(|(kind, number)| [(kind, 0), (kind, number)]) {
+                let conditions = vec![
+                    equals(0, family.into())?,
+                    SeccompCondition::new(1, Dword, MaskedEq(TYPE), kind as u64)?,
+                    equals(2, protocol.into())?,
+                ];
+                self = self.when(libc::SYS_socket, conditions)?;
+            }
+        }
         Ok(self)
     }
 
@@ -59,6 +78,10 @@ impl SyscallList {
         apply_filter_all_threads(&without_clone3)?;
         apply_filter_all_threads(&list)
     }
+}
+
+fn equals(argument: u8, value: i64) -> Result<SeccompCondition> {
+    Ok(SeccompCondition::new(argument, Dword, Eq, value as u32 as u64)?)
 }
 
 fn compile(
@@ -104,12 +127,12 @@ fn base() -> Result<SyscallList> {
             libc::SYS_read,
             libc::SYS_readv,
             libc::SYS_recvfrom,
-            libc::SYS_sendto,
             libc::SYS_shutdown,
             libc::SYS_write,
             libc::SYS_writev,
         ])
         .any(OF_X86_64)
+        .masked(libc::SYS_sendto, 3, FAST_OPEN, 0)?
         // Mapping memory is allowed only without PROT_EXEC, so the process cannot create executable memory.
         .masked(libc::SYS_mmap, 2, libc::PROT_EXEC as u64, 0)?
         .masked(libc::SYS_mprotect, 2, libc::PROT_EXEC as u64, 0)?
@@ -119,6 +142,9 @@ fn base() -> Result<SyscallList> {
         .with(libc::SYS_ioctl, 1, &[libc::FIONBIO as i64, libc::TCGETS as i64])?
         .with(libc::SYS_fcntl, 1, &FCNTL)
 }
+
+/// The flag with which a send call also connects. Landlock checks only connect().
+const FAST_OPEN: u64 = libc::MSG_FASTOPEN as u64;
 
 const FCNTL: [i64; 7] = [
     libc::F_GETFD as i64,
@@ -151,7 +177,6 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_sched_getaffinity,
             libc::SYS_set_robust_list,
             libc::SYS_getpriority,
-            libc::SYS_setpriority, // lowers the priority of a thread
             // Event loops (epoll).
             libc::SYS_epoll_create1,
             libc::SYS_epoll_ctl,
@@ -183,13 +208,15 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_getsockname,
             libc::SYS_getsockopt,
             libc::SYS_recvmsg,
-            libc::SYS_sendmsg,
             libc::SYS_setsockopt,
             // A long journal entry is passed in a memfd.
             libc::SYS_ftruncate,
             libc::SYS_memfd_create,
         ])
         .any(FILES_OF_X86_64)
+        .masked(libc::SYS_sendmsg, 2, FAST_OPEN, 0)?
+        // To lower the priority of the calling thread. The node may run as the same user, and must not be slowed down.
+        .when(libc::SYS_setpriority, vec![equals(0, libc::PRIO_PROCESS as i64)?, equals(1, 0)?])?
         // clone() is allowed only with CLONE_THREAD: the process can create threads, but no processes.
         .masked(libc::SYS_clone, 0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)?
         // Setting the names of threads and of memory mappings.
@@ -220,11 +247,10 @@ fn reads_files(list: SyscallList) -> Result<SyscallList> {
 /// The system calls of the IPC exporter. The exporter may create TCP and UDP sockets, for JSON-RPC over HTTP and for
 /// DNS, but no Unix sockets, so it cannot connect to the node's IPC socket.
 pub fn ipc_exporter() -> Result<SyscallList> {
-    reads_files(exporter()?)?.any(&[libc::SYS_connect, libc::SYS_sendmmsg]).with(
-        libc::SYS_socket,
-        0,
-        &[libc::AF_INET as i64, libc::AF_INET6 as i64],
-    )
+    reads_files(exporter()?)?
+        .any(&[libc::SYS_connect])
+        .masked(libc::SYS_sendmmsg, 3, FAST_OPEN, 0)?
+        .internet_sockets()
 }
 
 /// The system calls of the USDT exporter, including the calls that attach to a restarted node. If it writes a block

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode, exit};
+use std::process::{Command, ExitCode, Stdio, exit};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -98,6 +98,8 @@ fn spawn(supervised: &SupervisorConfig, channel: &OwnedFd) -> Result<Pid> {
         .arg(supervised.node.describe_inherited())
         .args(std::env::args_os().skip(1))
         .env_remove("NOTIFY_SOCKET")
+        // The exporter reads nothing from it, and it may be the node's socket or the terminal.
+        .stdin(Stdio::null())
         // The exporter has its own process group. In the supervisor's process group, Ctrl-C in a terminal would signal
         // it twice: from the terminal, and from the supervisor, which forwards the signal.
         .process_group(0);

@@ -14,11 +14,9 @@ use nix::time::ClockId;
 use procfs::process::Process;
 
 use super::file_locks::{self, FileId};
+use crate::bitcoin_core::BINARIES;
 use crate::node_process::{NodeProcess, without_mark};
 use crate::sys;
-
-/// File names of the binaries that run a node.
-const BINARIES: [&str; 4] = ["bitcoin-node", "bitcoind", "bitcoin-qt", "bitcoin-gui"];
 
 /// A process of a node's binary, with the evidence that identifies which node it is.
 #[derive(Clone, Debug, PartialEq)]

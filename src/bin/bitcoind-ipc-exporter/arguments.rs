@@ -11,11 +11,12 @@ use bitcoind_exporter::bitcoin_core::{CHAINS, ChainParams, default_datadir};
 use bitcoind_exporter::cli::{self, Cli, CommonArgs};
 use bitcoind_exporter::endpoint::{self, NodeEndpoint};
 use bitcoind_exporter::sandbox::AllowedFiles;
+use bitcoind_exporter::setup::SetupCommand;
 use bitcoind_exporter::{
     Config, Credentials, DatadirCandidates, HttpRpcConfig, NextBlockMode, Password, RPC_PASSWORD_VARIABLE,
     Url, UtxoTraceMode, http_rpc_tls,
 };
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 /// Exports Prometheus metrics of a running Bitcoin node, which it polls over the node's IPC socket.
 ///
@@ -25,6 +26,8 @@ use clap::Parser;
 #[derive(Parser, Debug)]
 #[command(
     name = "bitcoind-ipc-exporter",
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
     after_help = "Every option with a value can also be set by the environment variable in its \
 brackets.\n\nExample: bitcoind-ipc-exporter --metrics-addr 127.0.0.1:9332 /var/lib/bitcoind/node.sock\nThen:    curl \
 http://127.0.0.1:9332/metrics"
@@ -118,6 +121,17 @@ pub struct Arguments {
 
     #[command(flatten)]
     pub common: CommonArgs,
+
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// A subcommand, which runs instead of the exporter.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Inspect the machine and its nodes, and print the lines to add to bitcoin.conf, to systemd's units and to Prometheus.
+    /// With --write, add them. It restarts nothing
+    Setup(SetupCommand),
 }
 
 /// The value of `--rpc`: whether to use JSON-RPC over HTTP.

@@ -25,9 +25,9 @@ use bitcoind_exporter::supervisor::{self, NodeSocket, SupervisorConfig};
 use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, once, systemd};
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
-use arguments::Arguments;
+use arguments::{Arguments, Command};
 
 /// Time after which an exporter that systemd started for a scrape exits if it has no node.
 const SCRAPE_LINGER_INTERVAL: Duration = Duration::from_secs(5);
@@ -53,6 +53,9 @@ fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let arguments = Arguments::parse_or_exit(arguments);
     if let Some(printed) = arguments.generate() {
         return printed.map(|()| ExitCode::SUCCESS);
+    }
+    if let Some(Command::Setup(setup)) = &arguments.command {
+        return setup.run();
     }
     // Take inherited descriptors before this process opens any descriptor, because the numbers could otherwise refer to
     // other files.
@@ -93,6 +96,12 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     // Prepare the sandbox before threads are started, because earlier threads would not be restricted.
     let confined = Confinement::new(arguments.common.sandbox).files(&arguments.files(&config));
     let _written_at_the_end = arguments.common.start_logging()?;
+    if let Some(listener) = &listener
+        && started_by_scrape
+        && let Some(why) = listener.unused_address(&arguments.common.metrics_addr, Arguments::METRICS_ADDR)
+    {
+        warn!("{why}");
+    }
 
     let metrics = Metrics::new();
     let status = Arc::new(Status::new(metrics.clone()));

@@ -124,7 +124,13 @@ fn print(arguments: &Arguments) -> Option<Result<()>> {
 /// The listener for the metrics, and the additional listener for health checks if that is enabled.
 fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listener, Option<Listener>)> {
     let listener = match inherited.http() {
-        Some(fd) => Listener::inherited(fd)?,
+        Some(fd) => {
+            let inherited = Listener::inherited(fd)?;
+            if let Some(why) = inherited.unused_address(&arguments.address(), Arguments::METRICS_ADDR) {
+                tracing::warn!("{why}");
+            }
+            inherited
+        }
         None => Listener::bind(&arguments.address())?,
     };
     let health = arguments.health_address();

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::message::{self, Call, Method};
+use crate::ipc::mining::{LONG_POLL, MiningSchema};
 use crate::json_rpc::{methods, request as request_text};
 use crate::schema::chain_capnp::chain;
 use crate::schema::handler_capnp::handler;
@@ -139,14 +140,6 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// Maximum number of the exporter's own capabilities in the parameters of a call of this method. The number is 1 for
-/// methods whose parameters contain the exporter's thread map or a callback object, and 0 for all other methods.
-pub fn hosted_capabilities(method: Method) -> usize {
-    let passes_one =
-        [message::CONSTRUCT, message::HANDLE_NOTIFICATIONS, message::TRACE_UTXO_CACHE].contains(&method);
-    usize::from(passes_one)
-}
-
 /// Checks the method of a call and, for JSON-RPC, its parameters against the allow-list.
 ///
 /// # Errors The parameters are not a valid Cap'n Proto struct of the method's parameter type.
@@ -174,6 +167,14 @@ pub fn check(call: &Call) -> capnp::Result<Result<(), Rejection>> {
             let parameters: node::execute_rpc_params::Reader = call.parameters()?.get_as()?;
             let (command, json) = (text(parameters.get_command()?)?, text(parameters.get_params()?)?);
             check_command(command, json, text(parameters.get_uri()?)?)
+        }
+        message::WAIT_TIP_CHANGED => {
+            let parameters: mining::wait_tip_changed_params::Reader = call.parameters()?.get_as()?;
+            let timeouts = [MiningSchema::Core30, MiningSchema::Core31]
+                .map(|schema| schema.encode_timeout(LONG_POLL).to_bits());
+            // With the encoding of the other kind of node, the timeout is shorter.
+            let is_permitted = timeouts.contains(&parameters.get_timeout().to_bits());
+            if is_permitted { Ok(()) } else { Err("another timeout".into()) }
         }
         _ => Ok(()),
     };
@@ -235,6 +236,8 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use std::time::Duration;
+
     use crate::ipc::guard::message::Message;
 
     fn verdict(frame: &[u8]) -> Result<(), Rejection> {
@@ -301,13 +304,32 @@ mod tests {
             for (ordinal, name, reason) in interface.methods {
                 assert!(!name.is_empty() && !reason.is_empty());
                 let method = (interface.id, *ordinal);
-                if ![RPC_EXECUTE, NODE_EXECUTE].contains(&method) {
+                if ![RPC_EXECUTE, NODE_EXECUTE, message::WAIT_TIP_CHANGED].contains(&method) {
                     assert_eq!(call(method, |_| {}), Ok(()), "{}.{name}", interface.name);
                 }
             }
         }
         assert_eq!(rpc_call(&request_text("uptime", &json!([])), ""), Ok(()));
         assert_eq!(node_call("getblockhash", "[7]", ""), Ok(()));
+    }
+
+    /// Core 30 does not shut down during a long poll.
+    #[test]
+    fn long_polls_have_the_exporters_timeout() {
+        let wait = |timeout: f64| {
+            call(message::WAIT_TIP_CHANGED, |content| {
+                content.init_as::<mining::wait_tip_changed_params::Builder>().set_timeout(timeout);
+            })
+        };
+        for schema in [MiningSchema::Core30, MiningSchema::Core31] {
+            assert_eq!(wait(schema.encode_timeout(LONG_POLL)), Ok(()));
+            for timeout in [Duration::ZERO, 2 * LONG_POLL, Duration::from_secs(86_400)] {
+                assert_eq!(wait(schema.encode_timeout(timeout)).unwrap_err().reason, "another timeout");
+            }
+        }
+        for timeout in [f64::MAX, f64::NAN, f64::INFINITY, -1.0] {
+            assert!(wait(timeout).is_err());
+        }
     }
 
     /// Compares the allow-list with the method names in the source files of the interfaces, because no test node has

@@ -1,10 +1,11 @@
 //! Parses the parts of Cap'n Proto RPC messages that the guard needs.
 
 use capnp::message::ReaderOptions;
+use capnp::private::capability::ClientHook;
 use capnp::serialize::{NoAllocSliceSegments, read_message_from_flat_slice_no_alloc};
-use capnp::traits::HasTypeId;
+use capnp::traits::{HasTypeId, Imbue};
 use capnp::{any_pointer, message};
-use capnp_rpc::rpc_capnp::{self as rpc, cap_descriptor, message_target, payload, return_};
+use capnp_rpc::rpc_capnp::{self as rpc, call, cap_descriptor, message_target, payload, return_};
 
 use super::frame::MAX_MESSAGE_BYTES;
 use crate::schema::chain_capnp::{chain, chain_notifications};
@@ -41,7 +42,12 @@ pub const COIN_UNCACHED: Method = (utxo_cache_trace::Client::TYPE_ID, 3);
 /// Whether the method reads the block, the fees, or the signature operations of a block template. Template methods with
 /// higher ordinals submit a block or wait for a change, and their ordinals differ between versions of the node.
 pub fn reads_template((interface, ordinal): Method) -> bool {
-    interface == block_template::Client::TYPE_ID && (2..=4).contains(&ordinal)
+    is_of_template((interface, ordinal)) && (2..=4).contains(&ordinal)
+}
+
+/// Whether the method belongs to a block template.
+pub fn is_of_template((interface, _): Method) -> bool {
+    interface == block_template::Client::TYPE_ID
 }
 
 /// Whether the method is a callback of a subscription. The method `destroy` of a callback object also counts as a
@@ -115,7 +121,10 @@ impl<'a> Message<'a> {
     /// Parses the parts of a message that the guard needs.
     pub fn parse<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         Ok(match frame.get_root::<rpc::message::Reader>()?.which()? {
-            rpc::message::Bootstrap(reader) => Message::Bootstrap { question: reader?.get_question_id() },
+            rpc::message::Bootstrap(reader) => match reader? {
+                reader if reader.has_deprecated_object_id() => Message::Other,
+                reader => Message::Bootstrap { question: reader.get_question_id() },
+            },
             rpc::message::Call(reader) => Message::Call(Call::parse(reader?)?),
             rpc::message::Return(reader) => Message::Return(Return::parse(reader?)?),
             rpc::message::Finish(reader) => {
@@ -165,7 +174,17 @@ impl<'a> Call<'a> {
     fn parse(reader: rpc::call::Reader<'a>) -> capnp::Result<Self> {
         let target = match reader.get_target()?.which()? {
             message_target::ImportedCap(id) => CallTarget::Export(id),
-            message_target::PromisedAnswer(answer) => CallTarget::Answer(answer?.get_question_id()),
+            message_target::PromisedAnswer(answer) => {
+                /// Limit on the number of pointers to follow.
+                const MAX_STEPS: u32 = 4;
+                let answer = answer?;
+                let steps = answer.get_transform()?;
+                // The node closes the connection if it does not know a step.
+                if steps.len() > MAX_STEPS || steps.iter().any(|step| step.which().is_err()) {
+                    return Err(capnp::Error::failed("unknown path to a capability in a response".into()));
+                }
+                CallTarget::Answer(answer.get_question_id())
+            }
         };
         let method = (reader.get_interface_id(), reader.get_method_id());
         Ok(Call { question: reader.get_question_id(), method, target, reader })
@@ -177,10 +196,74 @@ impl<'a> Call<'a> {
         Ok(self.reader.get_params()?.get_content())
     }
 
-    /// Returns the IDs of the capabilities that are passed in the parameters.
-    pub fn capabilities(&self) -> capnp::Result<MessageCapabilities> {
-        MessageCapabilities::from_payload(self.reader.get_params()?)
+    /// Whether the call has options that our exporter does not use. A node closes the connection because of some of them, and because of
+    /// others it does not send the results.
+    pub fn has_options(&self) -> capnp::Result<bool> {
+        Ok(!matches!(self.reader.get_send_results_to().which()?, call::send_results_to::Caller(()))
+            || self.reader.get_allow_third_party_tail_call()
+            || self.reader.get_no_promise_pipelining()
+            || self.reader.get_only_promise_pipeline())
     }
+
+    /// The capabilities passed with the parameters. `None` if they are not passed as our exporter passes them, or if there are others. The
+    /// node uses the capabilities to which the parameters refer, whatever else the message contains.
+    pub fn passed(&self) -> capnp::Result<Option<PassedCapabilities>> {
+        let payload = self.reader.get_params()?;
+        let descriptors = payload.get_cap_table()?;
+        match descriptors.len() {
+            0 => return Ok(Some(PassedCapabilities::default())),
+            1 | 2 => {}
+            _ => return Ok(None),
+        }
+        // Stand-ins for the capabilities. They are never called, and are told apart by their addresses.
+        let stand_in = |_| Some(capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into())).hook);
+        let table: Vec<_> = descriptors.iter().map(stand_in).collect();
+        let mut content = payload.get_content();
+        content.imbue(&table);
+        let [thread, hosted] = self.references(content)?;
+        let descriptor = |stand_in: &dyn ClientHook| {
+            let at = table.iter().flatten().position(|entry| entry.get_ptr() == stand_in.get_ptr())?;
+            descriptors.get(at as u32).which().ok()
+        };
+        let mut passed = PassedCapabilities::default();
+        if let Some(cap_descriptor::ReceiverHosted(id)) = thread.as_deref().and_then(descriptor) {
+            passed.thread = Some(id);
+        }
+        if let Some(cap_descriptor::SenderHosted(id)) = hosted.as_deref().and_then(descriptor) {
+            passed.hosted = Some(id);
+        }
+        let count = passed.thread.iter().chain(&passed.hosted).count();
+        Ok((count == table.len()).then_some(passed))
+    }
+
+    /// The references of the parameters to a thread of the node, and to a thread map or callback of the exporter.
+    fn references(&self, parameters: any_pointer::Reader) -> capnp::Result<[Option<Reference>; 2]> {
+        if self.method == CONSTRUCT {
+            let parameters: init::construct_params::Reader = parameters.get_as()?;
+            let thread_map = parameters.has_thread_map().then(|| parameters.get_thread_map()).transpose()?;
+            return Ok([None, thread_map.map(|client| client.client.hook)]);
+        }
+        // Other methods have the context, and the callback if they take one, in the same places as this method.
+        let parameters: chain::handle_notifications_params::Reader = parameters.get_as()?;
+        let context = parameters.get_context()?;
+        let takes_callback = [HANDLE_NOTIFICATIONS, TRACE_UTXO_CACHE].contains(&self.method);
+        let has_callback = takes_callback && parameters.has_notifications();
+        let thread = context.has_thread().then(|| context.get_thread()).transpose()?;
+        let callback = has_callback.then(|| parameters.get_notifications()).transpose()?;
+        Ok([thread.map(|client| client.client.hook), callback.map(|client| client.client.hook)])
+    }
+}
+
+/// A reference of parameters to a capability in the message.
+type Reference = Box<dyn ClientHook>;
+
+/// The capabilities that a call of the exporter passes to the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct PassedCapabilities {
+    /// The node's export ID of the thread that is to run the call.
+    pub thread: Option<u32>,
+    /// The exporter's export ID of its thread map, or of a callback.
+    pub hosted: Option<u32>,
 }
 
 /// A `Return` message: the response to a call or a bootstrap.
@@ -228,16 +311,11 @@ impl Outcome<'_> {
     }
 }
 
-/// The IDs of the capabilities that a message passes.
+/// The capabilities of the node in a message of the node.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MessageCapabilities {
-    /// Export IDs of capabilities that the sender hosts. Each occurrence adds one reference that the receiver has to
-    /// release.
+    /// Export IDs. Each one gives the receiver one more reference.
     pub hosted: Vec<u32>,
-    /// Export IDs of capabilities that the receiver hosts.
-    pub imported: Vec<u32>,
-    /// Question IDs of earlier calls from the sender to the receiver, whose responses contain the passed capabilities.
-    pub promised: Vec<u32>,
 }
 
 impl MessageCapabilities {
@@ -252,9 +330,7 @@ impl MessageCapabilities {
     fn add(&mut self, descriptor: cap_descriptor::Reader) -> capnp::Result<()> {
         match descriptor.which()? {
             cap_descriptor::SenderHosted(id) | cap_descriptor::SenderPromise(id) => self.hosted.push(id),
-            cap_descriptor::ReceiverHosted(id) => self.imported.push(id),
-            cap_descriptor::ReceiverAnswer(answer) => self.promised.push(answer?.get_question_id()),
-            cap_descriptor::None(()) | cap_descriptor::ThirdPartyHosted(_) => {}
+            _ => {}
         }
         Ok(())
     }

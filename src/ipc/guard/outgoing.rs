@@ -96,9 +96,8 @@ fn on_thread<'a>(
     content
 }
 
-/// Returns a placeholder for a capability. Only the placeholder's index in the message's capability table is encoded.
-/// The table contains the real ID, and the placeholder is never called.
-fn capability<C: FromClientHook>() -> C {
+/// A capability is encoded as its index in the message's capability table, which has its ID. The capability itself is never called.
+pub(super) fn capability<C: FromClientHook>() -> C {
     let broken = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
     C::new(broken.hook)
 }

@@ -23,8 +23,8 @@ use crate::{cli, sys, text};
 
 /// Maximum size in bytes of a message from the exporter. The exporter's calls are short.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
-/// Maximum number of bytes that are buffered for a node that does not read. Above this limit, the guard reads neither
-/// the node's nor the exporter's messages, because each of them could add bytes to send to the node.
+/// Maximum number of bytes buffered for a node or an exporter that does not read. Beyond it, the guard reads nothing more that it would have
+/// to respond to, or to forward to the node.
 const MAX_UNSENT_BYTES: usize = 1 << 20;
 /// Time for which the guard collects events before it sends them to the exporter. One write for each event would delay
 /// the response to the node's next callback.
@@ -167,7 +167,8 @@ impl Relay {
         sockets.push(PollFd::new(self.node.as_fd(), self.node.interest(node_reads)));
         let reads_exporter = self.protocol.reads_exporter();
         if reads_exporter {
-            sockets.push(PollFd::new(self.exporter.as_fd(), self.exporter.interest(node_reads)));
+            let reads = node_reads && self.exporter.unsent() < MAX_UNSENT_BYTES;
+            sockets.push(PollFd::new(self.exporter.as_fd(), self.exporter.interest(reads)));
         }
         if self.events.is_blocked() {
             sockets.push(PollFd::new(self.events.as_fd(), PollFlags::POLLOUT));
@@ -279,6 +280,9 @@ impl Relay {
     /// broken the protocol.
     fn read_exporter(&mut self) -> io::Result<()> {
         self.exporter.flush()?;
+        if self.exporter.unsent() >= MAX_UNSENT_BYTES {
+            return Ok(());
+        }
         let mut incoming = std::mem::take(&mut self.exporter.incoming);
         let filled = self.exporter.fill(&mut incoming)?;
         while let Some(frame) = incoming.next()? {
@@ -353,5 +357,54 @@ mod tests {
         assert_ne!(node.read(&mut [0; 64]).ok(), Some(0), "the connection stays open");
         drop(node);
         guard.join().unwrap().unwrap();
+    }
+
+    /// Otherwise the responses would fill the guard's memory.
+    #[test]
+    fn exporter_that_does_not_read_is_not_read() {
+        use super::super::message::DISCONNECT;
+        use capnp::message::Builder;
+        use capnp::serialize::write_message_to_words;
+        use capnp_rpc::rpc_capnp::message as rpc_message;
+
+        const MUCH: usize = 32 << 20;
+        let encode = |build: &dyn Fn(rpc_message::Builder)| {
+            let mut message = Builder::new_default();
+            build(message.init_root());
+            write_message_to_words(&message)
+        };
+        let [(mut node, node_theirs), (mut exporter, exporter_theirs), (_events, events_theirs)] =
+            [(); 3].map(|()| UnixStream::pair().unwrap());
+        let guard = std::thread::spawn(move || {
+            relay(node_theirs, exporter_theirs, events_theirs, None, OpenFiles::default())
+        });
+        let bootstrap = encode(&|it| it.init_bootstrap().set_question_id(0));
+        exporter.write_all(&bootstrap).unwrap();
+        node.read_exact(&mut vec![0; bootstrap.len()]).unwrap();
+        let answer = encode(&|it| {
+            let mut answer = it.init_return();
+            answer.set_answer_id(0);
+            answer.init_results().init_cap_table(1).get(0).set_sender_hosted(0);
+        });
+        node.write_all(&answer).unwrap();
+        exporter.read_exact(&mut vec![0; answer.len()]).unwrap();
+        // The guard answers it, because there is no such subscription.
+        let disconnect = encode(&|it| {
+            let mut call = it.init_call();
+            call.set_question_id(1);
+            call.set_interface_id(DISCONNECT.0);
+            call.set_method_id(DISCONNECT.1);
+            call.reborrow().init_target().set_imported_cap(0);
+            call.init_params();
+        });
+        exporter.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
+        let calls = disconnect.repeat(1000);
+        let mut sent = 0;
+        while sent < MUCH && exporter.write_all(&calls).is_ok() {
+            sent += calls.len();
+        }
+        assert!(sent < MUCH, "the guard has read {sent} bytes");
+        drop((exporter, node));
+        let _ = guard.join().unwrap();
     }
 }

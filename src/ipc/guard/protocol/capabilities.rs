@@ -17,6 +17,11 @@ impl NodeCapabilities {
         self.references.get(&id).is_some_and(|&references| references > 0)
     }
 
+    /// Number of the exporter's references to all capabilities.
+    pub fn references(&self) -> usize {
+        self.references.values().map(|&references| references as usize).sum()
+    }
+
     pub fn is_thread(&self, id: u32) -> bool {
         self.threads.contains(&id)
     }

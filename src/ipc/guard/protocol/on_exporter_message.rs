@@ -6,12 +6,16 @@ use super::questions::FinishAction;
 use super::shutdown_watch::LongPoll;
 use super::{CallPurpose, ExporterMessageAction, FIRST_GUARD_ID, GuardEvent, GuardMessage, ProtocolState};
 use crate::ipc::guard::allow_list::{self, Rejection};
-use crate::ipc::guard::message::{self, Call, CallTarget, Message, MessageCapabilities};
+use crate::ipc::guard::message::{self, Call, CallTarget, Message, PassedCapabilities};
 
 /// Maximum number of threads of the node that the exporter may request. The exporter requests at most five threads.
 pub(super) const MAX_THREADS: u32 = 16;
 /// Number of rejected calls after which the guard disconnects. The exporter makes such calls only if it has a bug.
 pub(super) const MAX_REJECTED: u32 = 16;
+/// Maximum number of calls that the exporter has not finished. The node keeps their results in memory.
+pub(super) const MAX_CALLS: usize = 64;
+/// Maximum number of the exporter's references to capabilities of the node.
+pub(super) const MAX_REFERENCES: usize = 256;
 
 impl ProtocolState {
     /// Returns the action for a message from the exporter, and updates the state.
@@ -39,56 +43,47 @@ impl ProtocolState {
     }
 
     fn on_call(&mut self, call: &Call, now: Duration) -> capnp::Result<ExporterMessageAction> {
-        let capabilities = call.capabilities()?;
-        if let Err(why) = self.check_capabilities(call, &capabilities) {
-            return Ok(ExporterMessageAction::Violation(why));
-        }
+        let passed = match self.check_capabilities(call)? {
+            Ok(passed) => passed,
+            Err(why) => return Ok(ExporterMessageAction::Violation(why)),
+        };
         let purpose = match self.on_template_call(call) {
             Some(purpose) => purpose.map_err(ExporterMessageAction::Violation),
-            None => self.purpose(call, &capabilities)?,
+            None => self.purpose(call, passed)?,
         };
-        let thread = capabilities.imported.first().copied();
-        Ok(purpose
-            .map_or_else(|action| action, |purpose| self.start_call(call.question, purpose, thread, now)))
+        Ok(purpose.map_or_else(
+            |action| action,
+            |purpose| self.start_call(call.question, purpose, passed.thread, now),
+        ))
     }
 
-    /// Checks that the exporter has the capability whose method it calls, and that it may pass the capabilities in the
-    /// parameters to the node. The exporter may pass threads of the node, and a callback object or thread map of its
-    /// own if the method has such a parameter.
-    fn check_capabilities(
-        &self,
-        call: &Call,
-        capabilities: &MessageCapabilities,
-    ) -> Result<(), &'static str> {
-        let MessageCapabilities { hosted, imported, promised } = capabilities;
+    /// Checks that the exporter has the capability that the call is made on, and that it passes only threads of the node, and a callback or
+    /// its thread map if the method takes one.
+    fn check_capabilities(&self, call: &Call) -> capnp::Result<Result<PassedCapabilities, &'static str>> {
         let has_target = match call.target {
             CallTarget::Export(id) => self.capabilities.has(id),
             CallTarget::Answer(question) => self.questions.is_open(question),
         };
-        let has = imported.iter().all(|id| self.capabilities.has(*id))
-            && promised.iter().all(|question| self.questions.is_open(*question));
-        if !has_target || !has {
-            return Err("use of a capability that the exporter does not have");
+        if call.has_options()? {
+            return Ok(Err("call with an option"));
         }
-        let may_pass = hosted.len() <= allow_list::hosted_capabilities(call.method)
-            && imported.iter().all(|id| self.capabilities.is_thread(*id))
-            && promised.iter().all(|question| self.questions.makes_thread(*question));
-        if may_pass { Ok(()) } else { Err("unexpected capability in a call") }
+        let Some(passed) = call.passed()? else { return Ok(Err("unexpected capability in a call")) };
+        if !has_target || passed.thread.is_some_and(|id| !self.capabilities.has(id)) {
+            return Ok(Err("use of a capability that the exporter does not have"));
+        }
+        let is_thread = passed.thread.is_none_or(|id| self.capabilities.is_thread(id));
+        Ok(if is_thread { Ok(passed) } else { Err("unexpected capability in a call") })
     }
 
-    /// Returns the purpose of a call on a block template; `None` if the target of the call is not a template. The
-    /// exporter may address a template only by its export ID, not as the result of an unanswered `createNewBlock`.
+    /// The purpose of a call on a block template; `None` for a call on anything else. The exporter may address templates only by export ID,
+    /// because the guard does not know which template the response to another call has.
     fn on_template_call(&self, call: &Call) -> Option<Result<CallPurpose, &'static str>> {
         match call.target {
             CallTarget::Export(id) if self.template.export() == Some(id) => {
                 let checked = self.template.may_be_called(call.method);
                 Some(checked.map(|destroys| CallPurpose::CallTemplate { destroys }))
             }
-            CallTarget::Answer(question)
-                if self.questions.gives_template(question, self.template.export()) =>
-            {
-                Some(Err("call on a block template before its creation"))
-            }
+            _ if message::is_of_template(call.method) => Some(Err("call on an unknown block template")),
             _ => None,
         }
     }
@@ -98,19 +93,23 @@ impl ProtocolState {
     fn purpose(
         &mut self,
         call: &Call,
-        capabilities: &MessageCapabilities,
+        passed: PassedCapabilities,
     ) -> capnp::Result<Result<CallPurpose, ExporterMessageAction>> {
         if let Err(rejection) = allow_list::check(call)? {
             return Ok(Err(self.reject(call.question, rejection)));
         }
         Ok(match (call.method, call.target) {
-            (message::CONSTRUCT, _) => Ok(CallPurpose::Handshake),
+            // The node calls the thread map before it makes a callback.
+            (message::CONSTRUCT, _) => match passed.hosted {
+                Some(_) => Ok(CallPurpose::Handshake),
+                None => Err(ExporterMessageAction::Violation("handshake without a thread map")),
+            },
             (message::MAKE_THREAD, target) => {
                 self.on_make_thread(target).map_err(ExporterMessageAction::Violation)
             }
             (message::WAIT_TIP_CHANGED, _) => Ok(CallPurpose::WaitTipChanged(LongPoll::read(call)?)),
             (message::HANDLE_NOTIFICATIONS | message::TRACE_UTXO_CACHE, _) => {
-                self.on_subscribe(call, capabilities).map_err(ExporterMessageAction::Violation)
+                self.on_subscribe(call, passed).map_err(ExporterMessageAction::Violation)
             }
             (message::DISCONNECT, CallTarget::Export(handler)) => {
                 let callback = self.subscriptions.disconnectable_callback(handler);
@@ -142,18 +141,13 @@ impl ProtocolState {
         Ok(CallPurpose::MakeThread { thread_map })
     }
 
-    fn on_subscribe(
-        &self,
-        call: &Call,
-        capabilities: &MessageCapabilities,
-    ) -> Result<CallPurpose, &'static str> {
-        let callback = capabilities.hosted.first().copied();
-        // If two subscriptions had the same callback object, its release would not show which subscription has ended.
-        if callback.is_some_and(|callback| self.subscriptions.has_callback(callback)) {
+    fn on_subscribe(&self, call: &Call, passed: PassedCapabilities) -> Result<CallPurpose, &'static str> {
+        // When the node releases the callback, the guard could not tell which of the two subscriptions is over.
+        if passed.hosted.is_some_and(|callback| self.subscriptions.has_callback(callback)) {
             return Err("second subscription of a callback");
         }
-        // The guard needs the callback's ID and the thread's ID to end the subscription.
-        let (Some(callback), Some(&thread)) = (callback, capabilities.imported.first()) else {
+        // The guard could not end the subscription without them.
+        let (Some(callback), Some(thread)) = (passed.hosted, passed.thread) else {
             return Err("subscription without a callback or a thread");
         };
         Ok(CallPurpose::Subscribe { callback, thread, traces: call.method == message::TRACE_UTXO_CACHE })
@@ -187,6 +181,9 @@ impl ProtocolState {
         }
         if !self.is_free(number) {
             return ExporterMessageAction::Violation(NUMBER_IN_USE);
+        }
+        if self.questions.count() >= MAX_CALLS || self.capabilities.references() >= MAX_REFERENCES {
+            return ExporterMessageAction::Violation("too many unfinished calls or unreleased capabilities");
         }
         self.begin_call(number, purpose, thread, now);
         ExporterMessageAction::Forward

@@ -103,19 +103,9 @@ impl Questions {
         self.all.values().any(|question| !question.answered && question.thread == Some(thread))
     }
 
-    pub fn makes_thread(&self, number: u32) -> bool {
-        self.all
-            .get(&number)
-            .is_some_and(|question| matches!(question.purpose, CallPurpose::MakeThread { .. }))
-    }
-
-    /// Whether the response to this call contains the block template with export ID `template`, or will contain a
-    /// template.
-    pub fn gives_template(&self, number: u32, template: Option<u32>) -> bool {
-        self.all.get(&number).is_some_and(|question| {
-            matches!(question.purpose, CallPurpose::CreateNewBlock)
-                || template.is_some_and(|template| question.results.contains(&template))
-        })
+    /// Number of calls of which the exporter may still send a `Finish`, and of the guard's own.
+    pub fn count(&self) -> usize {
+        self.all.len() + self.finished_by_node.len()
     }
 
     /// Records the node's response, which contains the capabilities `hosted`. Returns `None` if no unanswered call has

@@ -2,17 +2,21 @@
 
 mod templates;
 
+use capnp::any_pointer;
 use capnp::message::Builder;
 use capnp::serialize::write_message_to_words;
-use capnp::traits::HasTypeId;
+use capnp::traits::{HasTypeId, ImbueMut};
 use capnp_rpc::rpc_capnp as rpc;
 
-use super::on_exporter_message::{MAX_REJECTED, MAX_THREADS};
+use super::on_exporter_message::{MAX_CALLS, MAX_REFERENCES, MAX_REJECTED, MAX_THREADS};
 use super::own_calls::{MAX_HANDSHAKE_WAIT, MAX_QUIET_WAIT, QUIET_TIME, SETTLE_TIME, SILENCE_TIMEOUT};
 use super::shutdown_watch::{MIN_POLL_INTERVAL, MIN_SUBSCRIBED_POLL_INTERVAL, TAKEOVER_DELAY};
 use super::*;
 use crate::ipc::guard::message::{self, Message, Method};
+use crate::ipc::guard::outgoing::capability;
+use crate::ipc::mining::LONG_POLL;
 use crate::schema::chain_capnp::chain;
+use crate::schema::init_capnp::init;
 use crate::schema::mining_capnp::mining;
 
 const THREAD_MAP: u32 = 1;
@@ -52,14 +56,47 @@ fn call(
         call.set_interface_id(interface);
         call.set_method_id(method);
         call.reborrow().init_target().set_imported_cap(target);
-        let mut table = call.init_params().init_cap_table((hosted.len() + imported.len()) as u32);
+        let mut params = call.init_params();
+        let mut table = params.reborrow().init_cap_table((hosted.len() + imported.len()) as u32);
         for (i, id) in hosted.iter().enumerate() {
             table.reborrow().get(i as u32).set_sender_hosted(*id);
         }
         for (i, id) in imported.iter().enumerate() {
             table.reborrow().get((hosted.len() + i) as u32).set_receiver_hosted(*id);
         }
+        // The callback or thread map comes first, then the thread.
+        set_parameters(params.get_content(), (interface, method), !hosted.is_empty(), !imported.is_empty());
     })
+}
+
+/// Sets the parameters of a call, which refer to the first thread and the first hosted capability of the message.
+fn set_parameters(mut content: any_pointer::Builder, method: Method, hosts: bool, has_thread: bool) {
+    let mut table = Vec::new();
+    let mut content = content.reborrow();
+    content.imbue_mut(&mut table);
+    let context = match method {
+        message::CONSTRUCT => {
+            let mut params = content.init_as::<init::construct_params::Builder>();
+            return if hosts {
+                params.set_thread_map(capability())
+            };
+        }
+        message::WAIT_TIP_CHANGED => {
+            let mut params = content.init_as::<mining::wait_tip_changed_params::Builder>();
+            params.set_timeout(LONG_POLL.as_secs_f64() * 1000.0);
+            params.init_context()
+        }
+        _ => {
+            let mut params = content.init_as::<chain::handle_notifications_params::Builder>();
+            if hosts {
+                params.set_notifications(capability());
+            }
+            params.init_context()
+        }
+    };
+    if has_thread {
+        { context }.set_thread(capability());
+    }
 }
 
 fn results(question: u32, hosted: &[u32]) -> Vec<u8> {
@@ -812,6 +849,155 @@ fn only_threads_and_callbacks_are_passed_to_the_node() {
         let verdict = guard.exporter(frame);
         assert_eq!(verdict, ExporterMessageAction::Violation("unexpected capability in a call"));
     }
+}
+
+/// A call of `handleNotifications` whose capabilities `describe` sets, with a thread and a callback at these positions.
+fn subscribes_with(
+    describe: impl FnOnce(rpc::payload::Builder),
+    thread: Option<usize>,
+    callback: Option<usize>,
+) -> Vec<u8> {
+    message(|it| {
+        let mut call = it.init_call();
+        call.set_question_id(20);
+        call.set_interface_id(message::HANDLE_NOTIFICATIONS.0);
+        call.set_method_id(message::HANDLE_NOTIFICATIONS.1);
+        call.reborrow().init_target().set_imported_cap(CHAIN);
+        let mut params = call.init_params();
+        describe(params.reborrow());
+        let (mut threads, mut callbacks) = (Vec::new(), Vec::new());
+        let mut content = params.get_content();
+        content.reborrow().init_as::<chain::handle_notifications_params::Builder>();
+        if let Some(at) = thread {
+            threads.resize_with(at, || None);
+            let mut content = content.reborrow();
+            content.imbue_mut(&mut threads);
+            let params = content.get_as::<chain::handle_notifications_params::Builder>().unwrap();
+            params.init_context().set_thread(capability());
+        }
+        if let Some(at) = callback {
+            callbacks.resize_with(at, || None);
+            let mut content = content.reborrow();
+            content.imbue_mut(&mut callbacks);
+            let params = content.get_as::<chain::handle_notifications_params::Builder>().unwrap();
+            { params }.set_notifications(capability());
+        }
+    })
+}
+
+/// The node uses the capabilities to which the parameters refer. Without a callback it crashes at the next block.
+#[test]
+fn parameters_refer_to_the_capabilities_of_the_message() {
+    const OTHER_THREAD: u32 = 99;
+    let usual = |params: rpc::payload::Builder| {
+        let mut table = params.init_cap_table(2);
+        table.reborrow().get(0).set_receiver_hosted(THREAD);
+        table.get(1).set_sender_hosted(CALLBACK);
+    };
+    let promise = |params: rpc::payload::Builder| {
+        let mut table = params.init_cap_table(2);
+        table.reborrow().get(0).set_receiver_hosted(THREAD);
+        table.get(1).set_sender_promise(CALLBACK);
+    };
+    let third_party = |params: rpc::payload::Builder| {
+        let mut table = params.init_cap_table(2);
+        table.reborrow().get(0).set_receiver_hosted(THREAD);
+        table.get(1).init_third_party_hosted().set_vine_id(CALLBACK);
+    };
+    let promised_thread = |params: rpc::payload::Builder| {
+        let mut table = params.init_cap_table(2);
+        table.reborrow().get(0).init_receiver_answer().set_question_id(19);
+        table.get(1).set_sender_hosted(CALLBACK);
+    };
+    let two_threads = |params: rpc::payload::Builder| {
+        let mut table = params.init_cap_table(3);
+        table.reborrow().get(0).set_receiver_hosted(THREAD);
+        table.reborrow().get(1).set_sender_hosted(CALLBACK);
+        table.get(2).set_receiver_hosted(OTHER_THREAD);
+    };
+    let mut guard = TestGuard::connected();
+    assert_eq!(guard.exporter(subscribes_with(usual, Some(0), Some(1))), ExporterMessageAction::Forward);
+    for (what, frame) in [
+        ("no callback", subscribes_with(usual, Some(0), None)),
+        ("a thread as callback", subscribes_with(usual, Some(0), Some(0))),
+        ("a callback as thread", subscribes_with(usual, Some(1), Some(1))),
+        ("no thread", subscribes_with(usual, None, Some(1))),
+        ("a promise", subscribes_with(promise, Some(0), Some(1))),
+        ("a third party's", subscribes_with(third_party, Some(0), Some(1))),
+        ("a promised thread", subscribes_with(promised_thread, Some(0), Some(1))),
+        ("another thread", subscribes_with(two_threads, Some(2), Some(1))),
+    ] {
+        let mut guard = TestGuard::connected();
+        guard.exporter(call(19, THREAD_MAP, message::MAKE_THREAD, &[], &[]));
+        let unexpected = ExporterMessageAction::Violation("unexpected capability in a call");
+        assert_eq!(guard.exporter(frame), unexpected, "{what}");
+    }
+    let mut guard = TestGuard::new();
+    guard.asks(bootstrap(0), results(0, &[0]));
+    let verdict = guard.exporter(call(1, 0, message::CONSTRUCT, &[], &[]));
+    assert_eq!(verdict, ExporterMessageAction::Violation("handshake without a thread map"));
+}
+
+/// A node closes the connection because of some of these, in the middle of other calls.
+#[test]
+fn calls_have_no_options() {
+    let with = |set: fn(rpc::call::Builder)| {
+        message(|it| {
+            let mut call = it.init_call();
+            call.set_question_id(20);
+            call.set_interface_id(GET_HEIGHT.0);
+            call.set_method_id(GET_HEIGHT.1);
+            call.reborrow().init_target().set_imported_cap(CHAIN);
+            call.reborrow().init_params();
+            set(call);
+        })
+    };
+    for (set, forwards) in [
+        ((|_| {}) as fn(rpc::call::Builder), true),
+        (|call| call.init_send_results_to().set_yourself(()), false),
+        (
+            |call| {
+                call.init_send_results_to().init_third_party();
+            },
+            false,
+        ),
+        (|mut call| call.set_allow_third_party_tail_call(true), false),
+        (|mut call| call.set_no_promise_pipelining(true), false),
+        (|mut call| call.set_only_promise_pipeline(true), false),
+    ] {
+        let verdict = TestGuard::connected().exporter(with(set));
+        assert_eq!(verdict == ExporterMessageAction::Forward, forwards, "{verdict:?}");
+        assert_eq!(verdict == ExporterMessageAction::Violation("call with an option"), !forwards);
+    }
+    let named = message(|it| {
+        let mut bootstrap = it.init_bootstrap();
+        bootstrap.set_question_id(20);
+        bootstrap.get_deprecated_object_id().set_as("an object").unwrap();
+    });
+    let verdict = TestGuard::connected().exporter(named);
+    assert_eq!(verdict, ExporterMessageAction::Violation("unsupported message"));
+}
+
+/// The node keeps the results of calls that are not finished, and capabilities that are not released.
+#[test]
+fn calls_and_capabilities_of_the_node_are_limited() {
+    let too_many = ExporterMessageAction::Violation("too many unfinished calls or unreleased capabilities");
+    let mut guard = TestGuard::connected();
+    for question in 20..20 + MAX_CALLS as u32 {
+        assert_eq!(guard.exporter(bootstrap(question)), ExporterMessageAction::Forward);
+        guard.node(results(question, &[]));
+    }
+    assert_eq!(guard.exporter(bootstrap(10)), too_many);
+    let mut guard = TestGuard::connected();
+    let verdicts = (0..MAX_REFERENCES).map(|_| {
+        let verdict = guard.exporter(bootstrap(20));
+        guard.node(results(20, &[CHAIN]));
+        guard.exporter(finish(20, false));
+        verdict
+    });
+    let verdicts: Vec<_> = verdicts.collect();
+    assert!(verdicts[..MAX_REFERENCES / 2].iter().all(|it| *it == ExporterMessageAction::Forward));
+    assert_eq!(verdicts.last(), Some(&too_many));
 }
 
 #[test]

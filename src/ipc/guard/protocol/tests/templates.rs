@@ -172,11 +172,15 @@ fn template_calls_before_its_answer_are_rejected() {
             call.init_params();
         })
     };
-    let why = "call on a block template before its creation";
+    let why = "call on an unknown block template";
     let mut guard = TestGuard::connected();
     guard.exporter(create(30));
     guard.is_refused(pipelined(), why);
     guard.node(results(30, &[TEMPLATE]));
+    guard.is_refused(pipelined(), why);
+    // The node keeps the template of an answer that is not finished, after the guard has released it.
+    guard.exporter(release(TEMPLATE, 1));
+    assert_eq!(guard.calls(), RELEASED);
     guard.is_refused(pipelined(), why);
 }
 

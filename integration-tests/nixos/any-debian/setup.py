@@ -1,0 +1,136 @@
+# The subcommand `setup` on a machine with Bitcoin Core's own unit (its directives, with regtest): no node, a read-only /etc, the changes,
+# the first metrics, and back.
+SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
+SETUP = "bitcoind-ipc-exporter setup"
+UNIT = r"""[Unit]
+Description=Bitcoin daemon
+[Service]
+Environment=LD_LIBRARY_PATH=/opt/node/lib
+ExecStart=/usr/local/bin/bitcoind -pid=/run/bitcoind/bitcoind.pid \
+                            -conf=/etc/bitcoin/bitcoin.conf \
+                            -datadir=/var/lib/bitcoind \
+                            -startupnotify='systemd-notify --ready' \
+                            -shutdownnotify='systemd-notify --stopping'
+ExecStartPre=!/bin/chgrp bitcoin /etc/bitcoin
+Type=notify
+NotifyAccess=all
+PIDFile=/run/bitcoind/bitcoind.pid
+TimeoutStopSec=600
+User=bitcoin
+RuntimeDirectory=bitcoind
+RuntimeDirectoryMode=0710
+ConfigurationDirectory=bitcoin
+ConfigurationDirectoryMode=0710
+StateDirectory=bitcoind
+StateDirectoryMode=0710
+PrivateTmp=true
+ProtectSystem=full
+ProtectHome=true
+NoNewPrivileges=true
+PrivateDevices=true
+MemoryDenyWriteExecute=true
+"""
+CONF = "regtest=1\nlisten=0\n[regtest]\nrpcport=18443\n"
+
+
+def digest():
+    return machine.succeed("cd /etc && find . -type f -exec sha256sum {} + -o -printf '%p %m\\n' | sort | grep -v ld.so.cache")
+
+
+def put(path, text):
+    machine.succeed(f"mkdir -p $(dirname {path}); cat > {path} <<'END_OF_FILE'\n{text}END_OF_FILE")
+
+
+start_all()
+put("/etc/systemd/system/bitcoind.service", UNIT)
+put("/etc/bitcoin/bitcoin.conf", CONF)
+# As in a release of Bitcoin Core: bitcoind in bin, bitcoin-node in libexec. Without -ipcbind they are the same program.
+machine.succeed("mkdir -p /usr/local/libexec /etc/prometheus && chgrp bitcoin /etc/bitcoin && chmod 710 /etc/bitcoin",
+                "cp /usr/bin/bitcoin-node /usr/local/libexec/bitcoin-node && cp /usr/bin/bitcoin-node /usr/local/bin/bitcoind",
+                "rm /usr/bin/bitcoin-node; systemctl daemon-reload")
+
+with subtest("no node runs"):
+    output = machine.fail(f"{SETUP} --write")
+    assert "no node is running; start the node" in output, output
+
+with subtest("the findings are printed, and nothing changes"):
+    machine.succeed("systemctl start bitcoind.service")
+    before = digest()
+    output = machine.succeed(SETUP)
+    print(output)
+    for line in ["runs in        bitcoind.service", "IPC socket     none", "RuntimeDirectory=bitcoind",
+                 "-startupnotify='systemd-notify --ready' -shutdownnotify='systemd-notify --stopping' "
+                 "-ipcbind=unix:/run/bitcoind/node.sock", "ExecStart=/usr/local/libexec/bitcoin-node -pid="]:
+        assert line in output, f"{line} is missing"
+    assert digest() == before
+
+with subtest("another user and a read-only /etc: a problem is reported, and nothing changes"):
+    output = machine.fail(f"setpriv --reuid=65534 --regid=65534 --clear-groups {SETUP} --write")
+    assert "the node belongs to user bitcoin; run setup as root" in output, output
+    output = machine.fail(f"unshare --mount sh -ec 'mount --bind /etc /etc; mount -o remount,bind,ro /etc; {SETUP} --write'")
+    assert "cannot write to /etc" in output and "Read-only file system" in output, output
+    assert digest() == before
+
+with subtest("the changes are written, and the node is not restarted"):
+    pid = machine.succeed("systemctl show -P MainPID bitcoind.service").strip()
+    print(machine.succeed(f"{SETUP} --write"))
+    assert "Nothing has to be changed." in machine.succeed(f"{SETUP} --write")
+    assert pid == machine.succeed("systemctl show -P MainPID bitcoind.service").strip()
+
+with subtest("after the commands that it prints there are metrics over IPC"):
+    machine.succeed("systemctl daemon-reload", "systemctl restart bitcoind.service",
+                    "systemctl enable --now bitcoind-ipc-exporter.socket", "systemctl try-restart bitcoind-ipc-exporter.service")
+    machine.succeed("test -S /run/bitcoind/node.sock", "systemctl is-active bitcoind.service")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+    machine.succeed(f"{SCRAPE} | grep -xF 'bitcoin_exporter_interface{{interface=\"mining\"}} 1'")
+    machine.succeed(f"{SCRAPE} | grep -F 'bitcoin_peers '")
+    assert "Nothing has to be changed." in machine.succeed(f"{SETUP} --write")
+
+with subtest("an address that has no effect under socket activation is logged, and the documented drop-in changes it"):
+    machine.succeed("echo BITCOIND_IPC_EXPORTER_METRICS_ADDR=127.0.0.1:9400 >> /etc/default/bitcoind-ipc-exporter",
+                    "systemctl restart bitcoind-ipc-exporter.service")
+    machine.wait_until_succeeds("journalctl -u bitcoind-ipc-exporter | grep -F -- '--metrics-addr 127.0.0.1:9400 has no effect'")
+    machine.succeed("mkdir -p /etc/systemd/system/bitcoind-ipc-exporter.socket.d",
+                    "sed s/192.0.2.1:9332/127.0.0.1:9400/ /usr/lib/systemd/system/bitcoind-ipc-exporter.socket.d/listen.conf.example "
+                    "> /etc/systemd/system/bitcoind-ipc-exporter.socket.d/listen.conf",
+                    "systemctl daemon-reload && systemctl stop bitcoind-ipc-exporter.service",
+                    "systemctl restart bitcoind-ipc-exporter.socket")
+    machine.wait_until_succeeds("curl -sf http://127.0.0.1:9400/metrics | grep -x 'bitcoin_up 1'")
+    machine.fail(SCRAPE)
+    machine.succeed("rm -r /etc/systemd/system/bitcoind-ipc-exporter.socket.d",
+                    "sed -i /METRICS_ADDR/d /etc/default/bitcoind-ipc-exporter", "systemctl daemon-reload",
+                    "systemctl stop bitcoind-ipc-exporter.service", "systemctl restart bitcoind-ipc-exporter.socket")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+
+with subtest("undone, everything is as before"):
+    print(machine.succeed(f"{SETUP} --undo"))
+    machine.succeed("systemctl disable bitcoind-ipc-exporter.socket 2>/dev/null; systemctl enable bitcoind-ipc-exporter.socket")
+    after = digest()
+    assert after == before, f"{before}\n{after}"
+    machine.succeed("systemctl daemon-reload", "systemctl restart bitcoind.service")
+    assert "IPC socket     none" in machine.succeed(SETUP)
+
+with subtest("a node without IPC is polled over HTTP, by a user that may call nothing else"):
+    machine.succeed("sed -i 1inoipcbind=1 /etc/bitcoin/bitcoin.conf", "systemctl restart bitcoind.service")
+    before = digest()
+    print(machine.succeed(f"{SETUP} --write"))
+    assert "Nothing has to be changed." in machine.succeed(f"{SETUP} --write")
+    machine.succeed("systemctl daemon-reload", "systemctl restart bitcoind.service",
+                    "systemctl try-restart bitcoind-ipc-exporter.service")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+    machine.succeed(f"{SCRAPE} | grep -xF 'bitcoin_exporter_interface{{interface=\"http-rpc\"}} 1'",
+                    "bitcoin-cli generatetodescriptor 3 'raw(51)'")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_chain_height 3'")
+    machine.fail("journalctl -u bitcoind-ipc-exporter | grep rpcwhitelist")
+    password = machine.succeed("sed -n 's/.*RPC_PASSWORD=//p' /etc/default/bitcoind-ipc-exporter").strip()
+    machine.fail(f"bitcoin-cli -rpcuser=exporter -rpcpassword={password} stop", "setpriv --reuid=65534 --clear-groups "
+                 "cat /etc/default/bitcoind-ipc-exporter")
+    machine.succeed(f"{SETUP} --undo")
+    assert digest() == before
+
+with subtest("a node in another PID namespace counts as one in a container"):
+    machine.succeed("systemctl stop bitcoind.service", "mkdir /root/other",
+                    "LD_LIBRARY_PATH=/opt/node/lib setsid unshare --pid --fork --kill-child /usr/local/bin/bitcoind -regtest "
+                    "-datadir=/root/other -connect=0 -listen=0 >/dev/null 2>&1 </dev/null &")
+    machine.wait_until_succeeds(f"{SETUP} --write | grep -F 'the node runs in a container, which setup cannot change'")
+    assert digest() == before

@@ -1,0 +1,325 @@
+//! Adds lines to files, and removes them. Every file is checked and every new text is on disk before the first file is replaced.
+
+use std::fs::{self, File};
+use std::io::{Error, ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
+use nix::unistd::{AccessFlags, access};
+use tempfile::NamedTempFile;
+
+const BEGIN: &str =
+    "# BEGIN bitcoind-ipc-exporter setup (`bitcoind-ipc-exporter setup --undo` removes these lines)\n";
+const END: &str = "# END bitcoind-ipc-exporter setup\n";
+/// The list of the changed files, below the root.
+const MANIFEST: &str = "etc/bitcoind-ipc-exporter/setup";
+/// Larger files are not changed.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Lines that setup adds at the beginning of a file, between two comments. In `bitcoin.conf`, the lines at the beginning belong to no
+/// section.
+#[derive(Debug, PartialEq)]
+pub struct Block {
+    /// Path of the file, which may not exist.
+    pub path: PathBuf,
+    /// The lines, each with its line break.
+    pub text: String,
+    /// UID and GID of the node, if the file belongs to the node.
+    pub node: Option<(u32, u32)>,
+    /// Whether the text has a password, which other users must not read.
+    pub is_secret: bool,
+}
+
+/// Divides a text into the lines of the operator and the block of an earlier setup.
+///
+/// # Errors
+/// One of the two comments around the block is missing.
+pub fn split(text: &str) -> Result<(String, Option<String>)> {
+    match (text.split_once(BEGIN), text.contains(END)) {
+        (None, false) => Ok((text.into(), None)),
+        (Some((before, rest)), true) if rest.contains(END) => {
+            let (block, after) = rest.split_once(END).unwrap_or_default();
+            Ok((format!("{before}{after}"), Some(block.into())))
+        }
+        _ => bail!(
+            "one of the comments `{}` and `{}` is missing; remove the lines by hand",
+            BEGIN.trim(),
+            END.trim()
+        ),
+    }
+}
+
+/// A file that is created, replaced or removed.
+#[derive(Debug)]
+pub struct Change {
+    /// Path of the file.
+    pub path: PathBuf,
+    old: Option<String>,
+    new: Option<String>,
+    mode: u32,
+    owner: Option<(u32, u32)>,
+}
+
+impl Change {
+    /// The change that adds this block, or replaces the block of an earlier setup; `None` if the file has the same block.
+    ///
+    /// # Errors
+    /// The file cannot be changed, with the reason.
+    pub fn add(block: &Block) -> Result<Option<Self>> {
+        let path = &block.path;
+        let mut change = Change::read(path)?;
+        let (rest, _) =
+            split(change.old.as_deref().unwrap_or_default()).with_context(|| path.display().to_string())?;
+        if block.node.is_some() && !path.ends_with("bitcoin.conf") {
+            bail!("{} is not named bitcoin.conf; add the lines by hand", path.display());
+        }
+        if change.old.is_none() {
+            (change.owner, change.mode) =
+                (block.node, if block.is_secret || block.node.is_some() { 0o600 } else { 0o644 });
+        } else if block.is_secret && change.mode & 0o077 != 0 {
+            bail!(
+                "{0} would get a password, and other users can read it; run: chmod 600 {0}",
+                path.display()
+            );
+        }
+        change.new = Some(format!("{BEGIN}{}{END}{rest}", block.text));
+        Ok(Some(change).filter(|change| change.old != change.new))
+    }
+
+    /// The change that removes the block of an earlier setup; `None` if the file has no block.
+    fn remove(path: &Path) -> Result<Option<Self>> {
+        let mut change = Change::read(path)?;
+        let (rest, block) =
+            split(change.old.as_deref().unwrap_or_default()).with_context(|| path.display().to_string())?;
+        change.new = Some(rest).filter(|rest| !rest.is_empty());
+        Ok(block.map(|_| change))
+    }
+
+    /// Reads a file, which need not exist, and checks that it can be replaced. The new text is the old one.
+    fn read(path: &Path) -> Result<Self> {
+        let at = || path.display().to_string();
+        check_writable(path)?;
+        let mut change = Change { path: path.into(), old: None, new: None, mode: 0o644, owner: None };
+        // Checked on the open file, because a user who owns the directory can replace the file at any time.
+        let file = match File::options().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(change),
+            Err(error) if path.is_symlink() => {
+                bail!("{} is a symbolic link ({error}); add the lines to its target by hand", at())
+            }
+            Err(error) => return Err(error).with_context(at),
+        };
+        let metadata = file.metadata().with_context(at)?;
+        if !metadata.is_file() || metadata.len() > MAX_BYTES {
+            bail!("{} is not a regular file of at most {MAX_BYTES} bytes", at());
+        }
+        let mut text = String::new();
+        file.take(MAX_BYTES).read_to_string(&mut text).with_context(at)?;
+        (change.mode, change.owner) = (metadata.mode() & 0o7777, Some((metadata.uid(), metadata.gid())));
+        (change.old, change.new) = (Some(text.clone()), Some(text));
+        Ok(change)
+    }
+
+    /// What happens to the file.
+    pub fn verb(&self) -> &'static str {
+        match (&self.old, &self.new) {
+            (None, _) => "create",
+            (_, None) => "remove",
+            _ => "change",
+        }
+    }
+
+    /// Writes the new text to a temporary file in the directory of the file.
+    fn stage(&self, made: &mut Vec<PathBuf>) -> Result<Option<NamedTempFile>> {
+        let Some(new) = &self.new else { return Ok(None) };
+        let at = || format!("cannot write {}", self.path.display());
+        let dir = self.path.parent().expect("a file is in a directory");
+        let missing: Vec<_> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+        for dir in missing.into_iter().rev() {
+            fs::create_dir(dir).with_context(at)?;
+            made.push(dir.into());
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).with_context(at)?;
+        }
+        let mut file = NamedTempFile::new_in(dir).with_context(at)?;
+        file.write_all(new.as_bytes()).with_context(at)?;
+        if let Some((uid, gid)) = self.owner {
+            fchown(file.as_file(), Some(uid), Some(gid)).with_context(at)?;
+        }
+        file.as_file().set_permissions(fs::Permissions::from_mode(self.mode)).with_context(at)?;
+        file.as_file().sync_all().with_context(at)?;
+        Ok(Some(file))
+    }
+
+    fn finish(&self, staged: Option<NamedTempFile>) -> Result<()> {
+        let done = match staged {
+            Some(file) => file.persist(&self.path).map(drop).map_err(|error| error.error),
+            None => fs::remove_file(&self.path),
+        };
+        done.with_context(|| format!("cannot {} {}", self.verb(), self.path.display()))
+    }
+
+    fn reversed(&self) -> Self {
+        let (old, new) = (self.new.clone(), self.old.clone());
+        Change { path: self.path.clone(), old, new, mode: self.mode, owner: self.owner }
+    }
+}
+
+/// Checks that this process can create or replace the file.
+fn check_writable(path: &Path) -> Result<()> {
+    let existing = path.ancestors().skip(1).find(|dir| dir.exists()).unwrap_or(Path::new("/"));
+    let writable = access(existing, AccessFlags::W_OK | AccessFlags::X_OK).map_err(Error::from);
+    let writable =
+        writable.and_then(|()| if existing.is_dir() { Ok(()) } else { Err(ErrorKind::NotADirectory.into()) });
+    writable.with_context(|| {
+        format!("cannot write to {}; run as root, on a writable file system", existing.display())
+    })
+}
+
+/// Adds the files of these changes to the list for `undo`, and makes the changes: all or none.
+///
+/// # Errors
+/// A file cannot be written. No file has changed, unless the error names it.
+pub fn write(root: &Path, mut changes: Vec<Change>) -> Result<()> {
+    let mut manifest = Change::read(&root.join(MANIFEST))?;
+    let mut paths: Vec<_> = manifest.old.iter().flat_map(|text| text.lines()).map(String::from).collect();
+    paths.extend(changes.iter().map(|change| change.path.display().to_string()));
+    paths.sort();
+    paths.dedup();
+    manifest.new = Some(paths.join("\n") + "\n");
+    changes.insert(0, manifest);
+    commit(&changes)
+}
+
+/// Removes the lines that earlier setups have added. Returns the changes, of which the last is that of the list.
+///
+/// # Errors
+/// A file cannot be changed. No file has changed, unless the error names it.
+pub fn undo(root: &Path) -> Result<Vec<Change>> {
+    let mut manifest = Change::read(&root.join(MANIFEST))?;
+    let Some(paths) = manifest.old.clone() else { return Ok(Vec::new()) };
+    let changes: Result<Vec<_>> = paths.lines().map(|path| Change::remove(Path::new(path))).collect();
+    let mut changes: Vec<_> = changes?.into_iter().flatten().collect();
+    manifest.new = None;
+    changes.push(manifest);
+    commit(&changes)?;
+    for dir in changes.iter().filter(|change| change.new.is_none()).filter_map(|change| change.path.parent())
+    {
+        if ["service.d", "bitcoind-ipc-exporter", "targets"]
+            .iter()
+            .any(|end| dir.to_string_lossy().ends_with(end))
+        {
+            let _ = fs::remove_dir(dir); // fails if it is not empty
+        }
+    }
+    Ok(changes)
+}
+
+fn commit(changes: &[Change]) -> Result<()> {
+    let mut made = Vec::new();
+    let result = commit_all(changes, &mut made);
+    if result.is_err() {
+        made.iter().rev().for_each(|dir| drop(fs::remove_dir(dir)));
+    }
+    result
+}
+
+fn commit_all(changes: &[Change], made: &mut Vec<PathBuf>) -> Result<()> {
+    let staged = changes.iter().map(|change| change.stage(made)).collect::<Result<Vec<_>>>()?;
+    for (index, (change, staged)) in changes.iter().zip(staged).enumerate() {
+        let Err(error) = change.finish(staged) else { continue };
+        for earlier in changes[..index].iter().rev().map(Change::reversed) {
+            let reverted = earlier.stage(&mut Vec::new()).and_then(|staged| earlier.finish(staged));
+            reverted.with_context(|| format!("{error:#}; {} has changed already", earlier.path.display()))?;
+        }
+        return Err(error);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn block(path: PathBuf, text: &str) -> Block {
+        Block { path, text: text.into(), node: None, is_secret: false }
+    }
+
+    fn files(dir: &Path) -> Vec<String> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(dir).unwrap().flatten() {
+            if entry.path().is_dir() {
+                found.extend(files(&entry.path()));
+            }
+            found.push(entry.path().display().to_string());
+        }
+        found.sort();
+        found
+    }
+
+    #[test]
+    fn block_is_added_replaced_and_removed() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (old, new) = (dir.path().join("old"), dir.path().join("etc/x.service.d/new"));
+        fs::write(&old, "[main]\na=1").unwrap();
+        fs::set_permissions(&old, fs::Permissions::from_mode(0o640)).unwrap();
+        let before = files(dir.path());
+        for text in ["b=2\n", "b=3\n"] {
+            let changes = [&old, &new].map(|path| Change::add(&block(path.clone(), text)).unwrap().unwrap());
+            write(dir.path(), changes.into()).unwrap();
+            assert_eq!(fs::read_to_string(&old).unwrap(), format!("{BEGIN}{text}{END}[main]\na=1"));
+            assert_eq!(fs::read_to_string(&new).unwrap(), format!("{BEGIN}{text}{END}"));
+        }
+        assert_eq!(old.metadata().unwrap().mode() & 0o777, 0o640);
+        assert!(Change::add(&block(old.clone(), "b=3\n")).unwrap().is_none(), "the file has this block");
+        fs::write(&new, fs::read_to_string(&new).unwrap() + "c=4\n").unwrap();
+        assert_eq!(
+            undo(dir.path()).unwrap().iter().map(Change::verb).collect::<Vec<_>>(),
+            ["change", "change", "remove"]
+        );
+        assert_eq!(fs::read_to_string(&old).unwrap(), "[main]\na=1");
+        assert_eq!(fs::read_to_string(&new).unwrap(), "c=4\n", "lines of the operator remain");
+        assert!(undo(dir.path()).unwrap().is_empty());
+        fs::remove_dir_all(dir.path().join("etc/x.service.d")).unwrap();
+        fs::remove_dir(dir.path().join("etc")).unwrap();
+        assert_eq!(files(dir.path()), before);
+    }
+
+    #[test]
+    fn unsuitable_files_are_rejected() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let error = |block: &Block| format!("{:#}", Change::add(block).unwrap_err());
+        fs::write(path("file"), "x").unwrap();
+        symlink(path("file"), path("link")).unwrap();
+        assert!(error(&block(path("link"), "")).contains("symbolic link"));
+        assert!(error(&block(path("file/below"), "")).contains("cannot write to"));
+        assert!(error(&block(dir.path().into(), "")).contains("not a regular file"));
+        fs::write(path("half"), format!("{BEGIN}a=1\n")).unwrap();
+        assert!(error(&block(path("half"), "")).contains("is missing; remove the lines by hand"));
+        fs::write(path("reversed"), format!("{END}{BEGIN}")).unwrap();
+        assert!(error(&block(path("reversed"), "")).contains("is missing"));
+        assert!(error(&Block { is_secret: true, ..block(path("file"), "") }).contains("chmod 600"));
+        let of_node = Block { node: Some((0, 0)), ..block(path("shadow"), "") };
+        assert!(error(&of_node).contains("not named bitcoin.conf"));
+    }
+
+    #[test]
+    fn failed_write_changes_nothing() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        fs::write(path("first"), "a").unwrap();
+        let before = files(dir.path());
+        let changes = ["first", "new/second", "third"]
+            .map(|name| Change::add(&block(path(name), "b\n")).unwrap().unwrap());
+        // The last file cannot be replaced any more.
+        fs::create_dir(path("third")).unwrap();
+        let error = format!("{:#}", write(dir.path(), changes.into()).unwrap_err());
+        assert!(error.contains("cannot create") && error.contains("third"), "{error}");
+        fs::remove_dir(path("third")).unwrap();
+        assert_eq!(files(dir.path()), before);
+        assert_eq!(fs::read_to_string(path("first")).unwrap(), "a");
+    }
+}

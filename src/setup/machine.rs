@@ -1,0 +1,487 @@
+//! Inspects the machine: the running nodes, with everything that the plan depends on. Changes nothing.
+
+use std::fmt::Write as _;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use nix::unistd::{Uid, User};
+use procfs::net::UnixState;
+use procfs::process::{FDTarget, Process, all_processes};
+
+use super::block;
+use super::plan::DROP_IN;
+use super::settings::Settings;
+use crate::bitcoin_core::BINARIES;
+use crate::files;
+use crate::ipc::endpoint::{CHAINS, ChainParams};
+use crate::node_process::without_mark;
+
+/// The facts about the machine on which the plan depends.
+#[derive(Default)]
+pub struct Machine {
+    /// `/`, or a directory that replaces it in tests.
+    pub root: PathBuf,
+    /// Version of systemd; `None` if the machine does not run it.
+    pub systemd: Option<u32>,
+    /// Name of the machine.
+    pub host: String,
+    /// The configuration of Prometheus; `None` if the machine has none.
+    pub prometheus: Option<Prometheus>,
+    /// The operator's lines in the environment file of bitcoind-usdt-exporter.
+    pub usdt_environment: String,
+    /// The running nodes.
+    pub nodes: Vec<Node>,
+}
+
+/// The configuration of Prometheus.
+#[derive(Default)]
+pub struct Prometheus {
+    /// The text of `prometheus.yml`.
+    pub config: String,
+    /// The operator's targets of bitcoind-ipc-exporter.
+    pub targets: String,
+}
+
+/// The exporter of a node.
+#[derive(Default)]
+pub struct Exporter {
+    /// Instance of the template unit; `None` for `bitcoind-ipc-exporter.service`, which belongs to `bitcoind.service` and to a node without
+    /// a unit.
+    pub instance: Option<String>,
+    /// The operator's lines in the environment file.
+    pub environment: String,
+    /// The lines of an earlier setup in the environment file.
+    pub previous: Option<String>,
+    /// Whether the unit is installed.
+    pub is_installed: bool,
+    /// Whether the operator has configured a user or a cookie for JSON-RPC over HTTP.
+    pub has_credentials: bool,
+    /// Ports of the other instances.
+    pub ports: Vec<u16>,
+}
+
+impl Exporter {
+    fn inspect(unit: Option<&Unit>, root: &Path) -> Self {
+        let stem = unit.map_or("bitcoind", |unit| unit.name.trim_end_matches(".service"));
+        let instance = Some(stem.trim_start_matches("bitcoind").trim_start_matches(['@', '-']))
+            .filter(|it| !it.is_empty());
+        let mut exporter = Exporter { instance: instance.map(String::from), ..Exporter::default() };
+        (exporter.environment, exporter.previous) = read_split(&root.join(exporter.environment_file()));
+        let text = if root == Path::new("/") { unit_text(&exporter.unit()) } else { Some(String::new()) };
+        exporter.is_installed = text.is_some();
+        let command = Unit::parse("", text.as_deref().unwrap_or_default()).command.unwrap_or_default();
+        let credentials = ["--rpc-user", "--rpc-cookie-file", "RPC_USER=", "RPC_COOKIE_FILE="];
+        exporter.has_credentials = credentials
+            .iter()
+            .any(|option| command.contains(option) || exporter.environment.contains(option));
+        let others = texts(&root.join("etc/default"), |name| name.starts_with("bitcoind-ipc-exporter-"));
+        let others = others.into_iter().filter(|(path, _)| !path.ends_with(exporter.environment_file()));
+        let address = |line: &str| {
+            line.strip_prefix("BITCOIND_IPC_EXPORTER_METRICS_ADDR=")?.rsplit(':').next()?.parse().ok()
+        };
+        exporter.ports =
+            others.flat_map(|(_, text)| text.lines().filter_map(address).collect::<Vec<_>>()).collect();
+        exporter
+    }
+
+    /// Name of the unit.
+    pub fn unit(&self) -> String {
+        match &self.instance {
+            Some(instance) => format!("bitcoind-ipc-exporter@{instance}.service"),
+            None => "bitcoind-ipc-exporter.service".into(),
+        }
+    }
+
+    /// Path of the environment file below the root.
+    pub fn environment_file(&self) -> String {
+        match &self.instance {
+            Some(instance) => format!("etc/default/bitcoind-ipc-exporter-{instance}"),
+            None => "etc/default/bitcoind-ipc-exporter".into(),
+        }
+    }
+}
+
+/// A running node.
+pub struct Node {
+    pub pid: i32,
+    pub uid: u32,
+    pub gid: u32,
+    /// Name of its user.
+    pub user: String,
+    /// Path of the running binary.
+    pub binary: PathBuf,
+    /// Whether it is the node that the operator has selected, or none was selected.
+    pub is_selected: bool,
+    /// Whether this process has permission to inspect the node. Without it, the fields below are incomplete.
+    pub is_accessible: bool,
+    /// Whether the node runs in another PID namespace.
+    pub is_in_container: bool,
+    /// The systemd unit of the system manager in which the node runs.
+    pub unit: Option<Unit>,
+    /// Path of the `bitcoin-node` that is installed with the running binary.
+    pub node_binary: Option<PathBuf>,
+    pub chain: &'static ChainParams,
+    pub datadir: PathBuf,
+    /// The directory of the chain, which has the cookie.
+    pub chain_dir: PathBuf,
+    /// Path of the configuration file, which may not exist.
+    pub conf: PathBuf,
+    /// The arguments, and the configuration file without the lines of an earlier setup.
+    pub settings: Settings,
+    /// The lines that an earlier setup added to the configuration file.
+    pub previous: Option<String>,
+    /// The IPC sockets on which it listens.
+    pub sockets: Vec<PathBuf>,
+    /// Paths of its open wallets.
+    pub wallets: Vec<PathBuf>,
+    /// Number of tracepoints in the binary; `None` if the binary cannot be read.
+    pub tracepoints: Option<usize>,
+    pub exporter: Exporter,
+    /// The output of `bitcoind-ipc-exporter --check` for this node, or its error.
+    pub check: Result<String, String>,
+}
+
+/// A unit of systemd.
+#[derive(Clone, Default)]
+pub struct Unit {
+    /// Name, for example `bitcoind.service`.
+    pub name: String,
+    /// The effective `ExecStart=`, without the drop-in of an earlier setup; `None` if there is not exactly one.
+    pub command: Option<String>,
+    /// Whether an earlier setup wrote a drop-in for this unit.
+    pub has_drop_in: bool,
+}
+
+impl Machine {
+    /// Inspects this machine. Units are read only if `root` is `/`. With `selected` (a PID, unit or data directory), only that node is
+    /// queried.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn inspect(root: &Path, selected: Option<&str>) -> Result<Self> {
+        let processes = all_processes().context("cannot list the processes; is /proc mounted?")?;
+        let etc = root.join("etc");
+        let targets = || {
+            texts(&etc.join("prometheus/targets"), |name| name.starts_with("ipc") && name.ends_with(".yml"))
+        };
+        let prometheus = etc.join("prometheus").is_dir().then(|| Prometheus {
+            config: files::read_text(&etc.join("prometheus/prometheus.yml")).unwrap_or_default(),
+            targets: targets().into_iter().map(|(_, text)| text).collect(),
+        });
+        Ok(Machine {
+            root: root.into(),
+            systemd: if root == Path::new("/") { systemd_version() } else { Some(u32::MAX) },
+            host: std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_string(),
+            prometheus,
+            usdt_environment: read_split(&etc.join("default/bitcoind-usdt-exporter")).0,
+            nodes: processes
+                .flatten()
+                .filter_map(|process| Node::inspect(&process, root, selected))
+                .collect(),
+        })
+    }
+}
+
+/// The operator's lines in a file, and the lines of an earlier setup. A file that cannot be read or split has no lines here; the attempt to
+/// change it reports the reason.
+fn read_split(path: &Path) -> (String, Option<String>) {
+    block::split(&files::read_text(path).unwrap_or_default()).unwrap_or_default()
+}
+
+/// The operator's lines in the files of a directory.
+fn texts(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Vec<(PathBuf, String)> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let wanted =
+        entries.filter(|entry| entry.file_name().to_str().is_some_and(&is_wanted)).map(|entry| entry.path());
+    wanted.map(|path| (path.clone(), read_split(&path).0)).collect()
+}
+
+/// Files and sockets that a process has open.
+#[derive(Default)]
+struct OpenFiles {
+    paths: Vec<PathBuf>,
+    sockets: Vec<PathBuf>,
+}
+
+impl OpenFiles {
+    fn of_process(process: &Process) -> Option<Self> {
+        let mut open = OpenFiles::default();
+        let listening = process.unix().unwrap_or_default();
+        for descriptor in process.fd().ok()?.flatten() {
+            match descriptor.target {
+                FDTarget::Path(path) => open.paths.push(path),
+                FDTarget::Socket(inode) => open.sockets.extend(
+                    listening
+                        .iter()
+                        .filter(|entry| entry.inode == inode && entry.state == UnixState::UNCONNECTED)
+                        .filter_map(|entry| entry.path.clone())
+                        .filter(|path| path.is_absolute()),
+                ),
+                _ => {}
+            }
+        }
+        open.sockets.sort();
+        Some(open)
+    }
+
+    /// The directory of the chain, in which the node has locked the file `.lock`. It also locks one in the directory of the blocks.
+    fn chain_dir(&self) -> Option<PathBuf> {
+        let locks = self.paths.iter().filter(|path| path.ends_with(".lock"));
+        locks.filter_map(|path| path.parent()).find(|dir| !dir.ends_with("blocks")).map(Path::to_path_buf)
+    }
+
+    fn wallets(&self) -> Vec<PathBuf> {
+        let mut wallets: Vec<_> =
+            self.paths.iter().filter(|path| path.ends_with("wallet.dat")).cloned().collect();
+        wallets.dedup();
+        wallets
+    }
+}
+
+impl Node {
+    /// The node that this process runs; `None` if the process is no node or has exited.
+    fn inspect(process: &Process, root: &Path, selected: Option<&str>) -> Option<Self> {
+        let status = process.status().ok().filter(|status| !status.state.starts_with('Z'))?;
+        let binary = process.exe().map_or_else(|_| PathBuf::from(&status.name), |path| without_mark(&path));
+        if !BINARIES.iter().any(|name| binary.ends_with(name)) {
+            return None;
+        }
+        let open = OpenFiles::of_process(process);
+        let is_accessible = open.is_some();
+        let open = open.unwrap_or_default();
+        let arguments = process.cmdline().unwrap_or_default();
+        let uid = status.euid;
+        let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+        let (chain, chain_dir, datadir) = directories(&arguments, open.chain_dir(), user.as_ref());
+        let conf =
+            Settings::new(&arguments, "", chain.name).value("conf").unwrap_or("bitcoin.conf").to_string();
+        let conf = datadir.join(conf);
+        let (text, previous) = read_split(&conf);
+        let unit = service(process).filter(|_| root == Path::new("/"));
+        let unit = unit.and_then(|name| Some(Unit::parse(&name, &unit_text(&name)?)));
+        let mut node = Node {
+            pid: process.pid,
+            uid,
+            gid: status.egid,
+            user: user.map_or_else(|| uid.to_string(), |user| user.name),
+            is_selected: false,
+            is_accessible,
+            is_in_container: is_in_other_pid_namespace(process.pid),
+            exporter: Exporter::inspect(unit.as_ref(), root),
+            unit,
+            node_binary: bitcoin_node(&binary, root),
+            tracepoints: tracepoints(process.pid),
+            settings: Settings::new(&arguments, &text, chain.name),
+            sockets: open.sockets.clone(),
+            wallets: open.wallets(),
+            check: Err("setup does not query this node".into()),
+            binary,
+            chain,
+            datadir,
+            chain_dir,
+            conf,
+            previous,
+        };
+        node.is_selected = selected.is_none_or(|selected| node.is_named(selected));
+        if is_accessible && node.is_selected && !node.is_in_container {
+            node.check = node.run_check();
+        }
+        Some(node)
+    }
+
+    /// Whether this is the node's PID, unit or data directory.
+    pub fn is_named(&self, name: &str) -> bool {
+        let stem = |name: &str| name.trim_end_matches(".service").to_string();
+        self.pid.to_string() == name
+            || self.unit.as_ref().is_some_and(|unit| stem(&unit.name) == stem(name))
+            || [&self.datadir, &self.chain_dir].contains(&&PathBuf::from(name))
+    }
+
+    /// Port of the node's JSON-RPC server.
+    pub fn rpc_port(&self) -> u16 {
+        self.settings.value("rpcport").and_then(|port| port.parse().ok()).unwrap_or(self.chain.rpc_port)
+    }
+
+    /// URL of the node's JSON-RPC server.
+    pub fn rpc_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.rpc_port())
+    }
+
+    /// Whether the node has this interface over IPC; `None` if it could not be queried over IPC.
+    pub fn has_interface(&self, name: &str) -> Option<bool> {
+        let lines = self.check.as_deref().ok()?.lines();
+        let line =
+            lines.filter_map(|line| line.strip_prefix("interface ")).find(|line| line.starts_with(name))?;
+        Some(line.trim_start_matches(name).trim_start().starts_with("yes"))
+    }
+
+    /// The version of the node, for example `320000`; `None` if the node does not report it.
+    pub fn version(&self) -> Option<u32> {
+        let node = self.check.as_deref().ok()?.lines().find_map(|line| line.strip_prefix("node: "))?;
+        let label = node.split(',').find_map(|label| label.strip_prefix("version="))?;
+        label.trim_matches('"').parse().ok()
+    }
+
+    /// Runs `--check`, which connects to the node as the exporter does, over IPC and over HTTP with the node's cookie. Runs it as the
+    /// node's user, because that user chooses the path of the cookie, which is sent to the node.
+    fn run_check(&self) -> Result<String, String> {
+        let cookie = self.settings.value("rpccookiefile").unwrap_or(".cookie");
+        let mut command = Command::new("/proc/self/exe");
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name != crate::supervisor::IN_CONTAINER) {
+            if name.to_string_lossy().starts_with("BITCOIN") || name == "RUST_LOG" || name == "LISTEN_FDS" {
+                command.env_remove(name);
+            }
+        }
+        if Uid::effective().is_root() && self.uid != 0 {
+            command.uid(self.uid).gid(self.gid);
+        }
+        let cookie = self.chain_dir.join(cookie);
+        command.args(self.sockets.first()).args(["--check", "--chain", self.chain.name]);
+        command.arg("--rpc-url").arg(self.rpc_url()).arg("--rpc-cookie-file").arg(cookie);
+        let output = command.output().map_err(|error| error.to_string())?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_string();
+        if output.status.success() {
+            return Ok(text(&output.stdout));
+        }
+        Err(text(&output.stderr).lines().next_back().unwrap_or("no output").to_string())
+    }
+
+    /// Describes the node, one fact per line.
+    pub fn describe(&self) -> String {
+        let mut text =
+            format!("Node: process {} of user {}, {}\n", self.pid, self.user, self.binary.display());
+        let mut fact = |name: &str, value: String| {
+            let _ = writeln!(text, "  {name:<14} {value}");
+        };
+        if !self.is_accessible {
+            fact("not accessible", format!("the node belongs to user {}", self.user));
+        }
+        if !self.is_accessible || !self.is_selected {
+            return text;
+        }
+        let check = self.check.as_deref().unwrap_or_default();
+        let node = check.lines().find_map(|line| line.strip_prefix("node: "));
+        fact("version", node.unwrap_or("unknown").to_string());
+        fact("chain", format!("{} in {}", self.chain.name, self.chain_dir.display()));
+        let is_missing = if self.conf.exists() { "" } else { " (does not exist)" };
+        fact("configuration", format!("{}{is_missing}", self.conf.display()));
+        let unit = self.unit.as_ref().map(|unit| unit.name.clone());
+        let container = self.is_in_container.then(|| "a container".to_string());
+        fact("runs in", container.or(unit).unwrap_or("no unit of systemd".into()));
+        let sockets: Vec<_> = self.sockets.iter().map(|path| path.display().to_string()).collect();
+        fact("IPC socket", if sockets.is_empty() { "none".into() } else { sockets.join(", ") });
+        let offered = |name: &&str| self.has_interface(name) == Some(true);
+        let interfaces: Vec<_> =
+            ["mining", "rpc", "chain", "node", "tracing", "http-rpc"].into_iter().filter(offered).collect();
+        let metrics = check.lines().filter(|line| line.starts_with("  bitcoin_")).count();
+        match &self.check {
+            Ok(_) => fact("provides", format!("{metrics} metrics now, over {}", interfaces.join(", "))),
+            Err(error) => fact("provides", format!("unknown: {error}")),
+        }
+        fact("tracepoints", self.tracepoints.map_or("unknown".into(), |sites| sites.to_string()));
+        for wallet in &self.wallets {
+            fact("open wallet", wallet.display().to_string());
+        }
+        text
+    }
+}
+
+/// The chain, the directory of the chain and the data directory, from the lock of the node, or else from its arguments.
+fn directories(
+    arguments: &[String],
+    locked: Option<PathBuf>,
+    user: Option<&User>,
+) -> (&'static ChainParams, PathBuf, PathBuf) {
+    if let Some(dir) = locked {
+        let by_folder = ChainParams::from_path(&dir.join(".lock"));
+        let datadir = by_folder.and_then(|_| dir.parent()).unwrap_or(&dir).to_path_buf();
+        return (by_folder.unwrap_or(&CHAINS[0]), dir, datadir);
+    }
+    let settings = Settings::new(arguments, "", "main");
+    let flags = [("testnet", "test"), ("testnet4", "testnet4"), ("signet", "signet"), ("regtest", "regtest")];
+    let by_flag = flags.iter().find(|(flag, _)| settings.value(flag).is_some()).map(|(_, name)| *name);
+    let chain = ChainParams::from_name(settings.value("chain").or(by_flag).unwrap_or("main"));
+    let home = user.map_or(PathBuf::from("/"), |user| user.dir.clone());
+    let datadir = settings.value("datadir").map_or_else(|| home.join(".bitcoin"), PathBuf::from);
+    (chain, chain.folder(&datadir), datadir)
+}
+
+fn is_in_other_pid_namespace(pid: i32) -> bool {
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let node = namespace(&pid.to_string());
+    node.is_some() && node != namespace("self")
+}
+
+/// Name of the system manager's unit that the process runs in. Units of a user's manager cannot be changed in /etc/systemd/system.
+fn service(process: &Process) -> Option<String> {
+    let groups = process.cgroups().ok()?;
+    let paths = groups.into_iter().map(|group| group.pathname).filter(|path| !path.contains("user.slice"));
+    paths.filter_map(|path| path.rsplit('/').find(|part| part.ends_with(".service")).map(String::from)).next()
+}
+
+fn systemd_version() -> Option<u32> {
+    let output = Command::new("systemctl").arg("--version").output().ok()?;
+    let runs = Path::new("/run/systemd/system").exists();
+    String::from_utf8_lossy(&output.stdout).split(' ').nth(1)?.parse().ok().filter(|_| runs)
+}
+
+/// The text of a unit with its drop-ins; `None` if there is no such unit.
+fn unit_text(name: &str) -> Option<String> {
+    let output = Command::new("systemctl").args(["cat", "--no-pager", "--", name]).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+impl Unit {
+    /// Parses the output of `systemctl cat`: the unit's file and its drop-ins, each after a comment with its path.
+    pub fn parse(name: &str, text: &str) -> Self {
+        let mut unit = Unit { name: name.into(), ..Unit::default() };
+        let mut commands: Vec<String> = Vec::new();
+        let mut is_own = false;
+        // A line that ends in a backslash is continued, and comments in between are skipped.
+        let mut continued = String::new();
+        for line in text.lines() {
+            if line.starts_with("# /") && continued.is_empty() {
+                is_own = line.ends_with(DROP_IN);
+                unit.has_drop_in |= is_own;
+            }
+            if is_own || line.trim_start().starts_with(['#', ';']) {
+                continue;
+            }
+            if let Some(start) = line.strip_suffix('\\') {
+                continued += &format!("{} ", start.trim());
+                continue;
+            }
+            let line = std::mem::take(&mut continued) + line.trim();
+            match line.strip_prefix("ExecStart=").map(str::trim) {
+                Some("") => commands.clear(),
+                Some(command) => commands.push(command.to_string()),
+                None => {}
+            }
+        }
+        unit.command = commands.pop().filter(|_| commands.is_empty());
+        unit
+    }
+}
+
+/// The `bitcoin-node` that is installed with this binary: Bitcoin Core's releases have it in `libexec`.
+fn bitcoin_node(binary: &Path, root: &Path) -> Option<PathBuf> {
+    if binary.ends_with("bitcoin-node") {
+        return Some(binary.into());
+    }
+    let bin = binary.parent()?;
+    let candidates = [bin.join("bitcoin-node"), bin.parent()?.join("libexec/bitcoin-node")];
+    candidates.into_iter().find(|path| root.join(path.strip_prefix("/").unwrap_or(path)).is_file())
+}
+
+#[cfg(feature = "usdt")]
+fn tracepoints(pid: i32) -> Option<usize> {
+    let sites = crate::usdt::probes::sites(Path::new(&format!("/proc/{pid}/exe"))).ok()?;
+    Some(sites.iter().map(|site| site.probe()).collect::<std::collections::BTreeSet<_>>().len())
+}
+
+#[cfg(not(feature = "usdt"))]
+fn tracepoints(_pid: i32) -> Option<usize> {
+    None
+}

@@ -1,0 +1,748 @@
+//! Decides what to change, from the findings alone.
+
+use std::path::{Path, PathBuf};
+
+use ring::hmac;
+
+use super::block::Block;
+use super::machine::{Machine, Node, Unit};
+use crate::json_rpc::methods::whitelist_line;
+
+/// File name of the drop-ins. It sorts after those of operators, because the last `ExecStart=` is the effective one.
+pub const DROP_IN: &str = "zz-bitcoind-ipc-exporter.conf";
+/// The node's user for JSON-RPC over HTTP.
+const RPC_USER: &str = "exporter";
+/// The socket and the address in `bitcoind-ipc-exporter.service` and its socket unit.
+const DEFAULT_SOCKET: &str = "/run/bitcoind/node.sock";
+const DEFAULT_ADDRESS: &str = "127.0.0.1:9332";
+/// First version of systemd with `OpenFile=`.
+const OPEN_FILE: u32 = 253;
+/// First version of Bitcoin Core with JSON-RPC over IPC.
+const RPC_OVER_IPC: u32 = 31_99_00;
+
+/// The changes that setup proposes.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Reasons why nothing can be written.
+    pub problems: Vec<String>,
+    /// Facts that the operator has to know.
+    pub notes: Vec<String>,
+    /// The lines to add to files.
+    pub blocks: Vec<Block>,
+    /// The commands to run afterwards.
+    pub commands: Vec<String>,
+}
+
+/// A password, and the `rpcauth` line with its digest.
+pub struct Secret {
+    password: String,
+    rpcauth: String,
+}
+
+impl Secret {
+    /// A random password, with a line like that of Core's share/rpcauth/rpcauth.py.
+    pub fn random() -> Self {
+        Secret::new(hex(&rand::random::<[u8; 32]>()), hex(&rand::random::<[u8; 16]>()))
+    }
+
+    fn new(password: String, salt: String) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, salt.as_bytes());
+        let digest = hex(hmac::sign(&key, password.as_bytes()).as_ref());
+        Secret { password, rpcauth: format!("rpcauth={RPC_USER}:{salt}${digest}") }
+    }
+
+    /// The password of an earlier setup, if both files still have their lines about it.
+    fn of_earlier_setup(node: &Node) -> Option<Self> {
+        let value =
+            |text: &str, name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.to_string()));
+        let password = value(node.exporter.previous.as_deref()?, "BITCOIND_IPC_EXPORTER_RPC_PASSWORD=")?;
+        let line = value(node.previous.as_deref()?, "rpcauth=")?;
+        let salt = line.strip_prefix(&format!("{RPC_USER}:"))?.split('$').next()?;
+        Some(Secret::new(password, salt.into())).filter(|secret| secret.rpcauth == format!("rpcauth={line}"))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Plan {
+    /// The plan for the selected node, which `wanted` names in messages. `secret` is used if there is none of an earlier setup.
+    pub fn new(machine: &Machine, wanted: Option<&str>, secret: Secret) -> Self {
+        let node = match select(machine, wanted) {
+            Ok(node) => node,
+            Err(problem) => return Plan { problems: vec![problem], ..Plan::default() },
+        };
+        let mut planner = Planner { machine, node, plan: Plan::default() };
+        planner.check_machine();
+        if node.is_accessible && !node.is_in_container {
+            planner.plan_all(Secret::of_earlier_setup(node).unwrap_or(secret));
+        }
+        planner.plan
+    }
+}
+
+fn select<'a>(machine: &'a Machine, wanted: Option<&str>) -> Result<&'a Node, String> {
+    let found: Vec<_> = machine.nodes.iter().filter(|node| node.is_selected).collect();
+    match (found[..].as_ref(), wanted) {
+        (&[node], _) => Ok(node),
+        (&[], None) => Err("no node is running; start the node, and run setup again".into()),
+        (&[], Some(wanted)) => Err(format!("no running node has the PID, unit or data directory {wanted}")),
+        (several, _) => {
+            let pids: Vec<_> = several.iter().map(|node| node.pid.to_string()).collect();
+            Err(format!("several nodes are running; select one with --node PID (one of {})", pids.join(", ")))
+        }
+    }
+}
+
+struct Planner<'a> {
+    machine: &'a Machine,
+    node: &'a Node,
+    plan: Plan,
+}
+
+impl Planner<'_> {
+    fn problem(&mut self, text: String) {
+        self.plan.problems.push(text);
+    }
+
+    fn note(&mut self, text: String) {
+        self.plan.notes.push(text);
+    }
+
+    /// Plans the lines for a file below the root.
+    fn add(&mut self, path: &str, text: String) {
+        let path = self.machine.root.join(path);
+        let is_secret = text.contains("PASSWORD=");
+        self.plan.blocks.push(Block { path, text, node: None, is_secret });
+    }
+
+    fn check_machine(&mut self) {
+        let node = self.node;
+        if !node.is_accessible {
+            self.problem(format!(
+                "the node belongs to user {0}; run setup as root, or as user {0}",
+                node.user
+            ));
+        }
+        if node.is_in_container {
+            self.problem(
+                "the node runs in a container, which setup cannot change; see docs/containers.md".into(),
+            );
+        }
+        if self.machine.systemd.is_none() {
+            self.problem(
+                "this machine does not run systemd; start the exporter in another way (docs/connection.md)"
+                    .into(),
+            );
+        }
+        let named = [Some(&node.chain_dir), node.node_binary.as_ref(), node.sockets.first()];
+        for path in named.into_iter().flatten().filter(|path| !is_plain(path)) {
+            self.problem(format!(
+                "{path:?} has a character that setup cannot write to a unit; write the drop-ins by hand"
+            ));
+        }
+        if node.settings.includes_files() {
+            self.note(format!("{} includes other files, which setup does not read", node.conf.display()));
+        }
+        if !node.wallets.is_empty() {
+            self.note("the node has open wallets. The exporter cannot use them. A restart locks encrypted wallets, and closes those that are not loaded at startup".into());
+        }
+    }
+
+    fn plan_all(&mut self, secret: Secret) {
+        let mut conf = Vec::new();
+        let socket = self.connection(&mut conf);
+        let uses_http = self.http(socket.is_some(), &secret, &mut conf);
+        if !conf.is_empty() {
+            let text = conf.join("\n") + "\n";
+            let node = Some((self.node.uid, self.node.gid));
+            self.plan.blocks.push(Block { path: self.node.conf.clone(), text, node, is_secret: false });
+        }
+        self.exporter(socket.as_deref(), uses_http, &secret);
+        self.usdt_exporter();
+        self.prometheus();
+        self.commands();
+    }
+
+    /// The IPC socket that the node has or will have; `None` if it stays without IPC. `conf` gets the lines for `bitcoin.conf`.
+    fn connection(&mut self, conf: &mut Vec<String>) -> Option<PathBuf> {
+        let node = self.node;
+        let in_conf = "ipcbind=unix";
+        let was_in_conf =
+            node.previous.as_ref().is_some_and(|lines| lines.lines().any(|line| line == in_conf));
+        let has_drop_in = node.unit.as_ref().is_some_and(|unit| unit.has_drop_in);
+        if was_in_conf {
+            conf.push(in_conf.into());
+        }
+        if let Some(socket) = node.sockets.first().filter(|_| !has_drop_in) {
+            return Some(socket.clone());
+        }
+        if node.settings.value("ipcbind") == Some("0") {
+            self.note("the exporter will poll this node over HTTP only, because -noipcbind is set".into());
+            return None;
+        }
+        if let Some(value) = node.settings.value("ipcbind").filter(|_| !has_drop_in) {
+            self.problem(format!("-ipcbind={value} is set already, but {} does not listen there; run bitcoin-node, or remove the setting", node.binary.display()));
+            return None;
+        }
+        match node.unit.as_ref().map(|unit| drop_in(unit, node.node_binary.as_deref())) {
+            Some(Ok((text, socket))) => {
+                let unit = node.unit.as_ref().map_or("", |unit| &unit.name);
+                self.add(&format!("etc/systemd/system/{unit}.d/{DROP_IN}"), text);
+                return Some(socket);
+            }
+            Some(Err(why)) => self.note(why),
+            None => {}
+        }
+        if node.binary.ends_with("bitcoin-node") {
+            if !was_in_conf {
+                conf.push(in_conf.into());
+            }
+            return Some(node.chain_dir.join("node.sock"));
+        }
+        self.note("the exporter will poll this node over HTTP only, because bitcoind has no IPC. For IPC, start bitcoin-node -ipcbind=unix (Bitcoin Core 30 or later) in its place".into());
+        None
+    }
+
+    /// Whether the exporter needs JSON-RPC over HTTP. `conf` gets the lines for its user.
+    fn http(&mut self, has_ipc: bool, secret: &Secret, conf: &mut Vec<String>) -> bool {
+        let node = self.node;
+        let over_ipc = match (node.sockets.is_empty(), node.has_interface("rpc"), node.has_interface("node"))
+        {
+            (false, Some(rpc), own) => rpc || own == Some(true),
+            _ => node.version().is_some_and(|version| version >= RPC_OVER_IPC),
+        };
+        if has_ipc && over_ipc {
+            return false;
+        }
+        if node.exporter.has_credentials {
+            self.note("the exporter's unit or environment file has credentials for JSON-RPC already; setup adds none".into());
+            return true;
+        }
+        if node.settings.value("server") == Some("0") {
+            let why = "the node has no JSON-RPC over HTTP, because server=0 is set; with server=1 the exporter has more metrics";
+            if has_ipc {
+                self.note(why.into())
+            } else {
+                self.problem(why.into())
+            }
+            return false;
+        }
+        for name in ["rpcauth", "rpcwhitelist"] {
+            if node.settings.all(name).iter().any(|value| value.split(':').next() == Some(RPC_USER)) {
+                self.problem(format!("{name}={RPC_USER}:… is set already; remove it, or configure the exporter by hand (docs/json-rpc.md)"));
+            }
+        }
+        conf.push(secret.rpcauth.clone());
+        // Without it, a whitelist would lock out all other users. If the operator has set either option, the default stays as it is.
+        if ["rpcwhitelist", "rpcwhitelistdefault"].iter().all(|name| node.settings.value(name).is_none()) {
+            conf.push("rpcwhitelistdefault=0".into());
+        }
+        conf.push(whitelist_line(RPC_USER));
+        true
+    }
+
+    /// The environment file and the drop-in of the exporter.
+    fn exporter(&mut self, socket: Option<&Path>, uses_http: bool, secret: &Secret) {
+        let (node, exporter) = (self.node, &self.node.exporter);
+        let is_default_port = node.rpc_port() == node.chain.rpc_port;
+        // With a URL and without a path, an exporter that starts before the node would stay with HTTP.
+        let by_path = exporter.instance.is_some()
+            || self.machine.systemd.is_some_and(|version| version < OPEN_FILE)
+            || (uses_http && !is_default_port);
+        let mut options = vec![("CHAIN", node.chain.name.to_string())];
+        if let Some(socket) = socket.filter(|_| by_path) {
+            options.push(("SOCKET_PATH", socket.display().to_string()));
+        }
+        if exporter.instance.is_some() {
+            options.push(("METRICS_ADDR", self.address()));
+        }
+        if socket.is_none() {
+            options.push(("RPC", "on".into()));
+        }
+        if uses_http && (socket.is_none() || !is_default_port) {
+            options.push(("RPC_URL", node.rpc_url()));
+        }
+        if uses_http && !exporter.has_credentials {
+            options.push(("RPC_USER", RPC_USER.into()));
+            options.push(("RPC_PASSWORD", secret.password.clone()));
+        }
+        let marker = format!("# For the node with the data directory {}\n", node.datadir.display());
+        let mut text = marker.clone();
+        for (name, value) in options {
+            let name = format!("BITCOIND_IPC_EXPORTER_{name}");
+            match exporter.environment.lines().find_map(|line| line.strip_prefix(&name)?.strip_prefix('=')) {
+                Some(other) if other != value => self.problem(format!(
+                    "{} sets {name}={other} already; setup would set {name}={value}",
+                    exporter.environment_file()
+                )),
+                Some(_) => {}
+                None => text += &format!("{name}={value}\n"),
+            }
+        }
+        if exporter.previous.as_ref().is_some_and(|previous| !previous.starts_with(&marker)) {
+            self.problem(format!("{} is set up for another node; run `setup --undo` first", exporter.unit()));
+        }
+        self.add(&exporter.environment_file(), text);
+        let drop_in = exporter_drop_in(node, socket, by_path, uses_http);
+        if !drop_in.is_empty() {
+            self.add(&format!("etc/systemd/system/{}.d/{DROP_IN}", exporter.unit()), drop_in);
+        }
+        if !exporter.is_installed {
+            self.note(format!("the unit {} is not installed; see docs/systemd.md", exporter.unit()));
+        }
+    }
+
+    /// Address of the metrics endpoint.
+    fn address(&self) -> String {
+        let exporter = &self.node.exporter;
+        let port = (9333..).find(|port| !exporter.ports.contains(port)).unwrap_or(9333);
+        if exporter.instance.is_some() { format!("127.0.0.1:{port}") } else { DEFAULT_ADDRESS.into() }
+    }
+
+    fn usdt_exporter(&mut self) {
+        let binary =
+            self.node.node_binary.as_ref().filter(|_| self.node.unit.is_some()).unwrap_or(&self.node.binary);
+        if self.node.tracepoints.unwrap_or(0) == 0 || self.node.exporter.instance.is_some() {
+            return;
+        }
+        let name = "BITCOIND_USDT_EXPORTER_BITCOIND";
+        if !self.machine.usdt_environment.contains(name) {
+            self.add("etc/default/bitcoind-usdt-exporter", format!("{name}={}\n", binary.display()));
+        }
+        self.plan.commands.push(
+            "systemctl enable --now bitcoind-usdt-exporter.service   # optional: the tracepoints".into(),
+        );
+    }
+
+    fn prometheus(&mut self) {
+        let (address, name) = (self.address(), self.node.exporter.instance.as_deref());
+        let host = &self.machine.host;
+        let node = name.map_or(host.clone(), |name| format!("{host}-{name}"));
+        let target = format!("- targets: [\"{address}\"]\n  labels:\n    node: \"{node}\"\n");
+        match &self.machine.prometheus {
+            None => self.note(format!("Prometheus is not on this machine. Its target, with an address that it can reach (docs/endpoint.md):\n{target}")),
+            Some(prometheus) if prometheus.targets.contains(&address) => {}
+            Some(prometheus) => {
+                if !prometheus.config.contains("targets/ipc") {
+                    self.note("add this job to /etc/prometheus/prometheus.yml:\n- job_name: bitcoind-ipc\n  file_sd_configs:\n    - files: [/etc/prometheus/targets/ipc*.yml]".into());
+                }
+                self.add(&format!("etc/prometheus/targets/ipc-{}.yml", name.unwrap_or("bitcoind")), target);
+            }
+        }
+    }
+
+    /// The commands that activate the changes, in their order.
+    fn commands(&mut self) {
+        let exporter = &self.node.exporter;
+        let mut commands = vec!["systemctl daemon-reload".to_string()];
+        let unit = self.node.unit.as_ref().map(|unit| &unit.name);
+        let node_dir = unit.map(|unit| format!("{unit}.d"));
+        let is_of_node = |block: &Block| {
+            block.node.is_some()
+                || node_dir.as_ref().is_some_and(|dir| block.path.iter().any(|part| part == dir.as_str()))
+        };
+        if self.plan.blocks.iter().any(is_of_node) {
+            commands.push(unit.map_or("# restart the node when that is convenient".into(), |unit| {
+                format!("systemctl restart {unit}   # restarts the node: choose the time")
+            }));
+        }
+        match &exporter.instance {
+            Some(_) => {
+                commands.push(format!("systemctl enable {0} && systemctl restart {0}", exporter.unit()))
+            }
+            None => {
+                commands.push("systemctl enable --now bitcoind-ipc-exporter.socket".into());
+                commands.push("systemctl try-restart bitcoind-ipc-exporter.service".into());
+            }
+        }
+        commands.push(format!("curl http://{}/metrics", self.address()));
+        self.plan.commands.splice(..0, commands);
+    }
+}
+
+/// The drop-in that makes the node's unit run `bitcoin-node` with IPC, and the path of the socket.
+fn drop_in(unit: &Unit, node_binary: Option<&Path>) -> Result<(String, PathBuf), String> {
+    let Unit { name, command, .. } = unit;
+    let unsupported = format!(
+        "setup cannot add -ipcbind to ExecStart= of {name}, which does not run bitcoind or bitcoin-node; add it by hand"
+    );
+    let command = command.as_deref().ok_or(&unsupported)?;
+    let (prefix, rest) =
+        command.split_at(command.len() - command.trim_start_matches(['-', ':', '+', '!']).len());
+    let (program, arguments) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+    let name_of_program = program.rsplit_once('/').filter(|_| program.starts_with('/')).map(|(_, name)| name);
+    let program = match name_of_program {
+        Some("bitcoin-node") => program.to_string(),
+        // The wrapper of Bitcoin Core 30 and later; with -m it runs bitcoin-node.
+        Some("bitcoin") if arguments.trim_start().starts_with("-m node ") => program.to_string(),
+        Some("bitcoin") if arguments.trim_start().starts_with("node ") => format!("{program} -m"),
+        Some("bitcoind") => match node_binary {
+            Some(binary) => binary.display().to_string(),
+            None => {
+                return Err(format!(
+                    "there is no bitcoin-node in the folder of {program} or in libexec beside it; releases of Bitcoin Core 30 and later have it"
+                ));
+            }
+        },
+        _ => return Err(unsupported),
+    };
+    let dir = name.trim_end_matches(".service").replace('@', "-");
+    let socket = PathBuf::from(format!("/run/{dir}/node.sock"));
+    let arguments = arguments.trim();
+    let text = format!(
+        "[Service]\nRuntimeDirectory={dir}\nExecStart=\nExecStart={prefix}{program} {arguments} -ipcbind=unix:{}\n",
+        socket.display()
+    );
+    Ok((text, socket))
+}
+
+/// The drop-in of the exporter's unit; empty if the unit fits as it is.
+fn exporter_drop_in(node: &Node, socket: Option<&Path>, by_path: bool, uses_http: bool) -> String {
+    let mut text = String::new();
+    let is_instance = node.exporter.instance.is_some();
+    if let (true, Some(unit)) = (is_instance, &node.unit) {
+        text += &format!("[Unit]\nAfter={}\n[Service]\nUser={}\n", unit.name, node.user);
+    } else {
+        match socket {
+            None => text += "OpenFile=\n",
+            Some(_) if by_path => {
+                text += &format!("OpenFile=\nDynamicUser=no\nUser={}\nPrivateUsers=no\n", node.user)
+            }
+            Some(socket) if socket == Path::new(DEFAULT_SOCKET) => {}
+            Some(socket) => text += &format!("OpenFile=\nOpenFile={}:ipc:graceful\n", socket.display()),
+        }
+        if uses_http {
+            text += "PrivateNetwork=no\nIPAddressAllow=localhost\nRestrictAddressFamilies=AF_INET AF_INET6\n";
+        }
+    }
+    let is_in_home =
+        socket.is_some_and(|socket| ["/home", "/root"].iter().any(|home| socket.starts_with(home)));
+    if by_path && is_in_home {
+        text += "ProtectHome=no\n";
+    }
+    if text.is_empty() || is_instance { text } else { format!("[Service]\n{text}") }
+}
+
+/// Whether the path needs no quotes in a unit, in an environment file and in `OpenFile=`.
+fn is_plain(path: &Path) -> bool {
+    path.to_str()
+        .is_some_and(|text| text.chars().all(|char| char.is_ascii_alphanumeric() || "/._-+@".contains(char)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipc::endpoint::ChainParams;
+    use crate::setup::machine::{Exporter, Prometheus};
+    use crate::setup::settings::Settings;
+
+    /// The unit of Bitcoin Core, shortened.
+    const UNIT: &str = "# /usr/lib/systemd/system/bitcoind.service\n[Service]\n# a comment\n\
+        ExecStart=/usr/bin/bitcoind -pid=/run/bitcoind/bitcoind.pid \\\n    -conf=/etc/bitcoin/bitcoin.conf \\\n\
+        # another comment\n    -startupnotify='systemd-notify --ready'\nExecStartPre=!/bin/chgrp bitcoin /etc/bitcoin\n";
+
+    /// The output of `--check`, shortened.
+    fn check(version: u32, interface: &str) -> Result<String, String> {
+        Ok(format!(
+            "connection: x\nnode: chain=\"main\",version=\"{version}\"\ninterface {interface:<9}yes x\ninterface rpc      no  x\n"
+        ))
+    }
+
+    /// A bitcoind 30 of Bitcoin Core's unit.
+    fn node(conf: &str) -> Node {
+        Node {
+            pid: 7,
+            uid: 100,
+            gid: 101,
+            user: "bitcoin".into(),
+            binary: "/usr/bin/bitcoind".into(),
+            is_selected: true,
+            is_accessible: true,
+            is_in_container: false,
+            unit: Some(Unit::parse("bitcoind.service", UNIT)),
+            node_binary: Some("/usr/libexec/bitcoin-node".into()),
+            chain: ChainParams::from_name("main"),
+            datadir: "/var/lib/bitcoind".into(),
+            chain_dir: "/var/lib/bitcoind".into(),
+            conf: "/etc/bitcoin/bitcoin.conf".into(),
+            settings: Settings::new(&[], conf, "main"),
+            previous: None,
+            sockets: Vec::new(),
+            wallets: Vec::new(),
+            tracepoints: Some(17),
+            exporter: Exporter { is_installed: true, ..Exporter::default() },
+            check: check(300_000, "http-rpc"),
+        }
+    }
+
+    fn plan_for(mut nodes: Vec<Node>, wanted: Option<&str>) -> Plan {
+        nodes
+            .iter_mut()
+            .for_each(|node| node.is_selected = wanted.is_none_or(|wanted| node.is_named(wanted)));
+        let prometheus = Some(Prometheus { config: "targets/ipc*.yml".into(), targets: String::new() });
+        let machine = Machine {
+            root: "/".into(),
+            systemd: Some(257),
+            host: "box".into(),
+            prometheus,
+            usdt_environment: String::new(),
+            nodes,
+        };
+        Plan::new(&machine, wanted, Secret::new("password".into(), "salt".into()))
+    }
+
+    /// The plan for this node, which has no problems.
+    fn plan(node: Node) -> Plan {
+        let plan = plan_for(vec![node], None);
+        assert_eq!(plan.problems, Vec::<String>::new());
+        plan
+    }
+
+    fn problem(node: Node) -> String {
+        plan_for(vec![node], None).problems.join("\n")
+    }
+
+    fn text<'a>(plan: &'a Plan, path: &str) -> Option<&'a str> {
+        let block = plan.blocks.iter().find(|block| block.path == Path::new(path))?;
+        Some(&block.text)
+    }
+
+    const NODE_DROP_IN: &str = "/etc/systemd/system/bitcoind.service.d/zz-bitcoind-ipc-exporter.conf";
+    const EXPORTER_DROP_IN: &str =
+        "/etc/systemd/system/bitcoind-ipc-exporter.service.d/zz-bitcoind-ipc-exporter.conf";
+    const ENVIRONMENT: &str = "/etc/default/bitcoind-ipc-exporter";
+    const CONF: &str = "/etc/bitcoin/bitcoin.conf";
+
+    #[test]
+    fn core_unit_gets_ipc_and_a_user() {
+        let plan = plan(node(""));
+        let drop_in = "[Service]\nRuntimeDirectory=bitcoind\nExecStart=\nExecStart=/usr/libexec/bitcoin-node \
+            -pid=/run/bitcoind/bitcoind.pid -conf=/etc/bitcoin/bitcoin.conf -startupnotify='systemd-notify --ready' \
+            -ipcbind=unix:/run/bitcoind/node.sock\n";
+        assert_eq!(text(&plan, NODE_DROP_IN), Some(drop_in));
+        // The digest of share/rpcauth/rpcauth.py for this salt and password.
+        let digest = "84ec44c7d6fc41917953a1dafca3c7d7856f7a9d0328b991b76f0d36be1224b9";
+        let conf = format!(
+            "rpcauth=exporter:salt${digest}\nrpcwhitelistdefault=0\n{}\n",
+            whitelist_line("exporter")
+        );
+        assert_eq!(text(&plan, CONF), Some(conf.as_str()));
+        let environment = text(&plan, ENVIRONMENT).unwrap();
+        assert!(environment.ends_with("CHAIN=main\nBITCOIND_IPC_EXPORTER_RPC_USER=exporter\nBITCOIND_IPC_EXPORTER_RPC_PASSWORD=password\n"), "{environment}");
+        assert!(text(&plan, EXPORTER_DROP_IN).unwrap().contains("IPAddressAllow=localhost"));
+        assert_eq!(
+            text(&plan, "/etc/default/bitcoind-usdt-exporter"),
+            Some("BITCOIND_USDT_EXPORTER_BITCOIND=/usr/libexec/bitcoin-node\n")
+        );
+        let target = text(&plan, "/etc/prometheus/targets/ipc-bitcoind.yml").unwrap();
+        assert_eq!(target, "- targets: [\"127.0.0.1:9332\"]\n  labels:\n    node: \"box\"\n");
+        assert_eq!(plan.blocks.len(), 6);
+        assert!(
+            plan.commands.iter().any(|command| command.starts_with("systemctl restart bitcoind.service ")),
+            "{plan:?}"
+        );
+        let secret: Vec<_> =
+            plan.blocks.iter().filter(|block| block.is_secret).map(|block| &block.path).collect();
+        assert_eq!(secret, [Path::new(ENVIRONMENT)]);
+    }
+
+    #[test]
+    fn second_run_plans_the_same() {
+        let first = plan(node("rpcport=8332"));
+        let mut restarted = node("rpcport=8332");
+        let own = format!("{UNIT}\n# {NODE_DROP_IN}\n{}", text(&first, NODE_DROP_IN).unwrap());
+        restarted.unit = Some(Unit::parse("bitcoind.service", &own));
+        restarted.binary = "/usr/libexec/bitcoin-node".into();
+        restarted.settings =
+            Settings::new(&["-ipcbind=unix:/run/bitcoind/node.sock".into()], "rpcport=8332", "main");
+        restarted.sockets = vec![DEFAULT_SOCKET.into()];
+        restarted.previous = text(&first, CONF).map(String::from);
+        restarted.exporter.previous = text(&first, ENVIRONMENT).map(String::from);
+        restarted.check = check(300_000, "mining");
+        let second = plan_for(vec![restarted], None);
+        assert_eq!((second.problems, second.blocks), (first.problems, first.blocks));
+        // A line in `bitcoin.conf` remains, too.
+        let mut by_hand = Node { unit: None, binary: "/opt/bitcoin-node".into(), ..node("") };
+        by_hand.previous = Some("ipcbind=unix\n".into());
+        by_hand.sockets = vec!["/var/lib/bitcoind/node.sock".into()];
+        assert!(text(&plan(by_hand), CONF).unwrap().starts_with("ipcbind=unix\nrpcauth="));
+    }
+
+    #[test]
+    fn node_with_json_rpc_over_ipc_needs_no_user() {
+        let plan = plan(Node { check: check(319_900, "http-rpc"), ..node("") });
+        assert_eq!((text(&plan, CONF), text(&plan, EXPORTER_DROP_IN)), (None, None));
+        assert!(text(&plan, NODE_DROP_IN).is_some());
+        assert!(!text(&plan, ENVIRONMENT).unwrap().contains("RPC"), "{plan:?}");
+        let has_ipc =
+            Node { sockets: vec!["/srv/n/node.sock".into()], check: check(319_900, "rpc"), ..node("") };
+        let plan = self::plan(has_ipc);
+        assert_eq!((text(&plan, CONF), text(&plan, NODE_DROP_IN)), (None, None));
+        assert_eq!(
+            text(&plan, EXPORTER_DROP_IN),
+            Some("[Service]\nOpenFile=\nOpenFile=/srv/n/node.sock:ipc:graceful\n")
+        );
+    }
+
+    #[test]
+    fn node_without_ipc_is_polled_over_http() {
+        let plan = plan(Node { node_binary: None, ..node("rpcport=9000\nrpcwhitelist=other:stop") });
+        assert!(
+            plan.notes
+                .iter()
+                .any(|note| note.starts_with("there is no bitcoin-node in the folder of /usr/bin/bitcoind")),
+            "{plan:?}"
+        );
+        assert_eq!(text(&plan, NODE_DROP_IN), None);
+        assert!(
+            text(&plan, EXPORTER_DROP_IN).unwrap().starts_with("[Service]\nOpenFile=\nPrivateNetwork=no\n")
+        );
+        let environment = text(&plan, ENVIRONMENT).unwrap();
+        assert!(
+            environment.contains("_RPC=on\nBITCOIND_IPC_EXPORTER_RPC_URL=http://127.0.0.1:9000\n"),
+            "{environment}"
+        );
+        assert!(
+            !text(&plan, CONF).unwrap().contains("rpcwhitelistdefault"),
+            "the operator's whitelist locks out other users"
+        );
+    }
+
+    #[test]
+    fn old_systemd_and_other_ports_use_the_path() {
+        let nodes = || vec![node("")];
+        let mut machine =
+            Machine { root: "/".into(), systemd: Some(252), nodes: nodes(), ..Machine::default() };
+        let secret = || Secret::new("password".into(), "salt".into());
+        let path = "[Service]\nOpenFile=\nDynamicUser=no\nUser=bitcoin\nPrivateUsers=no\n";
+        for systemd in [252, 253] {
+            machine.systemd = Some(systemd);
+            let plan = Plan::new(&machine, None, secret());
+            assert_eq!(text(&plan, EXPORTER_DROP_IN).unwrap().starts_with(path), systemd == 252);
+            assert_eq!(
+                text(&plan, ENVIRONMENT).unwrap().contains("SOCKET_PATH=/run/bitcoind/node.sock\n"),
+                systemd == 252
+            );
+            assert!(
+                plan.notes.iter().any(|note| note.starts_with("Prometheus is not on this machine")),
+                "{plan:?}"
+            );
+        }
+        let plan = plan(node("rpcport=9000"));
+        assert!(text(&plan, EXPORTER_DROP_IN).unwrap().starts_with(path));
+    }
+
+    #[test]
+    fn each_node_has_an_instance() {
+        let mut signet = node("");
+        let name = "bitcoind@signet.service";
+        signet.unit = Some(Unit::parse(name, &UNIT.replace("bitcoind.service", name)));
+        signet.exporter =
+            Exporter { instance: Some("signet".into()), ports: vec![9333], ..Exporter::default() };
+        let plan = plan_for(vec![node(""), signet], Some("bitcoind@signet"));
+        assert_eq!(plan.problems, Vec::<String>::new());
+        let environment = text(&plan, "/etc/default/bitcoind-ipc-exporter-signet").unwrap();
+        assert!(environment.contains("SOCKET_PATH=/run/bitcoind-signet/node.sock\n"), "{environment}");
+        assert!(environment.contains("METRICS_ADDR=127.0.0.1:9334\n"), "{environment}");
+        let unit = "/etc/systemd/system/bitcoind-ipc-exporter@signet.service.d/zz-bitcoind-ipc-exporter.conf";
+        assert_eq!(
+            text(&plan, unit),
+            Some("[Unit]\nAfter=bitcoind@signet.service\n[Service]\nUser=bitcoin\n")
+        );
+        assert!(plan.notes.iter().any(|note| note.contains("is not installed")), "{plan:?}");
+        let target = text(&plan, "/etc/prometheus/targets/ipc-signet.yml").unwrap();
+        assert!(target.contains("9334") && target.contains("\"box-signet\""), "{target}");
+    }
+
+    #[test]
+    fn unsuitable_nodes_are_reported() {
+        let none = plan_for(Vec::new(), None);
+        assert!(none.problems[0].starts_with("no node is running") && none.blocks.is_empty());
+        let two = || vec![node(""), Node { pid: 8, ..node("") }];
+        assert!(plan_for(two(), None).problems[0].contains("select one with --node PID (one of 7, 8)"));
+        assert!(
+            plan_for(two(), Some("9")).problems[0]
+                .contains("no running node has the PID, unit or data directory 9")
+        );
+        assert_eq!(plan_for(two(), Some("8")).problems, Vec::<String>::new());
+        let other = plan_for(vec![Node { is_accessible: false, ..node("") }], None);
+        assert!(
+            other.problems[0].contains("belongs to user bitcoin; run setup as root")
+                && other.blocks.is_empty()
+        );
+        let container = plan_for(vec![Node { is_in_container: true, ..node("") }], None);
+        assert!(container.problems[0].contains("in a container") && container.blocks.is_empty());
+        let wallet = plan(Node { wallets: vec!["/w/wallet.dat".into()], ..node("") });
+        assert!(
+            wallet.notes.iter().any(|note| note.contains("A restart locks encrypted wallets")),
+            "{wallet:?}"
+        );
+        assert!(problem(Node { chain_dir: "/a b".into(), ..node("") }).contains("\"/a b\" has a character"));
+        let no_systemd = Machine { nodes: vec![node("")], ..Machine::default() };
+        let problems = Plan::new(&no_systemd, None, Secret::random()).problems;
+        assert!(problems[0].contains("does not run systemd"), "{problems:?}");
+    }
+
+    #[test]
+    fn options_that_are_set_are_reported() {
+        assert!(problem(node("rpcauth=exporter:a$b")).contains("rpcauth=exporter:… is set already"));
+        assert!(
+            problem(node("rpcwhitelist=exporter:uptime")).contains("rpcwhitelist=exporter:… is set already")
+        );
+        assert!(
+            problem(node("ipcbind=unix"))
+                .contains("-ipcbind=unix is set already, but /usr/bin/bitcoind does not listen")
+        );
+        assert!(problem(Node { node_binary: None, ..node("server=0") }).contains("server=0 is set"));
+        let mut with = node("");
+        with.exporter.environment = "BITCOIND_IPC_EXPORTER_CHAIN=signet\n".into();
+        assert!(problem(with).contains("sets BITCOIND_IPC_EXPORTER_CHAIN=signet already; setup would set"));
+        let mut with = node("");
+        with.exporter.previous = Some("# For the node with the data directory /other\n".into());
+        assert!(problem(with).contains("is set up for another node"));
+        // These do not prevent the changes.
+        let without_http = plan(node("server=0"));
+        assert!(without_http.notes[0].contains("server=0 is set") && text(&without_http, CONF).is_none());
+        let mut with = node("");
+        with.exporter.has_credentials = true;
+        let own_user = plan(with);
+        assert!(
+            own_user.notes[0].contains("has credentials for JSON-RPC already")
+                && text(&own_user, CONF).is_none()
+        );
+        assert!(!text(&own_user, ENVIRONMENT).unwrap().contains("RPC_USER"));
+    }
+
+    #[test]
+    fn other_commands_in_a_unit_are_not_changed() {
+        for command in [
+            "/usr/bin/env bitcoind",
+            "/usr/local/bin/start-node.sh",
+            "@/usr/bin/bitcoind name",
+            "\"/usr/bin/bitcoind\"",
+        ] {
+            let mut node = node("");
+            node.unit = Some(Unit { command: Some(command.into()), ..Unit::parse("bitcoind.service", "") });
+            let plan = plan(node);
+            assert_eq!(text(&plan, NODE_DROP_IN), None, "{command}");
+            assert!(plan.notes.iter().any(|note| note.contains("add it by hand")), "{command}: {plan:?}");
+        }
+        let reset = format!(
+            "{UNIT}\n# /etc/systemd/system/bitcoind.service.d/override.conf\n[Service]\nExecStart=\nExecStart=-/opt/bitcoin-node -a\n"
+        );
+        let (text, _) = drop_in(&Unit::parse("bitcoind.service", &reset), None).unwrap();
+        assert!(
+            text.ends_with("ExecStart=-/opt/bitcoin-node -a -ipcbind=unix:/run/bitcoind/node.sock\n"),
+            "{text}"
+        );
+        for command in ["/usr/bin/bitcoin node -a", "/usr/bin/bitcoin -m node -a"] {
+            let unit = Unit { command: Some(command.into()), ..Unit::parse("bitcoind.service", "") };
+            let (text, _) = drop_in(&unit, None).unwrap();
+            assert!(text.contains("ExecStart=/usr/bin/bitcoin -m node -a -ipcbind=unix:"), "{text}");
+        }
+        let two = Unit::parse("x.service", "ExecStart=/a\nExecStart=/b\n");
+        assert_eq!(two.command, None);
+    }
+}

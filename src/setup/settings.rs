@@ -1,0 +1,77 @@
+//! The settings of a node, from its arguments and its configuration file.
+
+/// The settings of a node.
+#[derive(Default)]
+pub struct Settings {
+    arguments: Vec<(String, String)>,
+    /// The lines of the configuration file: section, name and value.
+    file: Vec<(String, String, String)>,
+    chain: String,
+}
+
+impl Settings {
+    /// Settings from the command line and the text of `bitcoin.conf`, for this chain.
+    pub fn new(arguments: &[String], conf: &str, chain: &str) -> Self {
+        let arguments = arguments.iter().filter_map(|argument| argument.strip_prefix('-'));
+        let arguments = arguments.map(|text| pair(text.strip_prefix('-').unwrap_or(text))).collect();
+        let (mut section, mut file) = (String::new(), Vec::new());
+        for line in conf.lines() {
+            let line = line.split('#').next().unwrap_or_default().trim();
+            if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+                section = name.to_string();
+            } else if !line.is_empty() {
+                let (name, value) = pair(line);
+                let (section, name) = name.split_once('.').unwrap_or((&section, &name));
+                file.push((section.to_string(), name.to_string(), value));
+            }
+        }
+        Settings { arguments, file, chain: chain.into() }
+    }
+
+    /// All values of this setting, the effective one first.
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        let arguments = self.arguments.iter().rev().filter(|(key, _)| key == name).map(|(_, value)| value);
+        let of_section = |wanted: &str| -> Vec<&String> {
+            let lines = self.file.iter().filter(|(section, key, _)| section == wanted && key == name);
+            lines.map(|(_, _, value)| value).collect()
+        };
+        // On other chains than mainnet, the port counts only in the chain's section.
+        let default = if self.chain == "main" || name != "rpcport" { of_section("") } else { Vec::new() };
+        arguments.chain(of_section(&self.chain)).chain(default).map(String::as_str).collect()
+    }
+
+    /// The effective value; `None` if the setting is not set.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.all(name).first().copied()
+    }
+
+    /// Whether the configuration file includes other files, which are not read.
+    pub fn includes_files(&self) -> bool {
+        self.file.iter().any(|(_, name, _)| name == "includeconf")
+    }
+}
+
+/// Name and value of a setting; `noNAME` is `NAME=0`.
+fn pair(text: &str) -> (String, String) {
+    let (name, value) = text.split_once('=').map_or((text, "1"), |(name, value)| (name.trim(), value.trim()));
+    match name.strip_prefix("no") {
+        Some(name) if value != "0" => (name.into(), "0".into()),
+        _ => (name.into(), value.into()),
+    }
+}
+
+#[cfg(test)]
+#[test]
+fn arguments_precede_the_section_of_the_chain() {
+    let conf = "rpcport=1 # mainnet\nrpcauth=a:1\nnoserver=1\nsignet.rpcport=2\n[signet]\nrpcauth = b:2\n[test]\nrpcport=4\n";
+    let values = |arguments: &[&str], chain: &str, name: &str| -> Vec<String> {
+        let arguments: Vec<String> = arguments.iter().map(|text| text.to_string()).collect();
+        Settings::new(&arguments, conf, chain).all(name).into_iter().map(String::from).collect()
+    };
+    assert_eq!(values(&[], "main", "rpcport"), ["1"]);
+    assert_eq!(values(&[], "signet", "rpcport"), ["2"]);
+    assert!(values(&[], "regtest", "rpcport").is_empty());
+    assert_eq!(values(&["bitcoind", "-rpcport=8", "--rpcport=9"], "signet", "rpcport"), ["9", "8", "2"]);
+    assert_eq!(values(&["-server"], "signet", "rpcauth"), ["b:2", "a:1"]);
+    assert_eq!(values(&["-server"], "signet", "server"), ["1", "0"]);
+}
