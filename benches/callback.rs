@@ -78,7 +78,7 @@ fn block(target: u32) -> Vec<u8> {
     })
 }
 
-/// A block of 4 MB with 10,000 transactions, which the guard counts. No real block has so many.
+/// A block of 4 MB with 10,000 transactions, which the guard counts. No real block has so many transactions.
 fn block_data() -> Vec<u8> {
     let mut block = bitcoin::constants::genesis_block(bitcoin::Network::Regtest);
     let mut transaction = block.txdata[0].clone();
@@ -102,8 +102,8 @@ fn median(mut times: Vec<Duration>) -> Duration {
 /// A function that reads the response to a callback from a socket into a buffer.
 type Reads = fn(&mut UnixStream, &mut Vec<u8>);
 
-/// Sends a request and reads the response. Returns the time from the first byte of the request to the last byte of the
-/// response. Sends `after` when the response is complete.
+/// Sends a request, reads the response, and sends `after` when the response is complete. Returns the time from the
+/// first byte of the request to the last byte of the response.
 fn ask(socket: &mut UnixStream, read: Reads, request: &[u8], answer: &mut Vec<u8>, after: &[u8]) -> Duration {
     let asked = Instant::now();
     socket.write_all(request).unwrap();
@@ -128,7 +128,7 @@ fn read_frame(socket: &mut UnixStream, frame: &mut Vec<u8>) {
     socket.read_exact(&mut frame[header..]).unwrap();
 }
 
-/// Reads messages until one is a response (`Return`).
+/// Reads Cap'n Proto messages up to the first response (`Return`).
 fn read_answer(socket: &mut UnixStream, frame: &mut Vec<u8>) {
     loop {
         read_frame(socket, frame);
@@ -226,7 +226,7 @@ fn bootstrap(socket: &mut UnixStream) -> u32 {
     message.init_root::<message::Builder>().init_bootstrap().set_question_id(0);
     socket.write_all(&write_message_to_words(&message)).unwrap();
     read_answer(socket, &mut Vec::new());
-    0 // the ID of its first export
+    0 // the ID of the first capability that the subscriber exports
 }
 
 fn main() {

@@ -1,6 +1,6 @@
-//! Measures the exporter under load, with a fake node that makes the next callback as soon as the last one is answered.
-//! Prints the memory and the number of descriptors of the exporter's processes after the first 100,000 callbacks and
-//! after all callbacks, and the time that the node waited with and without 64 scrapers.
+//! Measures the exporter under load, with a fake node that makes the next callback as soon as the last callback is
+//! answered. Prints the memory and the number of descriptors of the exporter's processes after the first 100,000
+//! callbacks and after all callbacks, and the time that the node waited with and without 64 scrapers.
 //!
 //!     cargo bench --bench callback_load [-- CALLBACKS]
 
@@ -24,7 +24,8 @@ use procfs::process::{Process, all_processes};
 
 /// Number of callbacks in one batch.
 const BATCH: usize = 20_000;
-/// Number of batches without scrapers, and number of batches with scrapers. Both kinds of batches alternate.
+/// Number of batches without scrapers, and number of batches with scrapers. Batches with and without scrapers
+/// alternate.
 const ROUNDS: usize = 25;
 
 /// Resident memory in kB and number of open descriptors of the supervisor, the exporter and the guard.
@@ -80,7 +81,7 @@ fn main() {
     }
     println!("after {callbacks} more: {:?}", used(pid));
 
-    // The main thread locks this for writing while the scrapers have to pause.
+    // The main thread locks the gate for writing while the scrapers have to pause.
     let gate = Arc::new(RwLock::new(()));
     let mut locked = gate.write().unwrap();
     let done = Arc::new(AtomicBool::new(false));

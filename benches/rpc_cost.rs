@@ -35,7 +35,7 @@ fn main() {
     tokio::task::LocalSet::new().block_on(&runtime, measure(Path::new(&socket)));
 }
 
-/// Measures each call over IPC, and prints times and CPU time.
+/// Measures each call over IPC, and prints its durations and the CPU time of the node.
 async fn measure(socket: &Path) {
     let stream = UnixStream::connect(socket).await.expect("the socket of a node");
     let node = getsockopt(&stream, sockopt::PeerCredentials).unwrap().pid();
@@ -95,8 +95,8 @@ async fn measure(socket: &Path) {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// Measures the duration of another client's calls, without an exporter and with a running exporter. Both cases
-/// alternate, because other load on the machine then affects both equally.
+/// Measures the duration of another client's calls, without an exporter and with a running exporter. The measurements
+/// with and without an exporter alternate, so other load on the machine affects both equally.
 fn measure_other_callers(address: &str, cookie: &str) {
     const ROUNDS: usize = 10;
     let (mut alone, mut beside) = (Vec::new(), Vec::new());

@@ -34,7 +34,8 @@ struct Turn {
     tail: f64,
 }
 
-/// Runs the turns, and prints the result of each and the ratios.
+/// Runs the turns, and prints the result of each turn, and the ratios of the results with an exporter to the results
+/// without an exporter.
 async fn measure(socket: &Path, time: Duration, rounds: u64) {
     let stream = UnixStream::connect(socket).await.expect("the socket of a node");
     let connection = IpcConnection::new(stream, Duration::from_secs(60)).await.unwrap();

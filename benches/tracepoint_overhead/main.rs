@@ -15,11 +15,11 @@ use bitcoind_exporter::usdt::{Programs, TracepointGroup};
 use libbpf_rs::libbpf_sys::API_HEADERS;
 use libbpf_rs::{Object, ObjectBuilder};
 
-/// Number of rounds. A round is short, and most rounds end before another process gets the CPU. The medians are
+/// Number of rounds. A round is so short that most rounds end before another process gets the CPU. The medians are
 /// therefore valid on a busy machine.
 const ROUNDS: usize = 500;
-/// Hits in one round. The number is below the number of events (WAKEUP in net.bpf.c) after which the exporter's program
-/// wakes up user space. The events of a round are read before the next round.
+/// Number of hits in one round. The number is below the number of events (WAKEUP in net.bpf.c) after which the
+/// exporter's program wakes up user space. The events of a round are read from the ring buffer before the next round.
 const HITS: usize = 200;
 
 /// A running process of the program `fires.c`, which fires a tracepoint on request and prints the time of one hit.

@@ -21,8 +21,8 @@ def rate(metric, labels="", by=""):
     return f"sum by ({','.join(['node', 'instance', by]).rstrip(',')}) (rate({metric}{{*{labels}}}[$__rate_interval]))"
 
 
-# Blocks arrive every ten minutes on average. Events of blocks are therefore counted over an hour, because many shorter
-# windows contain no event.
+# Blocks arrive every ten minutes on average. The dashboards therefore count events of blocks over an hour, because many
+# shorter windows contain no event.
 
 
 def hourly(metric, by=""):
@@ -299,7 +299,7 @@ NODE = {
     ],
 }
 
-# Series of the recording rules.
+# Panels of the dashboard *Bitcoin fleet*, which show series of the recording rules.
 FLEET = {
     "At a glance": [
         number("Nodes up", "none", "Number of nodes with a working connection to their exporter.",
@@ -581,8 +581,8 @@ INTERNALS = {
 }
 
 # The bands of the stacked graph: for each band the values of the label `from` that it sums, and its colour. More bands
-# would have colours that are hard to distinguish. The lightness increases from one band to the next (viridis), for
-# people who do not see colours.
+# would have colours that are hard to distinguish. The lightness increases from one band to the next (colour map
+# viridis), so people who do not see colours can distinguish the bands.
 FEERATE_BANDS = {
     "from 233": ("233|377|610|987", "#fde725"),
     "89 to 233": ("89|144", "#a0da39"),

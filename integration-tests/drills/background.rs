@@ -1,4 +1,4 @@
-//! Runs work on another thread while a drill waits.
+//! Runs the repeated work of a drill on another thread while the drill waits.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 

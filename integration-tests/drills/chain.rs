@@ -18,8 +18,8 @@ fn mines_no_blocks(fleet: &Fleet) {
     fleet.network.pace.blocks.store(0, Relaxed);
 }
 
-/// Drill 10. Nodes with only Mining are excluded: they provide only the tip's hash and height, and a longer branch
-/// looks like the next block.
+/// Drill 10: a reorganization of four blocks. Nodes with only Mining are excluded: they provide only the tip's hash and
+/// height, so a longer branch looks like the next block.
 pub fn reorganization_of_four_blocks_is_deep() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly, Kind::Subscribed];
     let fleet = Fleet::start("10 reorg of 4 blocks", kinds.map(Plan::new).into());
@@ -29,7 +29,7 @@ pub fn reorganization_of_four_blocks_is_deep() {
     let tip = height(hub);
     let fork = hub.cli(&["getblockhash", &(tip - 3).to_string()]);
     hub.cli(&["invalidateblock", &fork]);
-    // Mine to another script, because the blocks would otherwise equal the invalidated ones.
+    // Mine to another script, because blocks with the same script would equal the invalidated blocks.
     hub.cli(&["generatetodescriptor", "5", "raw(52)"]);
     let hash = hub.cli(&["getblockhash", &(tip + 1).to_string()]);
     for member in &fleet.members {
@@ -45,8 +45,9 @@ pub fn reorganization_of_four_blocks_is_deep() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinDeepReorg")], 5.0);
 }
 
-/// Drill 8: the nodes enforce relative lock times (BIP 68), and their peer, which mines, does not. getchaintips is
-/// called once a minute of real time. Therefore a minute of the drill takes ten seconds of real time.
+/// Drill 8: the nodes enforce relative lock times (BIP 68), and their peer, which mines, does not enforce them.
+/// The exporter calls getchaintips once a minute of real time. Therefore a simulated minute of this drill takes ten
+/// seconds of real time.
 pub fn branch_with_more_work_that_the_node_rejects_is_critical() {
     const FACTOR: u32 = 6;
     let network = Network::start_with(FACTOR, Duration::ZERO, &["-testactivationheight=csv@100000"]);
@@ -114,7 +115,7 @@ pub fn two_tips_of_equal_height_are_a_split() {
         let since = Instant::now();
         fleet.network.hub.mine(1);
         other.cli(&["generatetodescriptor", "1", "raw(52)"]);
-        // Mine until the tip hash suffix of the other node is greater.
+        // The alert fires for the node whose tip hash suffix is lower.
         let suffix = |node: &Node| {
             let hash = node.cli(&["getbestblockhash"]);
             u64::from_str_radix(&hash[hash.len() - 13..], 16).unwrap()
@@ -172,7 +173,7 @@ pub fn tip_of_three_hours_ago_is_stale() {
 /// Drill 7 for nodes that do not provide the timestamp of their tip.
 pub fn no_new_block_for_two_hours_is_an_alert() {
     const FACTOR: u32 = 120;
-    // For this node, the rules recognize regtest by its difficulty.
+    // The rules recognize by its difficulty that this node is on regtest.
     let plan = Plan::new(Kind::MiningOnly);
     let fleet = Fleet::start_scaled("7 no block for 2 h", FACTOR, vec![plan, Plan::new(Kind::Subscribed)]);
     let since = Instant::now();
@@ -180,7 +181,7 @@ pub fn no_new_block_for_two_hours_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinNoNewBlock")], 135.0);
 }
 
-/// Drill 4: two conditions must fire their alerts although one poll in nine fails.
+/// Drill 4: the alerts about two conditions must fire although one poll in nine fails.
 pub fn conditions_alert_though_polls_fail() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
     let behind = kinds.map(|kind| Plan::new(kind).alone().without_usdt().node(&["-connect=0"]));
@@ -190,7 +191,7 @@ pub fn conditions_alert_though_polls_fail() {
     let since = Instant::now();
     let behind: Vec<_> = fleet.members[1..].iter().collect();
     for member in &behind {
-        // Submit the existing blocks to the node, which has no peer.
+        // Submit the hub's existing blocks to the node, because the node has no peer.
         let (node, hub) = (member.real(), &fleet.network.hub);
         for at in 1..=10 {
             let hash = hub.cli(&["getblockhash", &at.to_string()]);

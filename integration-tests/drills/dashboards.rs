@@ -35,7 +35,7 @@ fn collect(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// Drill 25: Prometheus also evaluates rules of other projects. One of them sets the label `node`.
+/// Drill 25: Prometheus also evaluates rules of other projects. One of these rules sets the label `node`.
 pub fn others_alerts_are_not_counted() {
     let mut fleet =
         Fleet::start("25 unrelated alerts", vec![Plan::new(Kind::Rpc), Plan::new(Kind::HttpOnly)]);

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use nix::sys::statvfs::statvfs;
 
-/// Size in bytes. A node does not start with less than 50 MiB of free space.
+/// Size of the file system in bytes. A node does not start with less than 50 MiB of free space.
 const SIZE: u64 = 200 << 20;
 
 /// A mounted file system of [`SIZE`] bytes. Mounting needs root.

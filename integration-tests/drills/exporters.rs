@@ -13,7 +13,7 @@ use crate::harness::node::rpcauth;
 use crate::harness::{eventually, fixture};
 use crate::stack::Target;
 
-/// Drill 18: both exporters of one node are killed, and each other fault affects one exporter.
+/// Drill 18: both exporters of one node are killed, and each further fault affects the exporter of another node.
 pub fn exporter_that_does_not_answer_is_down() {
     let authority = Authority::new();
     let web = |text: String| {
@@ -41,12 +41,13 @@ pub fn exporter_that_does_not_answer_is_down() {
     }
     fleet.member("frozen").exporter().signal(Signal::SIGSTOP);
     // This exporter requires a password, which Prometheus does not send.
-    let hash = "$2y$04$wqjcFCU6tDD60nk7jEOvcOdrZkmoRwCkqAAdUHV2vDKaTBFMBTIZO"; // any
+    let hash = "$2y$04$wqjcFCU6tDD60nk7jEOvcOdrZkmoRwCkqAAdUHV2vDKaTBFMBTIZO"; // the hash of any password
     let password = web(format!("basic_auth_users: {{prometheus: '{hash}'}}"));
     let member = fleet.member("password");
     member.plan = member.plan.clone().exporter(&["--web.config.file", &password]);
     member.restart_exporter();
-    // Restart the exporter, because Prometheus would otherwise keep using its existing TLS connection.
+    // Restart the exporter, because Prometheus would keep using its existing TLS connection to an exporter that
+    // continues to run.
     authority.write_certificate(true);
     fleet.member("certificate").restart_exporter();
     fleet.expect(since, &fleet.names(), &[critical("BitcoinExporterDown")], 8.0);
@@ -110,8 +111,8 @@ pub fn json_rpc_lost_beside_ipc_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinRpcLost")], 12.0);
 }
 
-/// Drill 19: one USDT exporter never finds a node, and another one loses its node, which has no IPC exporter in this
-/// Prometheus.
+/// Drill 19: one USDT exporter never finds a node, and a second USDT exporter loses its node. The IPC exporter of the
+/// lost node is not a target of this Prometheus.
 pub fn usdt_exporter_without_tracepoints_is_an_alert() {
     // The second node keeps a target in the job of the IPC exporters.
     let plans = vec![Plan::new(Kind::Rpc).named("lost"), Plan::new(Kind::HttpOnly).named("other")];
@@ -154,7 +155,7 @@ pub fn monitoring_watches_itself() {
     let since = Instant::now();
     fleet.stack.add_rules("groups: [{name: broken, rules: [{record: x, expr: up * on () up}]}]");
     fleet.expect(since, &[String::new()], &[warning("BitcoinRuleFailures")], 15.0);
-    // Checks that no message arrives any more. A dead man's switch would detect this.
+    // Checks that no message arrives any more. A dead man's switch would detect the missing messages.
     let silent = |fleet: &Fleet| {
         fleet.stack.watchdog_arrived();
         std::thread::sleep(fleet.stack.minutes(12.0).max(Duration::from_secs(3)));
@@ -165,7 +166,7 @@ pub fn monitoring_watches_itself() {
     fleet.stack.alertmanager.start_again();
     eventually("the watchdog's message arrives", || came(&fleet));
     fleet.stack.prometheus.stop();
-    // Alertmanager repeats its current alerts until they expire.
+    // After the exit of Prometheus, Alertmanager repeats its current alerts until they expire.
     std::thread::sleep(fleet.stack.minutes(6.0));
     silent(&fleet);
     fleet.stack.prometheus.start_again();

@@ -41,7 +41,7 @@ impl FibreNode {
         if reconstructed {
             self.fixture.fire("reconstructed a 2500 2600 2 20000");
         }
-        // The last number of the command before the duration is the byte that fills the block's hash.
+        // In the command `block`, the number before the duration is the byte that fills the block's hash.
         self.fixture.fire(&format!("named b-msghand block {} {} 1000", self.height, self.height % 251));
     }
 }
@@ -66,8 +66,8 @@ pub fn fibre_without_blocks_is_silent() {
     fleet.expect(since, &["fibre".into()], &[warning("FibreSilent")], 360.0);
 }
 
-/// Drill 20: the peers of one group are silent, or have never responded. Their silence begins at nearly two minutes,
-/// because the limit of two minutes is real time in this drill.
+/// Drill 20: the peers of one group are silent, or have never responded. Their silence is already nearly two minutes
+/// long at the beginning, because the limit of two minutes is real time in this drill.
 pub fn fibre_peers_that_are_silent_are_an_alert() {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let peer = |group: u32, heard: Duration| {
@@ -98,7 +98,7 @@ pub fn fibre_peers_that_are_silent_are_an_alert() {
     );
     let since = Instant::now();
     let expected = [warning("FibrePeerSilent")];
-    // The peers of the other group keep sending.
+    // The peers of group 1 keep sending; the peers of group 2 are silent.
     let sends = || {
         respond([now(), start]);
         std::thread::sleep(Duration::from_millis(500));

@@ -71,13 +71,14 @@ pub struct Plan {
     pub connected: bool,
     /// Certificate of the authority that signed the exporter's certificate, if the endpoint uses TLS.
     pub authority: Option<PathBuf>,
-    /// Whether Prometheus stores the metrics of the data directory's file system. Other drills drop them, because they
-    /// describe this machine's disk, which may be full.
+    /// Whether Prometheus stores the metrics of the data directory's file system. If false, Prometheus drops these
+    /// metrics, because they describe this machine's disk, which may be full.
     pub disk: bool,
 }
 
 impl Plan {
-    /// A plan for a node of this kind, named after the kind, whose samples name the chain main.
+    /// A plan for a node of this kind. The node is named after the kind, and a relabel rule sets the chain in its
+    /// samples to main.
     pub fn new(kind: Kind) -> Self {
         Plan {
             name: kind.name().into(),
@@ -99,8 +100,8 @@ impl Plan {
         Plan { name: name.into(), ..self }
     }
 
-    /// The label `node` of the target changes to this name later. The node's samples are stored under the earlier name
-    /// until then.
+    /// The label `node` of the target changes to this name later in the drill. Until the change, Prometheus stores the
+    /// node's samples under the earlier name.
     pub fn later_named(self, name: &str) -> Self {
         Plan { later_name: Some(name.into()), ..self }
     }
@@ -125,13 +126,13 @@ impl Plan {
         self
     }
 
-    /// Prometheus stores this chain instead of regtest in the labels on which rules depend.
+    /// A relabel rule of Prometheus replaces regtest with this chain in the labels on which rules depend.
     pub fn chain(mut self, chain: &str) -> Self {
         self.labels[0].2 = chain.into();
         self
     }
 
-    /// Prometheus stores `value` instead of a label value that matches `pattern`.
+    /// A relabel rule of Prometheus replaces values of this label that match `pattern` with `value`.
     pub fn label(mut self, label: &str, pattern: &str, value: &str) -> Self {
         self.labels.push((label.into(), pattern.into(), value.into()));
         self
@@ -205,9 +206,9 @@ pub struct Member {
     hidden: Option<HiddenRpc>,
     pub fake: Option<FakeNode>,
     real: Option<Node>,
-    /// The node's file system, which is unmounted after the node has exited.
+    /// The file system of the node's data directory, which is unmounted after the node has exited.
     pub disk: Option<Disk>,
-    /// Address of the IPC exporter's endpoint. It stays the same after a restart of the exporter.
+    /// Address of the IPC exporter's endpoint, which stays the same after a restart of the exporter.
     address: Option<String>,
     usdt_address: Option<String>,
 }
@@ -429,11 +430,11 @@ pub struct Fleet {
     pub stack: Stack,
     pub members: Vec<Member>,
     pub network: Network,
-    /// Time since which all targets have been scraped.
+    /// The time from which on Prometheus has scraped all targets.
     pub since: Instant,
 }
 
-/// Default factor by which all durations are divided: a simulated minute takes a second of real time.
+/// Default factor by which all durations are divided. With 60, a simulated minute takes a second of real time.
 pub const FACTOR: u32 = 60;
 
 impl Fleet {

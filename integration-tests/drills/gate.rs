@@ -64,7 +64,7 @@ impl Drop for Gate {
     }
 }
 
-/// Handles a new connection. Returns false if the mode is `Ended`.
+/// Handles a new connection to the gate. Returns false if the mode is `Ended`.
 fn accept(client: TcpStream, target: u16, state: &Mutex<State>) -> bool {
     let mut state = state.lock().unwrap();
     match state.mode {

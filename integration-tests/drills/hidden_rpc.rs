@@ -11,7 +11,7 @@ use crate::harness::without_rpc::serve_forever;
 
 const VARIABLE: &str = "DRILLS_HIDE_RPC_OF";
 
-/// If this process was started as a proxy, runs the proxy and does not return.
+/// If this process was started as a proxy, this function runs the proxy and does not return.
 pub fn serve_if_asked() {
     if let Some(node) = std::env::var_os(VARIABLE) {
         let socket = std::env::args_os().nth(1).expect("the socket");

@@ -1,4 +1,4 @@
-//! Drills with faults inside a node: a stuck index and stuck background validation.
+//! Drills with faults inside a node: an index that is stuck, and background validation that is stuck.
 
 use std::time::Instant;
 
@@ -67,7 +67,7 @@ pub fn background_validation_without_blocks_is_stuck() {
     const FACTOR: u32 = 120;
     let (network, snapshot) = network_above_a_snapshot(FACTOR);
     let fleet = fleet_from_a_snapshot("16 background validation stuck", FACTOR, network, &snapshot);
-    // The nodes get the first ten of these blocks.
+    // The nodes get the first ten of the blocks below the snapshot.
     for member in &fleet.members {
         (1..=10).for_each(|height| snapshot.give(member.real(), height));
     }

@@ -59,7 +59,7 @@ pub fn changed_labels_disturb_no_rule() {
     std::thread::sleep(fleet.stack.minutes(45.0));
     has_records(&fleet, &["new-name", "site-a", "site-b", "replaced"]);
     fleet.expect(since, &[], &[], 45.0);
-    // Check that the rules still work for all these nodes.
+    // Check that the rules still work for the renamed node, the node with another chain and the nodes of two sites.
     let since = Instant::now();
     for name in ["renamed", "site-a", "replaced"] {
         fleet.member(name).kill();
@@ -82,13 +82,14 @@ pub fn targets_without_names_are_told_apart() {
         })
         .collect();
     fleet.stack.set_targets(&targets);
-    // The samples name the chain main, and the rules for nodes on mainnet apply.
+    // The label `chain` of the samples is main, so the rules for nodes on mainnet apply.
     fleet.quiet(2.0);
     let since = Instant::now();
     let down = targets[0].address.clone();
     fleet.member("one").kill();
     fleet.network.hub.cli(&["setnetworkactive", "false"]);
-    // One message names the address of the node that is down. The alert of the other target must not be suppressed.
+    // One message names the address of the node that is down. The alert of the second target, whose node is up, must
+    // not be suppressed.
     let wanted = [(down, "BitcoinNodeDown"), (targets[1].address.clone(), "BitcoinNoOutboundPeers")];
     let end = Instant::now() + fleet.stack.minutes(60.0);
     let has = |instance: &str, name: &str| {

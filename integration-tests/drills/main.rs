@@ -37,8 +37,8 @@ fn main() -> ExitCode {
     hidden_rpc::serve_if_asked();
     let _priority = Priority::raise();
     let mut arguments = Arguments::from_args();
-    // Number of drills that run at the same time. Each drill runs several servers, nodes and exporters, but waits most
-    // of the time.
+    // Number of drills that run at the same time. It is higher than the number of processors, because each drill runs
+    // several servers, nodes and exporters, but waits most of the time.
     const AT_A_TIME: usize = 4;
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(AT_A_TIME));
     let trials = vec![
@@ -126,7 +126,8 @@ fn main() -> ExitCode {
 /// Raised CPU priority of all processes of the drills, if this user may raise it. A drill is 60 times as sensitive to
 /// delays as real operation: the timeout of a scrape is 250 ms instead of 10 s. Linux first distributes CPU time
 /// between sessions, by the nice value of each session, and then between the processes of a session, by their nice
-/// values (sched(7), autogroup). Therefore both nice values are raised.
+/// values (sched(7), autogroup). Therefore this type raises both the priority of the session and the priority of the
+/// process.
 struct Priority {
     session_before: Option<String>,
 }

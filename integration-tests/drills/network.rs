@@ -48,7 +48,7 @@ impl Network {
         Self::start_from(factor, age, arguments, |_| ())
     }
 
-    /// Like [`Self::start`], but `prepare` can give blocks to the hub first.
+    /// Like [`Self::start`], but `prepare` can first create blocks on the hub, or submit blocks to the hub.
     pub fn start_prepared(factor: u32, arguments: &[&str], prepare: impl FnOnce(&Node)) -> Self {
         Self::start_from(factor, Duration::ZERO, arguments, prepare)
     }
@@ -85,7 +85,7 @@ impl Drop for Network {
     }
 }
 
-/// Mines blocks and sends transactions until `ended`. Errors are ignored, because in some drills the hub fails.
+/// Mines blocks and sends transactions until `ended` is true. Errors are ignored, because in some drills the hub fails.
 fn live(node: &Node, pace: &Pace, ended: &AtomicBool, mut coins: VecDeque<Transaction>, factor: u32) {
     let between = Duration::from_millis(u64::from(30_000 / factor));
     let mut last_block = Instant::now();
@@ -104,7 +104,8 @@ fn live(node: &Node, pace: &Pace, ended: &AtomicBool, mut coins: VecDeque<Transa
     }
 }
 
-/// A transaction that spends the first output of `previous`. Its own first output has the value minus the fee.
+/// A transaction that spends the first output of `previous`. The first output of the new transaction has the value of
+/// the spent output minus the fee.
 fn spending(previous: &Transaction) -> Transaction {
     const FEE: Amount = Amount::from_sat(1_000);
     const SMALL: Amount = Amount::from_sat(10_000);

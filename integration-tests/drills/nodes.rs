@@ -127,7 +127,8 @@ pub fn version_with_a_safety_fix_is_read_within_a_day() {
     fleet.expect(fleet.since, &["rpc".into(), "http-only".into()], &[info("BitcoinSafetyFix")], 1440.0);
 }
 
-/// Drill 14. No blocks are mined, because a node without space for a block shuts down.
+/// Drill 14: the data directory's file system is nearly full. No blocks are mined, because a node without space for a
+/// block shuts down.
 pub fn full_disk_is_an_alert() {
     if !nix::unistd::geteuid().is_root() {
         return eprintln!("drill 14 needs root, to mount a file system");

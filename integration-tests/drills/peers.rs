@@ -95,7 +95,7 @@ pub fn outbound_peers_of_one_group_are_an_alert() {
         plan(Kind::Rpc, "rpc", &one),
         plan(Kind::RpcOverHttp, "rpc-over-http", &one),
         plan(Kind::HttpOnly, "http-only", &one),
-        // A node whose peers are in different groups, as a node chooses them by default.
+        // A node whose outbound peers are in different groups of addresses, as a node chooses its peers by default.
         plan(Kind::Rpc, "well", &|at| format!("{}.8.8.1:8333", 40 + at)).without_usdt(),
     ];
     let fleet = Fleet::start_on("11 one group", FACTOR, network, plans);
@@ -105,7 +105,7 @@ pub fn outbound_peers_of_one_group_are_an_alert() {
         .flat_map(|it| (0..12).map(|_| Peer::connect(it.real().p2p_port)).collect::<Vec<_>>())
         .collect();
     let names: Vec<_> = fleet.names().into_iter().filter(|it| it != "well").collect();
-    // The condition holds since the first scrape.
+    // The condition of the alert is true since the first scrape.
     let since = fleet.since;
     fleet.expect(since, &names, &[warning("BitcoinOutboundPeersOfOneGroup")], 15.0);
     drop(inbound);
@@ -153,11 +153,11 @@ pub fn peers_that_misbehave_are_an_alert() {
     let since = Instant::now();
     for _ in 0..30 {
         let mut peer = Peer::connect(fleet.members[0].real().p2p_port);
-        // More entries than an inv message may have.
+        // 50,001 entries, one more than an inv message may have.
         let too_many = vec![bitcoin::p2p::message_blockdata::Inventory::Error; 50_001];
         peer.send(NetworkMessage::Inv(too_many));
         // Wait until the node has handled the message, because it drops unhandled messages when a connection ends. The
-        // node does not disconnect these peers, because they have the permission noban.
+        // node does not disconnect the misbehaving peers, because they have the permission noban.
         peer.wait_until_handled();
     }
     fleet.expect(since, &["rpc".into()], &[warning("BitcoinPeersMisbehave")], 30.0);

@@ -14,7 +14,7 @@ pub struct Faulty {
 }
 
 impl Faulty {
-    /// A node whose reads from disk are limited to this rate.
+    /// A node whose reads from disk are limited to this rate in bytes per second.
     pub fn slow_disk(bytes_per_second: u64) -> Self {
         Self::with(&format!("PRELOAD_BYTES_PER_SECOND={bytes_per_second}"))
     }

@@ -1,4 +1,4 @@
-//! Drill 30, the quiet day: situations in which no alert may fire. By default, a shorter time is simulated.
+//! Drill 30, the quiet day: situations in which no alert may fire. By default, 75 minutes are simulated.
 //! DRILLS_QUIET_MINUTES=1440 simulates a whole day, in 24 minutes of real time.
 
 use std::collections::BTreeSet;
@@ -20,7 +20,8 @@ use crate::preload::Faulty;
 use crate::report;
 use crate::snapshot::Snapshot;
 
-/// Number of simulated minutes. The default is longer than an hour, which is the window of most rules.
+/// Number of simulated minutes. The default of 75 is longer than an hour, because most rules have windows of at most an
+/// hour.
 fn minutes() -> f64 {
     let given = std::env::var("DRILLS_QUIET_MINUTES").ok();
     given.map_or(75.0, |it| it.parse().expect("DRILLS_QUIET_MINUTES is a number"))
@@ -78,7 +79,8 @@ pub fn nodes_on_main_are_quiet() {
     }
 }
 
-/// Signet and two private signets. All report the chain name `signet`, and have different blocks.
+/// Signet and two private signets. The nodes of all three signets report the chain name `signet`, and have different
+/// blocks.
 pub fn nodes_on_signets_are_quiet() {
     let miner = |blocks: u32| {
         let miner = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
@@ -112,7 +114,7 @@ pub fn nodes_without_peers_are_quiet() {
         alone(Kind::Rpc, "regtest-rpc").chain("regtest"),
         alone(Kind::RpcOverHttp, "regtest-rpc-over-http").chain("regtest"),
         alone(Kind::HttpOnly, "regtest-http-only").chain("regtest"),
-        // This node does not report its chain, and its target needs the label `chain_id` (docs/alerts.md).
+        // A node without JSON-RPC does not report its chain, so its target needs the label `chain_id` (docs/alerts.md).
         alone(Kind::MiningOnly, "regtest-mining-only").target_label("chain_id", "regtest"),
         alone(Kind::Rpc, "offline-rpc").without_usdt().node(&["-networkactive=0"]),
         alone(Kind::HttpOnly, "offline-http-only").node(&["-networkactive=0"]),
@@ -190,8 +192,8 @@ pub fn fibre_that_catches_up_is_quiet() {
 
 /// Nodes that run -reindex, and exporters that are started before their node.
 pub fn reindex_and_late_nodes_are_quiet() {
-    // Number of large blocks. With it, each of the two phases of -reindex takes an hour and a half of simulated time.
-    // In the first phase only the headers grow.
+    // Number of large blocks. With this number, each of the two phases of -reindex takes an hour and a half of
+    // simulated time. In the first phase only the header height grows.
     const BLOCKS: u32 = 60;
     let faulty = Faulty::slow_disk(650_000);
     let reindex =

@@ -13,10 +13,11 @@ use crate::harness::peer::Peer;
 use crate::harness::{eventually, fixture};
 use crate::network::Network;
 
-/// Six simulated hours take three minutes.
+/// Factor by which durations are divided. With 120, six simulated hours take three minutes of real time.
 const FACTOR: u32 = 120;
 
-/// The exporter requests no templates, because their duration depends on the load of this machine.
+/// A plan for a node whose exporter requests no templates, because the duration of templates depends on the load of
+/// this machine.
 fn rpc() -> Plan {
     Plan::new(Kind::Rpc).exporter(&["--next-block", "off"])
 }
@@ -30,7 +31,8 @@ pub fn compact_blocks_without_transactions_are_an_alert() {
     let plans = vec![rpc().named("strict").node(&policy), rpc().named("well")];
     let fleet = Fleet::start_scaled("21 compact blocks", FACTOR, plans);
     let since = Instant::now();
-    // Because of -minrelaytxfee, the node gets no transactions from its peers. Only this alert must fire.
+    // Because of -minrelaytxfee, the node gets no transactions from its peers. Only BitcoinCompactBlocksIncomplete must
+    // fire.
     let expected = [warning("BitcoinCompactBlocksIncomplete")];
     fleet.expect(since, &["strict".into()], &expected, 360.0);
 }
@@ -50,7 +52,8 @@ pub fn blocks_that_come_slowly_are_an_alert() {
     let tip = |node: &Node| node.cli(&["getbestblockhash"]);
     eventually("the peer has the chain", || (tip(&peer) == tip(&network.hub)).then_some(()));
     peer.cli(&["setnetworkactive", "false"]);
-    // Wait until the connections are closed, because `setnetworkactive true` before that would keep them open.
+    // Wait until the connections are closed, because a `setnetworkactive true` before the connections are closed would
+    // keep them open.
     eventually("the peer is alone", || (peer.cli(&["getconnectioncount"]) == "0").then_some(()));
     peer.cli(&["setnetworkactive", "true"]);
     let connect = format!("-connect=127.0.0.1:{}", peer.p2p_port);

@@ -11,7 +11,7 @@ pub struct Line {
     pub alert: String,
     /// Real time from the fault to the message to the webhook; `None` if no message arrived.
     pub after: Option<Duration>,
-    /// The same time in simulated minutes.
+    /// The time from the fault to the message in simulated minutes; `None` if no message arrived.
     pub minutes: Option<f64>,
     /// Required maximum of `minutes`.
     pub within: f64,
@@ -42,7 +42,7 @@ pub fn add(line: Line) {
     LINES.lock().unwrap().push(line);
 }
 
-/// The tables of all drills that have run; empty if there was none.
+/// The tables of all drills that have run; empty if no drill has run.
 pub fn tables() -> String {
     let tables = [table(), quiet_table()];
     tables.into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join("\n")

@@ -4,7 +4,7 @@
 //! `for`, `keep_firing_for`, a group's `interval`, ranges, subqueries, offsets and the horizon of `predict_linear` are
 //! recognized as durations by their position. A number that is compared with a value in seconds is either simulated
 //! time (for example an uptime), which is divided, or real time (for example the age of a header, a latency).
-//! [`SECONDS`] classifies these values. An expression that it does not cover is an error.
+//! [`SECONDS`] classifies these values. An expression with a comparison that [`SECONDS`] does not cover is an error.
 
 use serde_json::Value;
 
@@ -144,8 +144,8 @@ fn divided(word: &str, factor: u32) -> Result<String, String> {
     }
 }
 
-/// The operand to the left of the operator at `at`, without spaces. It begins after the enclosing parenthesis or after
-/// an operator between vectors.
+/// The operand to the left of the operator at `at`, without spaces. The operand begins after the enclosing parenthesis
+/// or after an operator between vectors.
 fn left_operand(tokens: &[Token], at: usize) -> String {
     let (mut depth, mut start) = (0, at);
     while start > 0 {

@@ -112,7 +112,7 @@ impl Snapshot {
     }
 
     /// Number of blocks below the snapshot block. Background validation is complete only after the snapshot block
-    /// itself.
+    /// itself is validated.
     pub fn below() -> u32 {
         HEIGHT - 1
     }

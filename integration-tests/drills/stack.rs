@@ -112,7 +112,7 @@ impl Stack {
         if let Some(authority) = authority {
             config["scrape_configs"][0]["tls_config"] = json!({"ca_file": authority});
         }
-        // Scale the durations that are set by Prometheus' options, too.
+        // Also scale the durations in Prometheus' command-line options.
         let scaled = |text: &str| scale::duration(text, factor).unwrap();
         let prometheus = Prometheus::start_with(
             &config.to_string(),
@@ -183,8 +183,8 @@ impl Stack {
         self.watchdog.swap(false, Relaxed)
     }
 
-    /// Discards the alert that no target existed. It fires because Prometheus reads its targets only five seconds of
-    /// real time after its start.
+    /// Discards the alert that Prometheus has no targets. This alert fires because Prometheus reads its targets only
+    /// five seconds of real time after its start.
     pub fn discard_startup_alert(&self) {
         const ALERT: &str = "BitcoinNothingScraped";
         eventually("the alert about missing targets has ended", || {
@@ -202,7 +202,7 @@ impl Stack {
         self.prometheus.stop();
         let restarted = unix_time() + 1;
         self.prometheus.start_again();
-        // After a restart, Prometheus reads its targets some seconds of real time later.
+        // After a restart, Prometheus reads its targets with a delay of some seconds of real time.
         eventually("targets are scraped again", || {
             let scraped =
                 self.prometheus.query(&format!("timestamp(up{{job=~\"bitcoind-.*\"}}) > {restarted}"));

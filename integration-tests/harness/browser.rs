@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::eventually;
 
-/// A running headless Chromium with one page. It is closed when this value is dropped.
+/// A running headless Chromium with one page. Chromium is closed when this value is dropped.
 pub struct Browser {
     driver: Child,
     session: String,

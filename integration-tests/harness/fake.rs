@@ -1,4 +1,4 @@
-//! A fake node with any subset of the IPC interfaces. Tests request its callbacks.
+//! A fake node with any subset of the IPC interfaces. It makes the callbacks that a test requests.
 //!
 //! The fake node is as strict as real nodes. A client error that would make a real node abort or hang is recorded as a
 //! fault, and a fault fails the test that started the node. A client must not disconnect with a live subscription or in
@@ -46,22 +46,22 @@ fn height_of(block: u8) -> i32 {
 #[derive(Clone, Copy, Default)]
 pub struct Offers {
     pub mining: bool,
-    /// `makeMining` has the ordinal of Core 30.
+    /// Whether `makeMining` has its ordinal of Core 30.
     pub core30: bool,
     pub rpc: bool,
     pub chain: bool,
     pub node: bool,
     pub tracing: bool,
     pub ibd: bool,
-    /// Responses contain negative or huge values.
+    /// Whether responses contain negative or huge values.
     pub absurd: bool,
-    /// The long poll (`waitTipChanged`) returns an error at once.
+    /// Whether the long poll (`waitTipChanged`) returns an error at once.
     pub tip_fails: bool,
-    /// The chain is not loaded yet, and a call that reads the chain is a fault.
+    /// Whether the node is still loading its chain. A call that reads the chain is then a fault.
     pub loading: bool,
-    /// The node is a FIBRE node with one peer.
+    /// Whether the node is a FIBRE node with one FIBRE peer.
     pub fibre: bool,
-    /// Mining returns block templates.
+    /// Whether the interface Mining returns block templates.
     pub templates: bool,
 }
 
@@ -132,11 +132,11 @@ pub struct Counts {
     connections: AtomicU32,
     last_awaited_tip: AtomicU32,
     getudppeerinfo_calls: AtomicU32,
-    /// Calls of getpeerinfo.
+    /// Number of getpeerinfo calls so far.
     getpeerinfo_calls: AtomicU32,
-    /// The test has stopped the node, and closed connections are no faults.
+    /// Whether the test has stopped the node. After that, closed connections are no faults.
     ended: AtomicBool,
-    /// Requests for a block template.
+    /// Number of requests for a block template so far.
     pub templates: AtomicU32,
     /// Number of calls that hang at present because the test requested it.
     pub hanging: AtomicU32,
@@ -173,8 +173,8 @@ impl FakeNode {
         let listener = std::os::unix::net::UnixListener::bind(dir.path().join("node.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let shared = counts.clone();
-        // The exporter detects by the name `b-msghand` of this thread that Core 30 has loaded its chain. Core 30
-        // reports that in no other way.
+        // The exporter detects by the name `b-msghand` of this thread that Core 30 has loaded its chain. Core 30 does
+        // not report over IPC that it has loaded its chain.
         let name = if offers.loading { "b-init" } else { "b-msghand" };
         std::thread::Builder::new()
             .name(name.into())
@@ -224,7 +224,7 @@ impl FakeNode {
         assert!(self.commands.send(Command::SetIbd(ibd)).is_ok(), "the fake node runs");
     }
 
-    /// Sets whether calls for the height hang.
+    /// Sets whether calls that request the height hang.
     pub fn hang(&self, hangs: bool) {
         assert!(self.commands.send(Command::Hang(hangs)).is_ok(), "the fake node runs");
     }
@@ -302,7 +302,7 @@ impl FakeNode {
         self.counts.faults.lock().unwrap().clone()
     }
 
-    /// Clears the recorded faults. For tests that have cut the connection on purpose.
+    /// Clears the recorded faults. Used by tests that have cut the connection on purpose.
     pub fn clear_faults(&self) {
         self.counts.faults.lock().unwrap().clear();
     }
@@ -680,7 +680,8 @@ impl mining::Server for Fake {
         let params = params.get()?;
         let mut milliseconds = params.get_timeout();
         if this.state.offers.core30 {
-            milliseconds = f64::from_bits(milliseconds.to_bits() ^ f64::MAX.to_bits()); // the schema of Core 30 has no default
+            // The schema of Core 30 has no default value.
+            milliseconds = f64::from_bits(milliseconds.to_bits() ^ f64::MAX.to_bits());
         }
         let timeout = Duration::from_secs_f64(milliseconds / 1000.0);
         assert!((100..10_000).contains(&timeout.as_millis()), "a long poll of {timeout:?}");
@@ -816,8 +817,8 @@ impl tracing::Server for Fake {
 struct Handler {
     callback: Held,
     disconnected: Cell<bool>,
-    /// Whether the fake node destroys the callback before it responds to `disconnect`. If false, it destroys the
-    /// callback after the response.
+    /// Whether the fake node destroys the callback before it responds to `disconnect`. If false, the fake node destroys
+    /// the callback after the response.
     destroys_first: bool,
     counts: Arc<Counts>,
 }

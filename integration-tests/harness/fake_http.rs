@@ -17,7 +17,8 @@ use super::fake::FakeNode;
 /// How the fake server responds to a request.
 #[derive(Clone)]
 pub enum Mode {
-    /// Responds like the fake node's JSON-RPC if the request has the cookie, otherwise with 401.
+    /// Responds like the fake node's JSON-RPC if the request has the cookie, and with the status 401 if the request
+    /// lacks the cookie.
     Works,
     /// Responds with these results. The keys are methods, or a method and its first parameter. For other methods,
     /// responds with the error "Method not found".
@@ -27,13 +28,14 @@ pub enum Mode {
     Status(&'static str),
     /// Responds with this status to the given number of requests, then like `Works`.
     StatusOf(usize, &'static str),
-    /// Responds to the first request on a connection, and closes the connection without a response to the second.
+    /// Responds to the first request on a connection, and closes the connection at the second request without a
+    /// response.
     Closes,
     Html,
     Redirects,
     /// Responds with the warmup error (-28), with a different message each time.
     Starts,
-    /// Sends a response of which a byte arrives from time to time, and which never ends.
+    /// Sends a response that never ends, one byte at a time with pauses.
     NeverEnds,
     TooLarge,
     Hangs,

@@ -46,7 +46,7 @@ pub fn compile(dir: &Path, options: &[&str]) -> PathBuf {
     binary
 }
 
-/// A running process of `fixture.c`. It is killed when this value is dropped.
+/// A running process of the program `fixture.c`. The process is killed when this value is dropped.
 pub struct Fixture {
     child: Child,
     input: ChildStdin,

@@ -31,8 +31,8 @@ pub fn bitcoin_cli() -> PathBuf {
     if beside.exists() { beside } else { node.parent().unwrap().with_file_name("bin").join("bitcoin-cli") }
 }
 
-/// Path and arguments of `bitcoind`, which has no IPC. If the build of BITCOIN_NODE has no `bitcoind`, `bitcoin-node
-/// -noipcbind` is used.
+/// Path and arguments of `bitcoind`, which has no IPC. If the build of BITCOIN_NODE has no `bitcoind`, this is
+/// `bitcoin-node -noipcbind`.
 fn bitcoind() -> (PathBuf, Vec<String>) {
     let beside = bitcoin_cli().with_file_name("bitcoind");
     match std::env::var_os("BITCOIND").map(PathBuf::from).or(Some(beside).filter(|path| path.exists())) {
@@ -124,7 +124,7 @@ impl Node {
             .expect("the node starts")
     }
 
-    /// Waits until the node has started. Returns false if another process already used one of its ports.
+    /// Waits until the node has started. Returns false if another process already used one of the node's ports.
     fn has_its_ports(&mut self) -> bool {
         eventually("the node starts", || match self.child.try_wait().unwrap() {
             Some(_) => Some(!self.stderr().contains("Unable to bind")),
@@ -248,14 +248,14 @@ impl Node {
     /// Creates a transaction that spends the first output of the transaction `previous`, without sending it. Returns
     /// the new transaction with its actual fee in satoshis.
     fn spending(&self, previous: Txid, fee: u64) -> (Transaction, u64) {
-        // Query the output first from the chain, which also finds an output that a mempool transaction spends, then
-        // from the mempool.
+        // First query the output in the chain, which also finds an output that a mempool transaction spends. If the
+        // chain does not have it, query the output in the mempool.
         let output = |mempool: &str| self.cli(&["gettxout", &previous.to_string(), "0", mempool]);
         let output = Some(output("false")).filter(|it| !it.is_empty()).unwrap_or_else(|| output("true"));
         let output: Value = serde_json::from_str(&output).expect("an output that is not spent");
         let value = Amount::from_btc(output["value"].as_f64().unwrap());
         let anyone = || ScriptBuf::from_hex("51").unwrap();
-        // Use two outputs, because the node does not relay a transaction that is as small as one with a single output.
+        // Use two outputs, because a transaction with a single output would be too small for the node to relay.
         let value = value.unwrap();
         let half = (value - Amount::from_sat(fee)) / 2;
         let transaction = Transaction {

@@ -21,7 +21,8 @@ pub fn promtool() -> PathBuf {
     program("PROMTOOL")
 }
 
-/// A running server program on a free port with its own data directory. It is killed when this value is dropped.
+/// A running server program on a free port with its own data directory. The program is killed when this value is
+/// dropped.
 struct Server {
     program: PathBuf,
     arguments: Vec<String>,
@@ -243,7 +244,7 @@ impl VictoriaMetrics {
             "-storageDataPath=data",
             "-httpListenAddr={address}",
             "-loggerLevel=WARN",
-            // By default queries do not include the last 30 seconds.
+            // By default, queries of VictoriaMetrics do not include the last 30 seconds.
             "-search.latencyOffset=0s",
             "-search.disableCache",
         ];

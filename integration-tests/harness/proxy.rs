@@ -57,7 +57,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.cut();
         self.state.lock().unwrap().ended = true;
-        let _ = UnixStream::connect(self.socket()); // makes accept return
+        let _ = UnixStream::connect(self.socket()); // this connection makes the blocking accept return
     }
 }
 

@@ -13,7 +13,8 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-/// A running proxy that forwards only the calls of Init and Mining to a node. It stops when this value is dropped.
+/// A running proxy that forwards only the calls of Init and Mining to a node. The proxy stops when this value is
+/// dropped.
 pub struct WithoutRpc {
     dir: TempDir,
     _end: oneshot::Sender<()>,

@@ -71,8 +71,8 @@ fn wrong_options_are_explained() {
     );
 }
 
-/// Starts a server on a Unix socket that is not a node. It sends `greeting`, then closes the connection or, if `stays`
-/// is true, keeps it open.
+/// Starts a server on a Unix socket that is not a node. The server sends `greeting`, and then closes the connection or,
+/// if `stays` is true, keeps the connection open.
 fn peer(greeting: &'static [u8], stays: bool) -> (TempDir, std::path::PathBuf) {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("node.sock");
@@ -127,7 +127,8 @@ fn unprintable_error_ends_the_process_cleanly() {
     assert_eq!(failure(&["--once", "/nonexistent/node.sock"]), Some(1));
     assert_eq!(failure(&["--guard"]), Some(1));
     assert_eq!(failure(&["--no-such-option"]), Some(2));
-    // In a container, the supervisor waits for its child processes before it exits. The exit code must be the same.
+    // In a container, the supervisor waits for its child processes before it exits. The exit code must be the same as
+    // outside a container.
     let supervised =
         command().args(["--once", "/nonexistent/node.sock"]).env(IN_CONTAINER, "1").stderr(full()).status();
     assert_eq!(supervised.unwrap().code(), Some(1));

@@ -1,4 +1,5 @@
-//! Tests that a call which fails, hangs or is too slow affects only its own metrics, and these only when they expire.
+//! Tests that a call which fails, hangs or is too slow affects only the metrics from this call, and removes their
+//! values only when the values expire.
 
 use std::sync::Arc;
 
@@ -39,8 +40,8 @@ fn costly_call_without_answer_is_repeated_soon() {
     exporter.wait_for(UP, 1.0);
     assert_eq!(exporter.value(CONNECTS), Some(1.0), "the other calls work");
     http.set_method("getorphantxs", None);
-    // After a timeout, the call is repeated after a back-off of seconds. Its usual rate limit would be a thousand times
-    // the duration of the call.
+    // After a timeout, the exporter repeats the call after a back-off of seconds. The rate limit of this call without a
+    // timeout would be a thousand times its duration.
     exporter.wait_for("bitcoin_orphan_transactions", 1.0);
     let asked = http.calls_of("getorphantxs");
     exporter.wait_for_polls(10.0);
@@ -80,8 +81,8 @@ fn last_block_of_an_earlier_tip_is_not_shown() {
     };
     set_tip(&"07".repeat(32));
     answers("getblockstats", json!({"txs": 3, "total_size": 700}));
-    // With this interval, values expire after two minutes. The next poll happens earlier, because a new tip triggers a
-    // poll.
+    // With a poll interval of 60 s, values expire after two minutes. The next poll happens before the end of the
+    // interval, because a new tip triggers a poll.
     let exporter = http.only_exporter(&["--poll-interval", "60s"]);
     exporter.wait_for("bitcoin_last_block_transactions", 3.0);
     http.set_method("getblockstats", Some(Mode::Error("Block not available (pruned data)".into())));
@@ -359,7 +360,7 @@ fn calls_without_answer_are_not_repeated_on_their_thread() {
         Exporter::start(&node.socket(), &["--poll-interval", "10s", "--call-timeout", "500ms"]).ready();
     node.signal(Signal::SIGSTOP);
     eventually("a call has no answer", || exporter.log().contains("no response within").then_some(()));
-    // Wait longer than the timeout of the next calls on the same thread.
+    // Wait for several call timeouts. A faulty exporter would make further calls on the same thread in this time.
     std::thread::sleep(std::time::Duration::from_secs(3));
     node.signal(Signal::SIGCONT);
     node.mine(2);

@@ -33,7 +33,7 @@ fn peer_that_never_reads_costs_no_memory() {
     let exporter = Exporter::start(&path, &["--call-timeout", "1h"]);
     let (mut peer, _) = listener.accept().unwrap();
     peer.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
-    // Send Cap'n Proto Bootstrap messages, each with a new question ID. The exporter has to respond to each.
+    // Send Cap'n Proto Bootstrap messages, each with a new question ID. The exporter has to respond to each message.
     let mut sent = 0;
     let refused = (0u32..4_000_000).find_map(|question| {
         let mut message = capnp::message::Builder::new_default();

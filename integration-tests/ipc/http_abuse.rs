@@ -43,7 +43,7 @@ fn authenticated_scraper_skips_the_password_queue() {
     let exporter = Exporter::spawn(&mut command);
     let known = request("prom", "secret");
     assert_eq!(exporter.request(&known).0, 200);
-    // If each of these passwords were checked, the checks would take more than an hour.
+    // If the exporter checked each of these 4400 passwords, the checks would take more than an hour.
     let strangers: Vec<_> = (0..connections(4400))
         .map(|number| {
             let mut stream =
@@ -58,7 +58,7 @@ fn authenticated_scraper_skips_the_password_queue() {
     for mut stream in strangers {
         stream.set_nonblocking(true).unwrap();
         let mut answer = [0; 1024];
-        // The other connections were closed by the exporter or are still waiting.
+        // Connections without a response were closed by the exporter, or still wait for a password check.
         let read = stream.read(&mut answer).unwrap_or(0);
         let answer = String::from_utf8_lossy(&answer[..read]).to_lowercase();
         if answer.starts_with("http/1.1 429") {
@@ -158,11 +158,12 @@ fn loopback_listener_accepts_loopback_and_allowed_names() {
     }
     let (status_of_ten, _, _) = exporter.request("GET /livez HTTP/1.0\r\n\r\n");
     assert_eq!(status_of_ten, 200, "HTTP/1.0 has no host");
-    // Wait for the line, because a separate thread writes the log.
+    // Wait for the log line, because a separate thread writes the log.
     eventually("the rejection is logged", || exporter.log().contains(REJECTED).then_some(()));
     let log = exporter.log();
     assert_eq!(log.matches(REJECTED).count(), 1, "{log}");
-    // An exporter on a non-loopback address accepts every host name, because other machines can reach it in any case.
+    // An exporter on a non-loopback address accepts every host name, because other machines can also connect to it
+    // directly.
     let open = Exporter::spawn_without_address(command().args(["--metrics-addr", "0.0.0.0:0", socket]));
     let local = format!("127.0.0.1:{}", open.address().rsplit(':').next().unwrap());
     let mut stream = TcpStream::connect(local).unwrap();

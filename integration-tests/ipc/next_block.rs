@@ -188,7 +188,8 @@ fn endless_template_build_delays_nothing() {
         "and no other is asked for"
     );
     assert_eq!(exporter.log().matches("has not built a block template").count(), 1);
-    // A node that shuts down interrupts the build of the template. The guard must have waited for that response.
+    // A node that shuts down interrupts the build of the template. The guard must have waited for the response to this
+    // build.
     node.set_outcome(Outcome::Nothing);
     node.shut_down();
     node.hang_at(None);

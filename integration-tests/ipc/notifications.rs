@@ -144,8 +144,8 @@ fn each_subset_of_interfaces_gives_what_it_can_and_nothing_else() {
         ),
     ] {
         let node = FakeNode::start(offers);
-        // Without JSON-RPC, the exporter waits before it queries a node that was started recently, as this test process
-        // may have been.
+        // Without JSON-RPC, the exporter waits before it queries a node that was started recently. The fake node runs
+        // in this test process, which may have been started recently.
         let exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
         for line in present.split('|').map(str::trim) {
             eventually(line, || exporter.metrics().lines().any(|present| present == line).then_some(()));

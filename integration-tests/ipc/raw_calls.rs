@@ -1,5 +1,5 @@
-//! Messages that no client of ours sends, through a guard to a real node. Each of them would crash the node, or make it disconnect in the
-//! middle of other calls.
+//! Tests with messages that no client of this project sends, through a guard to a real node. If the guard forwarded
+//! such a message, the node would crash, or would disconnect in the middle of other calls.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
@@ -17,7 +17,8 @@ use capnp_rpc::rpc_capnp::{self as rpc, cap_descriptor, message_target, return_}
 
 use crate::node::Node;
 
-/// A reference to a capability in the message. It is encoded as a position, and never called.
+/// A reference to a capability in a message, which is encoded as a position in the message's table of capabilities. The
+/// capability is never called.
 fn reference<C: FromClientHook>() -> C {
     let broken = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
     C::new(broken.hook)
@@ -220,7 +221,7 @@ fn hidden_thread_does_not_run_two_calls() {
     let (thread, other) = (client.thread(), client.thread());
     let mining = Target::Capability(client.mining(thread));
     for _ in 0..100 {
-        // The message has both threads, and its parameters refer to the second one.
+        // The message contains two threads, and its parameters refer to the second thread.
         client.call(mining, GET_TIP, |call| {
             let mut params = call.init_params();
             let mut table = params.reborrow().init_cap_table(2);

@@ -18,7 +18,7 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use crate::node::Node;
 
-/// A thread map of the client that creates no threads.
+/// The client's thread map, which creates no threads.
 struct NoThreads;
 
 impl thread_map::Server for NoThreads {}
@@ -64,7 +64,7 @@ impl Attacker {
         Ok(answer.get().unwrap().get_result().unwrap().to_string().unwrap())
     }
 
-    /// Calls a method of Init and, pipelined on its result, a method of the interface that it returns.
+    /// Calls a method of Init and, pipelined on its result, a method of the interface that the first method returns.
     async fn call(&self, ordinal_of_init: u16, method: (u64, u16)) -> Result<(), String> {
         let client = &self.init.client;
         let make = client.new_call::<init::make_mining_params::Owned, init::make_mining_results::Owned>(

@@ -115,7 +115,7 @@ fn blocks_and_reorgs_are_counted_exactly() {
     expect(41.0, 0.0, 51.0);
     node.cli(&["invalidateblock", node.cli(&["getbestblockhash"]).as_str()]);
     expect(41.0, 1.0, 50.0);
-    node.cli(&["reconsiderblock", node.cli(&["getblockhash", "50"]).as_str()]); // and what was built on it
+    node.cli(&["reconsiderblock", node.cli(&["getblockhash", "50"]).as_str()]); // and the blocks that were built on it
     expect(42.0, 1.0, 51.0);
     node.mine(1);
     expect(43.0, 1.0, 52.0);
@@ -125,7 +125,8 @@ fn blocks_and_reorgs_are_counted_exactly() {
     let fork = node.cli(&["getblockhash", "50"]);
     node.cli(&["invalidateblock", &fork]);
     expect(43.0, 4.0, 49.0);
-    node.cli(&["generatetodescriptor", "3", "raw(52)"]); // other outputs, or they would be the same blocks
+    // Pay to other outputs: with the same outputs, the new blocks would equal the old blocks.
+    node.cli(&["generatetodescriptor", "3", "raw(52)"]);
     expect(46.0, 4.0, 52.0);
     node.cli(&["reconsiderblock", &fork]);
     node.cli(&["preciousblock", &old_tip]);
@@ -205,7 +206,8 @@ fn two_connected_nodes_show_peers_and_bytes_by_direction() {
         );
         exporter.wait_for(&by, 1.0);
     }
-    // The nodes relay blocks in one direction. The bytes sent by one node must equal the bytes received by the other.
+    // The nodes relay blocks in one direction. The bytes sent by one node must equal the bytes received by the other
+    // node.
     let sample = |exporter: &Exporter, direction: &str, kind: &str| {
         exporter
             .value(&format!("bitcoin_p2p_message_bytes_total{{direction=\"{direction}\",type=\"{kind}\"}}"))
@@ -333,7 +335,7 @@ fn exporter_started_first_connects_to_a_later_node() {
     assert!(status == 503 && why.contains("no such socket"), "{why}");
     let _node = Node::start(&[&format!("-ipcbind=unix:{}", socket.display())]);
     exporter.wait_for("bitcoin_up", 1.0);
-    // The exporter has retried twice a second during this time.
+    // While the node was down, the exporter has tried to reconnect twice a second.
     assert_eq!(exporter.log().matches("no such socket").count(), 1, "one line per change of state");
 }
 
@@ -453,7 +455,8 @@ fn idle_exporter_uses_little_cpu() {
     let (cpu_before, polls_before) = (cpu(), polls());
     eventually("three seconds have passed", || (polls() >= polls_before + 3).then_some(()));
     let spent = cpu() - cpu_before;
-    // If the node answered long polls at once, the exporter would use more CPU time than this limit.
+    // The limit is 0.3 s of CPU time in 3 s. If the node answered long polls at once, the exporter would use more CPU
+    // time.
     assert!(spent < 0.3, "{spent} s of CPU in 3 s");
 }
 
@@ -540,7 +543,7 @@ fn indexes_chainstates_and_soft_forks_agree_with_bitcoin_cli() {
     assert_eq!(exporter.value("bitcoin_deployment_signalling_blocks{deployment=\"csv\"}"), None);
 
     // A node without indexes, at a height below the activation of one soft fork and in the signalling period of another
-    // one.
+    // soft fork.
     let node = Node::start(&["-testactivationheight=csv@2000", "-vbparams=testdummy:0:999999999999"]);
     node.mine(200);
     let exporter = Exporter::start(&node.socket(), &[]).ready();

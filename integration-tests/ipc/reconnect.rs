@@ -72,7 +72,8 @@ fn blocks_that_come_during_a_reconnect_are_counted() {
     node.mine(4);
     let tip = node.cli(&["getbestblockhash"]);
     node.cli(&["invalidateblock", &tip]);
-    node.cli(&["generatetodescriptor", "30", "raw(52)"]); // other outputs, or the first would be the same block
+    // Pay to another output: with the same output, the first new block would equal the old block.
+    node.cli(&["generatetodescriptor", "30", "raw(52)"]);
     proxy.resume(&node.socket());
     // Heights 11 to 44 are counted. The exporter has never seen the invalidated block.
     exporter.wait_for("bitcoin_blocks_connected_total", 34.0);
@@ -128,7 +129,7 @@ fn another_chain_is_an_uncounted_tip_change() {
     assert_eq!(exporter.value("bitcoin_blocks_disconnected_total"), Some(0.0));
 }
 
-/// The responses are an error, and a malformed result as from a proxy.
+/// The node responds to requests for headers with an error, or with a malformed result, as a proxy could send it.
 #[test]
 fn failed_and_malformed_answers_lose_no_block() {
     let error = json!({"error": {"code": -32603, "message": "Internal error"}});

@@ -64,7 +64,7 @@ fn private_broadcasts_are_pending_until_they_return() {
     assert_eq!(pending(), [Some(0.0), Some(0.0)]);
     node.spend_coinbase_of(&blocks[0], 1000);
     assert_eq!(pending(), [Some(1.0), Some(0.0)]);
-    // A node without -privatebroadcast has no such metric.
+    // A node without -privatebroadcast has no metric of private broadcasts.
     let node = Node::start(&[]);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     assert_eq!(exporter.value("bitcoin_private_broadcast_pending"), None);

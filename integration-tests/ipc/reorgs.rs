@@ -47,7 +47,7 @@ impl Tree {
     }
 }
 
-/// The seed is fixed, and a failure can therefore be reproduced.
+/// The seed of the random reorgs is fixed, so a failure can be reproduced.
 #[test]
 fn thousand_invalidations_and_reconnects_are_counted() {
     let node = Node::start(&[]);

@@ -51,7 +51,7 @@ fn sockets_of(holder: Pid, peer: u32) -> usize {
 fn only_supervisor_and_guard_have_the_nodes_socket() {
     let node = Node::start(&[]);
     node.mine(1);
-    // A socket of the node on standard input is not inherited.
+    // The exporter must not inherit a socket of the node on standard input.
     let input = OwnedFd::from(UnixStream::connect(node.socket()).unwrap());
     let mut command = command();
     command.arg(node.socket()).args(["--poll-interval", "50ms"]).stdin(input);
@@ -123,7 +123,8 @@ fn report<T>(what: &str, result: io::Result<T>) {
     println!("\n{what}: {}", if denied { "denied" } else { "not denied" });
 }
 
-/// Makes all calls that the sandboxes of the exporter and of the guard must deny, and reports the results.
+/// Makes all calls that the sandboxes of the exporter and of the guard must deny, and prints for each call whether it
+/// was denied.
 fn attempt_everything() {
     report("execve", Err::<(), _>(Command::new("/bin/true").exec()));
     report("fork", call(libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0]));
@@ -278,8 +279,8 @@ fn confined_guard_is_denied_all_but_its_sockets() {
     }
 }
 
-/// The system calls that install the sandbox fail, as in a container whose filter forbids them, or on a kernel without
-/// seccomp and Landlock.
+/// The system calls that install the sandbox fail, as in a container whose seccomp filter forbids these system calls,
+/// or on a kernel without seccomp and Landlock.
 #[test]
 fn forbidden_sandbox_costs_one_log_line() {
     const TEST: &str = "sandbox::forbidden_sandbox_costs_one_log_line";

@@ -1,5 +1,5 @@
-//! Tests that neither an exit of the exporter nor a shutdown of the node harms the node. They check the rules of the
-//! guard with a real node, and with a fake node that has interfaces which the real node lacks.
+//! Tests that neither an exit of the exporter nor a shutdown of the node harms the node. The tests check the rules of
+//! the guard with a real node, and with a fake node that has interfaces which the real node lacks.
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -53,8 +53,8 @@ fn ends_in_the_middle_of_polls_harm_no_node() {
 #[test]
 fn node_stops_cleanly_while_exporter_is_stopped() {
     let node = Node::start(&[]);
-    // Count the node's threads whose name ends in `capnp-loop`: the threads for clients inherit this name from the
-    // thread that creates them. While the node starts, other threads have the name, too.
+    // Count the node's threads whose name ends in `capnp-loop`: the node's threads for clients inherit this name from
+    // the thread that creates them. While the node starts, threads for other purposes have this name, too.
     let threads = || {
         let tasks = Process::new(node.pid() as i32).unwrap().tasks().unwrap().flatten();
         tasks.filter_map(|task| task.stat().ok()).filter(|stat| stat.comm.ends_with("capnp-loop")).count()
@@ -69,7 +69,7 @@ fn node_stops_cleanly_while_exporter_is_stopped() {
     });
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "10ms"]).ready();
     exporter.signal(Signal::SIGSTOP);
-    // Four threads serve the exporter. The fifth serves the guard's long poll for the node's shutdown.
+    // Four threads of the node serve the exporter. A fifth thread serves the guard's long poll for the node's shutdown.
     eventually("the guard makes its own long poll", || (threads() >= before + 5).then_some(()));
     assert_stops_in_order(node);
     exporter.signal(Signal::SIGCONT);
@@ -195,7 +195,7 @@ fn crashed_node_can_restart_beside_its_launched_exporter() {
     };
     eventually("the launched exporter is connected", || connected(1));
     let launched: i32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
-    node.remove_argument(&notify); // the second start launches none
+    node.remove_argument(&notify); // the second start of the node launches no exporter
     node.restart();
     eventually("the first node's exporter is connected to the second", || connected(2));
     kill(Pid::from_raw(launched), Signal::SIGTERM).unwrap();
@@ -357,7 +357,7 @@ fn pid_1_disconnects_cleanly() {
             let Some(mut container) = Container::start(&node.socket(), &[]) else { return };
             let exporter = container.exporter();
             eventually("the exporter has a guard", || child_of(container.init(), "bitcoind-guard"));
-            std::thread::sleep(Duration::from_millis(50)); // into the polls
+            std::thread::sleep(Duration::from_millis(50)); // some time in which the exporter polls
             kill(if to_init { container.init() } else { exporter }, signal).unwrap();
             let ended = eventually("the container exits", || container.0.try_wait().unwrap());
             assert_eq!(ended.code(), Some(code), "{signal}");
@@ -378,7 +378,7 @@ fn pid_1_exits_although_sigchld_was_ignored() {
     assert_eq!(ended.code(), Some(0));
 }
 
-/// The second exporter is started in the namespace of the first, as by `docker exec`.
+/// The second exporter is started in the PID namespace of the first exporter, as `docker exec` would do.
 #[test]
 fn pid_1_waits_for_other_exporters_in_its_container() {
     let node = FakeNode::start(TRACING);
@@ -430,7 +430,7 @@ fn core_30_is_not_queried_before_its_chain_is_loaded() {
     eventually("the exporter waits for the node", || {
         exporter.log().contains("the node is starting").then_some(())
     });
-    std::thread::sleep(Duration::from_millis(600)); // some looks
+    std::thread::sleep(Duration::from_millis(600)); // time for several scans of the thread names
     assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
     let mut stdin = process.stdin.take().unwrap();
     stdin.write_all(b"x").unwrap();

@@ -78,7 +78,7 @@ fn process_of_a_proxy_is_not_the_node() {
     let start = |exporter: &Exporter| exporter.value("bitcoin_node_start_time_seconds").unwrap();
     assert!((start(&exporter) - start(&direct)).abs() <= 3.0, "{} {}", start(&exporter), start(&direct));
     drop(direct);
-    // The exporter must not wait for the exit of the proxy either.
+    // After the exit of the node, the exporter must not wait for the exit of the proxy.
     node.stop();
     exporter.wait_for("bitcoin_up", 0.0);
     node.restart();
@@ -115,8 +115,8 @@ fn traffic_of_another_long_running_node_is_not_counted() {
     let exporter = Exporter::start(&proxy.socket, &["--poll-interval", "500ms"]).ready();
     exporter.wait_for("bitcoin_peers", 0.0);
     let polls = || exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
-    // Connection times have a resolution of a second. Wait until the last poll and the new connection are not in the
-    // same second.
+    // Connection times have a resolution of a second. Wait until the last poll and the new connection of the peer
+    // cannot be in the same second.
     let before = polls();
     eventually("polls continue", || (polls() >= before + 4.0).then_some(()));
     proxy.forward_to(&other.socket());

@@ -173,8 +173,8 @@ fn client_without_required_certificate_is_rejected() {
 #[test]
 fn password_guesses_delay_no_authenticated_client() {
     let dir = TempDir::new().unwrap();
-    certificate(dir.path()); // curl wants the file it is given
-    let hash = bcrypt::hash("secret", 13).unwrap(); // a check takes a second
+    certificate(dir.path()); // curl requires the certificate file that its arguments name
+    let hash = bcrypt::hash("secret", 13).unwrap(); // a password check at this cost takes a second
     let exporter = start(dir.path(), &format!("basic_auth_users:\n  prom: {hash}\n"));
     assert_eq!(curl(&exporter, dir.path(), &[]).map(|(status, _)| status), Ok(401));
     assert_eq!(curl(&exporter, dir.path(), &["-u", "prom:secret"]).map(|(status, _)| status), Ok(200));
@@ -196,8 +196,8 @@ fn password_guesses_delay_no_authenticated_client() {
     guessers.iter_mut().for_each(|guesser| drop(guesser.wait()));
 }
 
-/// The sandbox permits reading the folders of certificates. This configuration has no certificate, and web.yml must be
-/// readable all the same.
+/// The sandbox permits reading the folders of certificates. Here web.yml configures no certificate, and the exporter
+/// must still be able to read web.yml.
 #[test]
 fn web_config_of_users_only_is_read_in_the_sandbox() {
     let dir = TempDir::new().unwrap();

@@ -25,8 +25,8 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     exporter.wait_for("bitcoin_blocks_connected_total", 30.0);
     exporter.wait_for("bitcoin_block_height", 40.0);
     assert!(exporter.value("bitcoin_tip_updates_total").unwrap() >= 1.0);
-    // A reorg of 33 blocks. It is faster than the interval at which the exporter checks the tip, and appears as one
-    // change.
+    // A reorg of 33 blocks. The reorg takes less time than the interval at which the exporter checks the tip, so the
+    // exporter sees one change of the tip.
     node.cli(&["invalidateblock", &blocks[7]]);
     node.cli(&["generatetodescriptor", "35", "raw(52)"]);
     exporter.wait_for("bitcoin_chain_height", 42.0);
@@ -39,8 +39,8 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     );
     assert_eq!(counted("bitcoin_blocks_disconnected_total"), 33.0);
 
-    // While the node is down, its metrics are absent. After its restart with a new cookie, the exporter counts the
-    // blocks that were connected in the meantime.
+    // While the node is down, its metrics are absent. After the node's restart with a new cookie, the exporter counts
+    // the blocks that were connected in the meantime.
     node.stop();
     exporter.wait_for("bitcoin_up", 0.0);
     assert_eq!(exporter.value("bitcoin_chain_height"), None);
@@ -123,8 +123,8 @@ fn check_and_once_need_no_ipc_and_report_errors() {
         "{message}"
     );
 
-    // If neither IPC nor HTTP works, the error has the reason for each. An explicit socket path is required, and the
-    // exporter does not continue over HTTP alone.
+    // If neither IPC nor HTTP works, the error has the reason of each failure. An explicit socket path is required, and
+    // the exporter does not continue over HTTP alone.
     let (good, message) = run(&[&arguments[..4], &["--rpc-url", "http://127.0.0.1:1", "--check"]].concat());
     assert!(
         !good && message.contains("no such socket") && message.contains("connection refused"),

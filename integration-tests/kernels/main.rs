@@ -28,8 +28,8 @@ way 1 2 3 4 500
 standard 8 2 3 4 5000000 block text
 ";
 
-/// Samples that the exporter must export after [`COMMANDS`], without the label `node`. They include a value other than
-/// 0 for each tracepoint.
+/// Samples that the exporter must export after [`COMMANDS`], without the label `node`. The samples include a value
+/// other than 0 for each tracepoint.
 const SAMPLES: &str = r#"
     fibre_exporter_probes_attached 27
     fibre_exporter_errors_total{error_type="argument"} 0
@@ -75,7 +75,8 @@ const SAMPLES: &str = r#"
     bitcoin_log_operation_duration_seconds_count{kind="write"} 1
 "#;
 
-/// Commands of bitcoin-cli for the test with a real node. The node connects to itself and detects this.
+/// Commands of bitcoin-cli for the test with a real node. The node connects to itself, and detects that the connection
+/// leads to itself.
 const NODE_COMMANDS: &str = "\
 generatetodescriptor 5 raw(51)#8lvh9jxk
 addnode 127.0.0.1:18444 onetry
@@ -102,7 +103,7 @@ const REAL_NODE: &str = "a_real_node_on_arm64_is_counted";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Run one virtual machine at a time, because concurrent ones take longer in total.
+    // Run one virtual machine at a time, because concurrent virtual machines take longer in total.
     arguments.test_threads = Some(1);
     let missing_node = std::env::var_os("NODE_ARM64")
         .is_none()

@@ -21,8 +21,8 @@ fn alerts() -> Vec<Value> {
     groups.flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
 }
 
-/// The beginning of the template of each `runbook_url`: the external label `runbooks`, or without that label the path
-/// of the installed page.
+/// The beginning of each `runbook_url`, as a template: the external label `runbooks` or, without this label, the path
+/// of docs/alerts.md in the Debian package.
 const RUNBOOKS: &str =
     "{{ or $externalLabels.runbooks `file:///usr/share/doc/bitcoind-exporter/docs/alerts.md` }}";
 
@@ -67,8 +67,8 @@ pub fn each_alert_has_its_tests_and_its_section() {
         let is_watchdog = alert == "BitcoinWatchdog";
         assert!(is_watchdog || does_not.contains(alert), "no test leaves {alert} silent");
         assert!(is_watchdog || ["critical", "warning", "info"].contains(&severity), "{alert}: {severity}");
-        // The summary of each alert names the node or, without the label `node`, the address. Alerts about alerting
-        // itself have no node.
+        // The summary of each alert names the node or, without the label `node`, the address. Alerts about Prometheus
+        // and Alertmanager have no node.
         let of_no_node =
             ["BitcoinWatchdog", "BitcoinNothingScraped", "BitcoinRuleFailures", "BitcoinAlertsNotDelivered"];
         let is_named = annotation("summary").starts_with("{{ or $labels.node $labels.instance }}: ");
@@ -108,7 +108,7 @@ pub fn unchanged_win_rate_causes_no_alert() {
     let mut series = Vec::new();
     for (node, rate) in [0.1, 0.3, 0.5, 0.8, 0.95].into_iter().cycle().take(15).enumerate() {
         let (mut udp, mut compact) = (vec![0], vec![0]);
-        // The nodes have a race about every ten minutes.
+        // Each node has a race about every ten minutes.
         for _ in 0..30 * 144 {
             let mut wins = [udp[udp.len() - 1], compact[compact.len() - 1]];
             let mut minutes = -10.0 * (1.0 - random()).ln();
@@ -215,7 +215,7 @@ pub fn alerts_caused_by_a_down_node_are_inhibited() {
     let (url, messages) = webhook();
     let alertmanager = alertmanager(&url);
     let alert = |name: &str, node: &str, severity: &str| json!({"labels": {"alertname": name, "node": node, "instance": node, "severity": severity}});
-    // Alerts of targets without the label `node`.
+    // An alert of a target without the label `node`.
     let nameless = |name: &str, instance: &str, severity: &str| json!({"labels": {"alertname": name, "instance": instance, "severity": severity}});
     alertmanager.send(&json!([
         alert("BitcoinNodeDown", "one", "critical"),

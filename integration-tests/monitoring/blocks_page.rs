@@ -19,7 +19,8 @@ fn open(exporter: &Exporter, width: u32, dark: bool) -> Browser {
     browser
 }
 
-/// Starts a node that gets announced blocks from a second node, and an exporter for it.
+/// Starts a node, a second node that announces blocks to it, and an exporter that traces the first node. The second
+/// node is the miner.
 fn followed() -> ([Node; 2], Exporter) {
     let miner = Node::start(&[]);
     miner.mine(1);
@@ -58,7 +59,7 @@ pub fn page_shows_blocks_as_the_log_has_them() {
     };
     let bars = "const bar = [...document.querySelectorAll('details')][0].querySelectorAll('rect');
                 return [...bar].map(it => [it.getAttribute('class'), Number(it.getAttribute('x')), Number(it.getAttribute('width'))])";
-    // With a separate scale for each block, each bar fills the full width.
+    // Select a separate scale for each block. Each bar then fills the full width.
     browser.run("document.querySelector('[value=each]').click()");
     let drawn = browser.run(bars);
     let (last, whole) = (drawn.as_array().unwrap().last().unwrap(), field("connected_us"));
@@ -153,7 +154,7 @@ pub fn races_of_fibre_are_shown() {
     );
     keep(&browser, "races.png");
 
-    // No other process runs this binary, and the node is therefore gone.
+    // The fixture process was the only process of this binary, so the exporter has no node to trace.
     drop(fixture);
     eventually("the page shows that the node has exited", || {
         (browser.run("return $('state').textContent") == "not traced").then_some(())

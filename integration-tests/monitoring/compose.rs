@@ -1,5 +1,5 @@
-//! Tests of the compose stack. Its images cannot run in the tests. Their users, capabilities, folders and relabel rules
-//! are tested with other programs.
+//! Tests of the compose stack. The images of the stack cannot run in the tests. The tests check the users,
+//! capabilities, folders and relabel rules of the images with other programs.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Command;
@@ -34,8 +34,8 @@ pub fn compose_images_are_pinned_and_hardened() {
         assert!(service["healthcheck"]["test"].is_array(), "{name}");
         for volume in service["volumes"].as_array().unwrap() {
             match volume.as_str() {
-                // Docker creates a folder if the source of a short mount is missing. Short mounts are therefore used
-                // only for files of this repository and for volumes.
+                // Docker creates a folder if the source of a mount in the short notation (`SOURCE:TARGET`) is missing.
+                // The Compose file therefore uses the short notation only for files of this repository and for volumes.
                 Some(short) => {
                     let source = short.split(':').next().unwrap();
                     let is_ours = source.starts_with('.') && folder.join(source).exists();
@@ -69,7 +69,8 @@ pub fn compose_images_are_pinned_and_hardened() {
     }
 }
 
-/// In Alloy's image, the data folder belongs to 473:473 and has the mode 770. A new volume has the same owner and mode.
+/// In Alloy's image, the data folder belongs to 473:473 and has the mode 770. A new volume that is mounted there has
+/// the same owner and mode.
 pub fn alloy_may_keep_its_positions_and_read_what_belongs_to_others() {
     let alloy = services()["alloy"].take();
     let (user, group) = alloy["user"].as_str().unwrap().split_once(':').expect("user:group");
@@ -123,8 +124,8 @@ fn relabel_rules(block: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Alloy sets the label `job` of journal lines to the name of the component, and overwrites `labels`. The relabel rules
-/// are applied after that.
+/// Alloy sets the label `job` of journal lines to the name of the component, and overwrites `labels`. Alloy applies the
+/// relabel rules after it has set `job`.
 pub fn lines_of_the_journal_have_their_labels() {
     let line = |(place, (unit, tag)): (usize, (&str, &str))| {
         json!({"targets": [format!("127.0.0.1:{}", place + 1)], "labels": {

@@ -29,7 +29,10 @@ const WITHOUT: [(&str, &str); 7] = [
     ("bitcoin_background_validation_progress", "needs an assumeutxo snapshot, which regtest has none of"),
     ("bitcoin_mempool_depth_feerate_sat_per_vbyte", "the mempool has less than a block"),
     ("bitcoin_exporter_certificate_expiry_timestamp_seconds", "no exporter here serves TLS"),
-    ("[3d] offset 1d", "there was no yesterday; contrib/prometheus/tests has one"),
+    (
+        "[3d] offset 1d",
+        "this test has no samples of the previous day; contrib/prometheus/tests has such samples",
+    ),
     ("3d_before", "as above"),
     ("fall_in_standard_errors", "as above"),
 ];
@@ -100,7 +103,7 @@ impl Stack {
              scrape_configs:\n\
              - job_name: bitcoind-ipc\n  \
                static_configs: [{ipc}]\n  \
-               # One of them as if its chain had regular blocks.\n  \
+               # Change the chain of `second` to main, a chain with regular blocks.\n  \
                metric_relabel_configs: [{{source_labels: [node, chain], regex: 'second;regtest', \
                target_label: chain, replacement: main}}]\n\
              - job_name: bitcoind-usdt\n  \
@@ -112,7 +115,7 @@ impl Stack {
         ))
     }
 
-    /// Causes an event of each kind.
+    /// Causes an event of each kind that the exporters count.
     fn live(&mut self, round: u64) {
         let [first, second] = &self.nodes;
         // Send a transaction, a transaction that replaces it, and a transaction that the node rejects.
@@ -169,7 +172,7 @@ impl Stack {
     }
 }
 
-/// All expressions, by the place in which they are used.
+/// All expressions of panels, rules and alerts, by the place in which they are used.
 fn expressions() -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for dashboard in dashboards() {
@@ -224,7 +227,7 @@ pub fn every_expression_returns_data() {
     let scraped = format!("count(up == 1) == {}", stack.ipc.len() + stack.usdt.len());
     eventually("all exporters are scraped", || has_data(&prometheus.query(&scraped)).then_some(()));
     let mut missing = expressions();
-    // Repeat with VictoriaMetrics, which has its own implementation of PromQL.
+    // Also evaluate all expressions with VictoriaMetrics, which has its own implementation of PromQL.
     let mut missing_in_store = missing.clone();
     let count = missing.len();
     let end = Instant::now() + Duration::from_secs(180);

@@ -1,6 +1,7 @@
 //! Tests of the shipped dashboards and rules, with a real Prometheus server that scrapes both exporters of real nodes.
 //!
-//! Tests that need BPF or the Python package for the dashboards are skipped if it is missing, and the skip is printed.
+//! Tests that need BPF or the Python package for the dashboards are skipped if BPF or this package is missing, and a
+//! message about the skip is printed.
 
 mod alerting;
 mod blocks_page;
@@ -136,8 +137,8 @@ fn dashboards_are_complete() {
         assert!(identities.insert(uid.to_string()), "{uid} twice");
         let variables = dashboard["templating"]["list"].as_array().unwrap();
         let named = |name: &str| variables.iter().find(|variable| variable["name"] == name).unwrap();
-        // A dashboard shows data of one exporter, because some metric names exist in both exporters. The variables use
-        // `up`, which also exists while the exporter is down.
+        // A dashboard shows data of one exporter, because some metric names exist in both exporters. The variables of
+        // the dashboards query the series `up`, which also exists while the exporter is down.
         let job = named("job")["allValue"].as_str().unwrap();
         assert!(["bitcoind-ipc", "bitcoind-usdt|fibre"].contains(&job), "{uid}: {job}");
         for name in ["job", "instance", "node"] {
@@ -146,7 +147,8 @@ fn dashboards_are_complete() {
             let is_one = name == "node" && ["bitcoin-node", "bitcoin-mining"].contains(&uid);
             assert_eq!(named(name)["allValue"].is_null(), is_one, "{uid}: {name}");
         }
-        // Links do not keep the job and the exporter, because the other exporter of a node has another job and address.
+        // Links between dashboards do not keep the selected job and exporter, because the two exporters of a node have
+        // different jobs and addresses.
         for link in dashboard["links"].as_array().unwrap() {
             assert_eq!((&link["type"], &link["includeVars"]), (&"link".into(), &false.into()), "{uid}");
             assert!(link["url"].as_str().unwrap().ends_with("?${node:queryparam}"), "{uid}: {link}");
@@ -190,7 +192,8 @@ fn dashboards_are_complete() {
                 let is_graph_of_buckets = target["range"] == true && expression.contains("_bucket");
                 assert_eq!(target["exemplar"] == true, is_graph_of_buckets, "{title}: exemplars");
                 let is_heatmap = panel["type"] == "heatmap";
-                // increase() extrapolates, and would return for example 7.1 blocks. Such expressions need round().
+                // increase() extrapolates, and would return for example 7.1 blocks. Expressions of counts with
+                // increase() therefore need round().
                 if !is_heatmap && (expression.starts_with("increase(") || expression.starts_with("sum by")) {
                     let is_share = expression.contains(" / ");
                     assert!(is_share || !expression.contains("increase("), "{title}: {expression}");
@@ -266,8 +269,8 @@ fn promtool_accepts_rules_and_configurations() {
     let files = |part: &str| -> Vec<PathBuf> {
         std::fs::read_dir(folder.join(part)).unwrap().map(|file| file.unwrap().path()).collect()
     };
-    // By default there is only a target for bitcoind-ipc-exporter, because a target without an exporter fires an alert
-    // permanently.
+    // The shipped target files have only a target for bitcoind-ipc-exporter, because a target whose exporter does not
+    // run fires an alert permanently.
     let targets = files("targets").into_iter().filter(|file| file.extension().unwrap() == "yml");
     assert_eq!(targets.collect::<Vec<_>>(), [folder.join("targets/ipc.yml")]);
     for config in ["prometheus.yml", "remote-write.yml"] {

@@ -1,6 +1,6 @@
 //! Renders the dashboards as HTML pages without Grafana, with the layout of the panels and the results of their
-//! queries. A person can then check layouts, queries, legends and units. The pictures are written to the folder in
-//! SCREENSHOTS.
+//! queries. A developer can check layouts, queries, legends and units in the pictures, which are written to the folder
+//! in SCREENSHOTS.
 
 use std::collections::BTreeMap;
 
@@ -30,8 +30,8 @@ fn number(value: &Value) -> Option<f64> {
     value.as_str()?.parse().ok().filter(|value: &f64| value.is_finite())
 }
 
-/// The columns and rows of a table panel. With one query, the columns are its labels. With several queries, each query
-/// is a column.
+/// The columns and rows of a table panel. With one query, the columns are the labels of its result. With several
+/// queries, each query is a column.
 fn table(panel: &Value, prometheus: &Prometheus, job: &str) -> (Vec<String>, Vec<Vec<String>>) {
     let targets = panel["targets"].as_array().unwrap();
     let organized = panel["transformations"].as_array().unwrap().last().unwrap()["options"].clone();

@@ -9,7 +9,7 @@ use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 
-/// Writes a screenshot to the folder in SCREENSHOTS, if that is set.
+/// Writes a screenshot to the folder in SCREENSHOTS, if this variable is set.
 pub fn keep(browser: &Browser, name: &str) {
     if let Some(folder) = std::env::var_os("SCREENSHOTS") {
         let file = std::path::Path::new(&folder).join(name);

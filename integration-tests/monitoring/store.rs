@@ -90,6 +90,6 @@ pub fn store_gets_all_samples_after_an_outage() {
         .map(|(_, value)| *value as u32)
         .collect();
     assert!((0..=5).all(|height| heights.contains(&height)), "{heights:?}");
-    // The store has the external label of the site.
+    // The samples in the store have the external label `fleet`.
     assert_eq!(store.query("bitcoin_up")[0]["metric"]["fleet"], "bitcoin");
 }

@@ -112,7 +112,7 @@ let
     packages = builtins.sort builtins.lessThan (map (it: it.name) config.environment.systemPackages);
   };
 
-  # Replacement for nixpkgs, in which a package consists of its name.
+  # Replacement for nixpkgs, in which the value of a package is its name.
   package = name: arguments: {
     type = "derivation";
     inherit name arguments;
@@ -204,7 +204,7 @@ let
       legacyPackages.x86_64-linux = makePkgs [ ];
       legacyPackages.aarch64-linux = makePkgs [ ];
     };
-    # Only the package of the node may use this input.
+    # The evaluation fails if anything except the package of the node uses this input.
     bitcoin-node-src = throw "bitcoin-node-src is fetched";
   };
   inherit (flake.packages.x86_64-linux) default bitcoin-node;

@@ -1,6 +1,7 @@
 # A replacement for the part of nixpkgs' lib that flake.nix, module.nix and machine.nix use: options and their types,
-# merged definitions with priorities, and errors for unknown options and values of the wrong type. It allows evaluating
-# these files without nixpkgs. If NIXPKGS_LIB is set, the test compares the results with those of nixpkgs' lib.
+# merged definitions with priorities, and errors for unknown options and values of the wrong type. With this
+# replacement, these files can be evaluated without nixpkgs. If NIXPKGS_LIB is set, the test compares the results with
+# the results of nixpkgs' lib.
 let
   inherit (builtins)
     attrNames

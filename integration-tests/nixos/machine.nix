@@ -24,7 +24,7 @@ in
     group = "bitcoin";
   };
   users.groups.bitcoin = { };
-  # The scenarios start this service.
+  # The scenarios start the service of the node; it does not start at boot.
   systemd.services.bitcoind.serviceConfig = {
     User = "bitcoin";
     RuntimeDirectory = "bitcoind";
@@ -37,7 +37,7 @@ in
     after = [ "bitcoind.service" ];
     bindsTo = [ "bitcoind.service" ];
   };
-  # The scenario about this service starts it.
+  # The scenario `monitoring-stack` starts Prometheus; it does not start at boot.
   systemd.services.prometheus.wantedBy = lib.mkForce [ ];
   services.prometheus = {
     enable = true;

@@ -1,10 +1,11 @@
 //! Runs the scenarios of the NixOS VM tests in Debian containers with a real systemd. A scenario is a Python file that
 //! uses the functions of the NixOS test driver, which `nspawn` implements.
 //!
-//! Needs root, and TRIXIE and BOOKWORM in the environment (`../debian-root`); for the ways to install, DEB
-//! (`../../contrib/debian/package`), TARBALL (`../../contrib/debian/tarball`) and INSTALLED (a folder where `cargo
-//! install` put the exporters); for the images, SLIM (`../debian-root trixie slim`) and Podman. Tests whose files or
-//! programs are missing are skipped, and the skip is printed.
+//! The tests need root, and TRIXIE and BOOKWORM in the environment (folders from `../debian-root`). The tests of
+//! installations also need DEB (the package from `../../contrib/debian/package`), TARBALL (from
+//! `../../contrib/debian/tarball`) and INSTALLED (the folder where `cargo install` put the exporters). The tests of the
+//! container images need SLIM (the folder from `../debian-root trixie slim`) and Podman. Tests whose files or programs
+//! are missing are skipped, and the skip is printed.
 
 #[path = "../harness/skip.rs"]
 mod skip;
@@ -20,7 +21,8 @@ use tempfile::TempDir;
 fn main() -> ExitCode {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/nixos");
     let boots = can_boot();
-    // The scenarios in the other folders test the Debian package, the tarball and `cargo install`.
+    // The scenarios in the folders `debian`, `debian-12` and `any-debian` test the Debian package, the tarball and
+    // `cargo install`.
     let folders = [
         ("scenarios", "TRIXIE"),
         ("debian", "TRIXIE"),
@@ -28,7 +30,8 @@ fn main() -> ExitCode {
         ("any-debian", "TRIXIE"),
         ("any-debian", "BOOKWORM"),
     ];
-    // Text in a scenario, and the environment variable with the file that the scenario then needs.
+    // Pairs of a text and an environment variable. A scenario that contains the text needs the file that the variable
+    // names.
     let needs = [
         ("machine.with_package()", "DEB"),
         ("machine.with_tarball()", "TARBALL"),
@@ -72,8 +75,9 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// Tests of the Nix files without nixpkgs: `evaluate.nix` replaces its packages and its NixOS modules, and `lib.nix`
-/// replaces its lib. If NIXPKGS_LIB is set to the folder of nixpkgs' lib, the results with that lib must be the same.
+/// Tests of the Nix files without nixpkgs: `evaluate.nix` replaces nixpkgs' packages and NixOS modules, and `lib.nix`
+/// replaces nixpkgs' lib. If NIXPKGS_LIB is set to the folder of nixpkgs' lib, the results with nixpkgs' lib and with
+/// `lib.nix` must be the same.
 fn nix() -> Vec<Trial> {
     let has_nix = Command::new("nix-instantiate").arg("--version").output().is_ok();
     if !has_nix {
@@ -282,7 +286,8 @@ fn lintian_finds_nothing_in_the_package() -> Result<(), Failed> {
 
 /// Checks that build.rs uses BUILD_REVISION, which the flake sets because its build has no git repository.
 fn build_has_the_given_revision() -> Result<(), Failed> {
-    // target/debug/build/bitcoind-exporter-…/out; the script itself is in another folder of that name.
+    // OUT_DIR is target/debug/build/bitcoind-exporter-…/out. The build script itself is in another folder
+    // `bitcoind-exporter-…`.
     let builds = Path::new(env!("OUT_DIR")).ancestors().nth(2).expect("the folder of all builds");
     let scripts = std::fs::read_dir(builds)?.filter_map(|folder| {
         let folder = folder.unwrap();
@@ -327,7 +332,7 @@ fn can_boot() -> bool {
 
 fn run(command: &[&Path], root: &OsStr) -> Result<(), Failed> {
     let exporters = Path::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter")).parent().expect("a folder");
-    // Timeout for a whole scenario, in seconds.
+    // The argument of `timeout` is the limit for a whole scenario, in seconds.
     let output = Command::new("timeout")
         .arg("600")
         .args(command)

@@ -101,7 +101,7 @@ pub fn rows_can_be_read_while_others_are_written() {
     assert_eq!(scene.heights(), (105..=204).collect::<Vec<_>>());
 }
 
-/// Runs as root, because only root can create a time namespace.
+/// This test runs as root, because only root can create a time namespace.
 pub fn times_are_right_in_a_time_namespace() {
     let dir = TempDir::new().unwrap();
     let node = Node::start(&[]);
@@ -126,7 +126,7 @@ fn objects_if_any(file: &Path) -> Vec<Value> {
     if file.exists() { objects(file, &[]) } else { Vec::new() }
 }
 
-/// Runs as root, because only root can start a process as another user.
+/// This test runs as root, because only root can start a process as another user.
 pub fn another_user_reads_the_block_log_without_write_access() {
     const NOBODY: u32 = 65534;
     let dir = TempDir::new().unwrap();
@@ -153,7 +153,7 @@ pub fn another_user_reads_the_block_log_without_write_access() {
     scene.until(1..=3);
 }
 
-/// Runs as root, because only root can mount a file system.
+/// This test runs as root, because only root can mount a file system.
 pub fn full_disk_is_logged_once_and_costs_no_row() {
     let dir = TempDir::new().unwrap();
     let disk = Disk::mount(dir.path());
@@ -198,8 +198,8 @@ pub fn corrupt_file_is_logged_once_and_replaced() {
         (scene.logged("writing to the block log") == 1).then_some(())
     });
 
-    // Remove the file while the exporter has it open. The exporter must create a new file and not continue to write to
-    // the removed one.
+    // Remove the file while the exporter has it open. The exporter must create a new file, and must not continue to
+    // write to the removed file.
     std::fs::remove_file(&scene.file).unwrap();
     scene.node.mine(1);
     eventually("the file exists again", || scene.file.exists().then_some(()));
@@ -228,7 +228,7 @@ pub fn foreign_block_log_file_is_rejected_at_startup() {
     assert!(!none.status.success() && message.contains("start the exporter with --block-log"), "{message}");
 }
 
-/// A mounted file system of 1 MB. It is unmounted when this value is dropped.
+/// A mounted file system of 1 MB. The file system is unmounted when this value is dropped.
 struct Disk(PathBuf);
 
 impl Disk {

@@ -47,8 +47,8 @@ pub fn check_of_the_database_counts_no_block() {
     };
     node.mine(1);
     connected(1);
-    // The check of the database connects the last block again, and ten blocks that were connected before the exporter
-    // started.
+    // The node's database check (`verifychain`) connects the last block again, and ten blocks that were connected
+    // before the exporter started.
     node.cli(&["verifychain", "4", "0"]);
     fired(12.0);
     node.mine(2);
@@ -66,7 +66,7 @@ pub fn check_of_the_database_counts_no_block() {
     connected(8);
     assert_eq!(sum(&exporter, "fibre_last_block_height", ""), 15.0);
 
-    // Reorg to a shorter branch, and back.
+    // Cause a reorg to a shorter branch, and a reorg back to the longer branch.
     let second = node.cli(&["getblockhash", "11"]);
     node.cli(&["invalidateblock", &second]);
     mine_branch(1, "53");
@@ -98,7 +98,7 @@ pub fn check_at_startup_and_background_validation_count_no_block() {
         }
     }
     connected(12, 211);
-    // A reorg of one block, and a reorg at the second known height.
+    // Simulate a reorg of one block, and a reorg at the second height that the exporter has seen.
     fixture.fire("named b-msghand block 211 1 1000");
     fixture.fire("named b-msghand block 212 2 1000");
     connected(14, 212);
@@ -118,10 +118,10 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     let (mut scene, [mut peer]) = Scene::with("net,validation", &["--block-log", record.to_str().unwrap()]);
 
     // The peer connected before the exporter started. Exchange a ping and a pong, because the exporter reads the peer's
-    // connection type from them.
+    // connection type from the ping and the pong.
     peer.wait_until_handled();
 
-    // A compact block of which the node has all transactions.
+    // Send a compact block of which the node has all transactions.
     let known = scene.transactions(2);
     known.iter().for_each(|transaction| scene.send(transaction));
     let complete = scene.block(&known);
@@ -132,7 +132,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     assert_eq!(scene.field(&complete, "short_ids").as_deref(), Some("2"));
     assert_eq!(scene.field(&complete, "asked_us"), None);
 
-    // A compact block of which one transaction is missing and one is prefilled.
+    // Send a compact block of which one transaction is missing from the mempool and one transaction is prefilled.
     let unknown = scene.transactions(2);
     let one = scene.block(&unknown);
     peer.send_compact_block(&one, &[1]);
@@ -143,7 +143,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     assert_eq!(scene.field(&one, "requested").as_deref(), Some("1"));
     assert_eq!(scene.field(&one, "prefilled").as_deref(), Some("2"));
 
-    // A compact block with many missing transactions. Its short IDs exceed the bytes that the BPF program copies.
+    // Send a compact block with many missing transactions. Its short IDs exceed the bytes that the BPF program copies.
     let many = scene.transactions(40);
     let many = scene.block(&many);
     peer.send_compact_block(&many, &[7, 8]);
@@ -210,15 +210,15 @@ pub fn three_announcing_peers_are_distinguished() {
     scene.connected(&block);
     assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("headers"));
     assert_eq!(scene.field(&block, "announcements").as_deref(), Some("3"));
-    // The first peer has sent no message from which the exporter reads the connection type since the exporter started.
+    // Since the exporter started, the first peer has sent no message from which the exporter reads the connection type.
     assert_eq!(scene.sum("bitcoin_block_first_announcements_total", "connection_type=\"unknown\""), 1.0);
     assert_eq!(scene.field(&block, "arrival").as_deref(), Some("compact_complete"));
     for by in ["headers", "inv", "cmpctblock"] {
         assert_eq!(scene.sum("bitcoin_block_announcements_total", &format!("by=\"{by}\"")), 1.0, "{by}");
     }
 
-    // The requested compact block and a fourth announcement arrive after the block's connection. Both are counted for
-    // this block.
+    // The requested compact block and a fourth announcement arrive after the block's connection. The exporter counts
+    // both messages for this block.
     first.send_compact_block(&block, &[]);
     first.wait_until_handled();
     let mut fourth = Peer::connect(scene.node.p2p_port);
@@ -233,7 +233,7 @@ pub fn three_announcing_peers_are_distinguished() {
         (inv == 2.0 && asked == 1.0).then_some(())
     });
 
-    // Three announcements by the same peer count as one. For this block, the response of the first peer completes the
+    // Three announcements by the same peer count as one announcement. The response of the first peer completes this
     // block.
     let next = scene.block(&[]);
     first.send(NetworkMessage::Headers(vec![next.header]));
@@ -278,7 +278,7 @@ pub fn block_by_another_message_is_no_compact_block() {
     assert_eq!(scene.sum("bitcoin_compact_block_requested_transactions_count", ""), 0.0);
     assert_eq!(scene.reconstructed(&[&wrong, &submitted]).len(), 0);
 
-    // The coinbase pays too much. The node reconstructs this block and rejects it.
+    // The coinbase of this block pays too much, so the node reconstructs the block and rejects it.
     let invalid = block_on(&scene.tip, scene.height + 1, unix_time() - 5, Amount::ONE_BTC * 50, &[]);
     peer.send_compact_block(&invalid, &[]);
     peer.wait_until_handled();
@@ -383,7 +383,7 @@ pub fn report_has_the_utxo_flush_a_block_waited_for() {
     let block = scene.block(&[]);
     peer.send(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
     peer.wait_until_handled();
-    scene.node.cli(&["gettxoutsetinfo"]); // writes the cache first
+    scene.node.cli(&["gettxoutsetinfo"]); // writes the UTXO cache first
     peer.send_compact_block(&block, &[]);
     scene.connected(&block);
     let told: i64 = scene.field(&block, "flush_us").unwrap().parse().unwrap();
@@ -392,7 +392,7 @@ pub fn report_has_the_utxo_flush_a_block_waited_for() {
     let duration = |line: &str| -> i64 {
         line.split_once("duration_us=").unwrap().1.split(' ').next().unwrap().parse().unwrap()
     };
-    // debug.log has the duration of each flush, too. The node measures it slightly before the tracepoint fires.
+    // debug.log also has the duration of each flush, which the node measures slightly before the tracepoint fires.
     assert!(told > 0 && told <= flushed.map(duration).sum(), "{told}: {log}");
 
     let next = scene.block(&[]);

@@ -99,7 +99,7 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
         (sum(&exporter, "bitcoin_utxo_cache_flush_duration_seconds_count", "") >= 1.0).then_some(())
     });
     // A node that shuts down flushes several times. The gauges have the values of the last flush, and the log has a
-    // line for each.
+    // line for each flush.
     assert!(exporter.metrics().contains("\nbitcoin_utxo_cache_flush_bytes{"));
     let log = exporter.log();
     let flushed = log.lines().filter(|line| line.contains("UTXO cache flushed"));
@@ -136,7 +136,7 @@ fn reject(fixture: &mut Fixture, reason: &str) {
 
 pub fn long_rejection_reasons_are_distinguished() {
     let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
-    // Reasons of 118 characters, which is the length of the longest reason of a node.
+    // Two reasons of 118 characters, which is the length of the longest reason of a node.
     let [first, second] = ["a", "b"].map(|last| "r".repeat(117) + last);
     reject(&mut fixture, &first);
     reject(&mut fixture, &second);
@@ -158,11 +158,11 @@ pub fn full_table_of_rejections_removes_the_least_recent() {
         |reason: &str| sum(&exporter, "bitcoin_mempool_tx_rejected_total", &format!("reason=\"{reason}\""));
     (0..80).for_each(|number| reject(&mut fixture, &format!("reason-{number}")));
     assert_eq!((total(), of("other"), of("reason-79"), of("reason-15")), (80.0, 16.0, 1.0, 0.0));
-    // A reason whose series was removed occurs again. Its series replaces the next least recent one.
+    // A reason whose series was removed occurs again. Its series replaces the series with the least recent rejection.
     reject(&mut fixture, "reason-0");
     reject(&mut fixture, "reason-0");
     assert_eq!((total(), of("other"), of("reason-0"), of("reason-16")), (82.0, 17.0, 2.0, 0.0));
-    // More new reasons between two scrapes than the BPF map can hold.
+    // Fire more new reasons between two scrapes than the BPF map can hold.
     (0..400).for_each(|number| reject(&mut fixture, &format!("another-{number}")));
     assert_eq!(total(), 482.0);
     (400..500).for_each(|number| reject(&mut fixture, &format!("another-{number}")));
@@ -197,8 +197,8 @@ pub fn connections_from_before_the_exporter_are_counted() {
     let mut peers: Vec<_> = (0..3).map(|_| Peer::connect(node.p2p_port)).collect();
     let exporter = crate::exporter(node.pid(), &["--tracepoints", "net"]);
     let inbound = "bitcoin_connections{node=\"localhost\",direction=\"in\"}";
-    // The node still counts the closed connection for a short time, and the exporter does not compute the number of
-    // open connections.
+    // The node still counts the closed connection for a short time. During this time, the exporter does not compute the
+    // number of open connections.
     drop(peers.pop());
     eventually("the end of the connection is seen", || {
         (sum(&exporter, "bitcoin_connections_closed_total", "") == 1.0).then_some(())

@@ -1,4 +1,6 @@
-// Fires tracepoints whose arguments have all kinds of locations and all widths. Reads texts from standard input, one per line: texts that are short enough to be stored inside a std::string, and longer ones. Prints `fired` after each.
+// Fires tracepoints whose arguments have all kinds of locations and all widths. Reads texts from standard input, one
+// per line: texts that are short enough to be stored inside a std::string, and longer texts. Prints `fired` after each
+// text.
 #define _SDT_HAS_SEMAPHORES 1
 #include <cstdint>
 #include <iostream>

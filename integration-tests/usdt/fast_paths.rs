@@ -11,7 +11,7 @@ use crate::harness::fixture::Fixture;
 
 const ARGUMENTS: usize = 12;
 
-/// The values that `fast_paths.bpf.c` has read.
+/// The values that the BPF program `fast_paths.bpf.c` has read.
 struct Results {
     /// For each argument, the value that the exporter's code reads and the value that libbpf's helper reads.
     arguments: Vec<(i64, i64)>,

@@ -9,7 +9,7 @@ const NAME_A: &str = "10.0.0.1:8334";
 
 pub fn every_fibre_metric_is_what_was_fired() {
     let (_dir, mut fixture, exporter) = fibre(&["-DDETAIL"]);
-    fixture.fire(&format!("reconstructed {NAME_A} 5 7 2 1000")); // exactly at a bound
+    fixture.fire(&format!("reconstructed {NAME_A} 5 7 2 1000")); // exactly at a bucket bound
     fixture.fire(&format!("reconstructed {NAME_A} 6000 7000 2 1001"));
     fixture.fire("reconstructed b 1 1 1 20000000");
     fixture.fire("send");
@@ -157,7 +157,7 @@ pub fn newest_fibre_tracepoint_arguments_are_read() {
 
 pub fn log_writer_thread_is_traced() {
     let (_dir, mut fixture, exporter) = fibre(&["-DNEWEST"]);
-    // Two lines and a reopen request are queued and executed. Then operations are executed that were queued before the
+    // Two writes and a reopen request are queued and executed. Then operations are executed that were queued before the
     // exporter attached.
     for line in [
         "log_queued 254 1",
@@ -199,7 +199,7 @@ pub fn last_block_is_the_last_seen_by_any_tracepoint() {
     fixture.fire("block 800000 1 1000");
     assert_samples(&exporter, "fibre_last_block_height 800000");
     fixture.fire("reconstructed a 5 7 2 1000 800001");
-    fixture.fire("reconstructed a 5 7 2 1000 -1"); // the block before it is not known
+    fixture.fire("reconstructed a 5 7 2 1000 -1"); // -1: the node does not have the parent block
     assert_samples(&exporter, "fibre_last_block_height 800001");
     fixture.fire("block 800001 2 1000");
     fixture.fire("winner 800002 FIBRE/UDP a");
@@ -242,7 +242,7 @@ pub fn negative_durations_are_not_observed() {
     fixture.fire("reconstructed a 5 7 2 1000");
     fixture.fire("reconstructed a 5 7 2 -1000");
     fixture.fire("standard 1 2 3 4 5000000 inv text");
-    fixture.fire("standard 2 2 -1 4 -3600000000 inv text"); // a coin that is spent already, too
+    fixture.fire("standard 2 2 -1 4 -3600000000 inv text"); // also with the value -1 of a coin that is already spent
     assert_samples(
         &exporter,
         r#"

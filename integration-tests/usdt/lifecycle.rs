@@ -31,7 +31,7 @@ pub fn restarted_node_is_attached_again_and_keeps_counts() {
     eventually("the exporter attaches to the new node", || (exporter.get("/ready").0 == 200).then_some(()));
     fixture.fire("send");
     assert_samples(&exporter, "fibre_exporter_probes_attached 4\nfibre_blocks_sent_total 2");
-    // The exit must not access memory that libbpf freed when it detached from the first process.
+    // The exit of the exporter must not access memory that libbpf freed when it detached from the first process.
     assert!(exporter.terminate().success(), "{}", exporter.log());
 }
 
@@ -40,7 +40,8 @@ pub fn another_node_of_the_same_binary_is_not_the_next_one() {
     let binary = compile(dir.path(), &[]);
     let (first, mut other) = (Fixture::start(&binary), Fixture::start(&binary));
     let exporter = crate::exporter(first.pid(), &["--node-name", "relay"]);
-    // Wait longer than the exporter takes to notice the exit of a node. The next node may already run then.
+    // Wait longer than the exporter takes to notice the exit of a node. The next node may already run when the exporter
+    // notices the exit of the first node.
     std::thread::sleep(std::time::Duration::from_secs(3));
     drop(first);
     eventually("the exporter waits for the node", || {
@@ -279,7 +280,7 @@ pub fn failed_output_does_not_end_the_exporter() {
         (Some(1), true),
         "{text}"
     );
-    // The reader of the output has closed the pipe.
+    // The reader of the exporter's output has closed the pipe.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = reference(writer.into());

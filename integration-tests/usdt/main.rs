@@ -1,8 +1,8 @@
 //! Integration tests of the binary bitcoind-usdt-exporter on the running kernel, with a test program that has FIBRE's
 //! tracepoints, and with a real bitcoin-node that has Bitcoin Core's tracepoints.
 //!
-//! Needs root, or the capabilities that the exporter needs. On a machine that cannot run BPF programs, these tests are
-//! skipped, and the skip is printed.
+//! The tests need root, or the capabilities that the exporter needs. On a machine that cannot run BPF programs, these
+//! tests are skipped, and the skip is printed.
 
 mod block_log;
 mod blocks;

@@ -15,7 +15,7 @@ use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
 
-/// Reward of the coinbase outputs. It is less than the subsidy at any height in these tests.
+/// Reward of the coinbase outputs. The reward is less than the subsidy at any height in these tests.
 pub const REWARD: Amount = Amount::from_sat(1000);
 
 /// A running node that logs compact blocks (`-debug=cmpctblock`), and an exporter that traces it.
@@ -29,15 +29,15 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// Starts a scenario with `N` peers that are high-bandwidth compact block peers of the node, because each has sent
-    /// the node a compact block.
+    /// Starts a scenario with `N` peers that are high-bandwidth compact block peers of the node, because each peer has
+    /// sent the node a compact block.
     pub fn new<const N: usize>() -> (Self, [Peer; N]) {
         Self::with("net,validation", &[])
     }
 
     /// Like [`Self::new`], with these groups of tracepoints and these additional arguments of the exporter.
     pub fn with<const N: usize>(tracepoints: &str, arguments: &[&str]) -> (Self, [Peer; N]) {
-        // The chain's timestamps are an hour old, and the peers' blocks can therefore have any timestamp up to now.
+        // The chain's timestamps are an hour old, so the peers' blocks can have any timestamp up to now.
         let an_hour_ago = unix_time() - 3600;
         let node = Node::start(&["-debug=cmpctblock", &format!("-mocktime={an_hour_ago}")]);
         let mut mature = node.mine(160);

@@ -111,14 +111,15 @@ fn is_attached_to(exporter: &Exporter, node: &Restarted) {
 
 /// Mines blocks, and checks that the exporter counts each of them once.
 fn counts_each_block(exporter: &Exporter, node: &Restarted, name: &str) {
-    // Search only the new part of the log, because a killed node that has lost its last blocks mines identical blocks
-    // again.
+    // Search only the new part of the exporter's log, because a killed node that has lost its last blocks mines
+    // identical blocks again.
     let start = exporter.log().len();
     let logged = |hash: &str| exporter.log()[start..].matches(&format!("block_hash=\"{hash}\"")).count();
     let all_logged = |hashes: &[String]| {
         eventually("each block is logged", || hashes.iter().all(|hash| logged(hash) > 0).then_some(()));
     };
-    // Wait for one block first. Blocks that the node connected during its start are then counted, too.
+    // Wait until the exporter has logged one new block. The exporter has then also counted the blocks that the node
+    // connected during its start.
     all_logged(&node.mine(1));
     let before = connected(exporter, name);
     let mined = node.mine(3);
@@ -127,7 +128,8 @@ fn counts_each_block(exporter: &Exporter, node: &Restarted, name: &str) {
     assert!(mined.iter().all(|hash| logged(hash) == 1), "{}", exporter.log());
 }
 
-/// Restarts the node in this way twice. During the second restart, the exporter is stopped (SIGSTOP).
+/// Restarts the node twice, with these arguments and this signal. During the second restart, the exporter is stopped
+/// (SIGSTOP).
 fn restarts(arguments: &'static [&'static str], signal: Signal, upgrade: bool) {
     let dir = TempDir::new().unwrap();
     let program = dir.path().join("bitcoin-node");
@@ -197,7 +199,7 @@ pub fn processes_that_end_at_once_are_not_the_node() {
     counts_each_block(&exporter, &node, "relay");
 }
 
-/// Stops two nodes of the same binary, and restarts the second before the first.
+/// Stops two nodes of the same binary, and restarts the second node before the first node.
 fn two_nodes(name: impl Fn(&Restarted) -> [String; 2]) {
     let (mut first, mut second) =
         (Restarted::new(&bitcoin_node(), &[]), Restarted::new(&bitcoin_node(), &[]));

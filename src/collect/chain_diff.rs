@@ -139,8 +139,9 @@ mod tests {
         }
     }
 
-    /// A fake JSON-RPC transport. The node's active chain is `a0` to `a40`; the branch `b` forks off after `a30` and
-    /// ends with `b34`. The field records the names of the called methods.
+    /// Two chains of blocks, as a fake JSON-RPC transport that returns their headers. The active chain is `a0` to
+    /// `a40`; the branch `b` forks off after `a30` and ends with `b34`. The field records the names of the called
+    /// methods.
     struct Chains(Rc<RefCell<Vec<String>>>);
 
     fn block(branch: char, height: i32) -> BlockRef {

@@ -45,8 +45,8 @@ impl CallError {
     }
 
     /// Whether the poll has to end, because the node hangs or has exited and further calls would fail, too. A failure
-    /// over HTTP ends the poll only if the node is polled over HTTP only (`is_http_only`), and not if only the node's
-    /// work queue is full.
+    /// over HTTP ends the poll if the node is polled over HTTP only (`is_http_only`). A full work queue of the node's
+    /// HTTP server never ends the poll.
     pub fn ends_poll(&self, is_http_only: bool) -> bool {
         match self {
             CallError::TimedOut(_) | CallError::Disconnected(_) => true,

@@ -1,4 +1,4 @@
-# Tests the Debian package on Debian 12, whose systemd does not support OpenFile= in the unit.
+# Tests the Debian package on Debian 12, whose systemd does not support OpenFile= in bitcoind-ipc-exporter.service.
 
 machine.with_package()
 start_all()

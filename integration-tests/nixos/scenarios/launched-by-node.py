@@ -1,4 +1,5 @@
-# The node starts the exporter (-startupnotify) in the node's service, and the exporter exits with the node.
+# Tests that the node starts the exporter in the node's service (-startupnotify), and that the exporter exits with the
+# node.
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9400/metrics"
 LAUNCH = "bitcoind-ipc-exporter --exit-with-node --metrics-addr 127.0.0.1:9400 /run/bitcoind/node.sock"

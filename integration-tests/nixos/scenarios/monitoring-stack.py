@@ -1,4 +1,5 @@
-# A real Prometheus server scrapes both exporters, and their metrics agree.
+# Tests that a real Prometheus server scrapes both exporters, and that metrics of both exporters about the same events
+# are equal.
 import json
 import shlex
 

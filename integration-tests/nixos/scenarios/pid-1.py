@@ -1,5 +1,5 @@
-# The exporter is PID 1 of a PID namespace, as in a container. After any kind of exit of the exporter, the node still
-# runs and can be stopped cleanly.
+# Tests an exporter that is PID 1 of a PID namespace, as in a container: after any kind of exit of the exporter, the
+# node still runs and can be stopped cleanly.
 RUN = "unshare --pid --fork --kill-child --mount-proc bitcoind-ipc-exporter --poll-interval 5ms"
 SOCKET = "/run/bitcoind/node.sock"
 

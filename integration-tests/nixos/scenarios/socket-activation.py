@@ -1,5 +1,5 @@
-# The IPC exporter as a service: the first scrape starts it, it reaches the node only through the connection that
-# systemd passes, it exits with the node, and it is started again after the node's start.
+# Tests the IPC exporter as a service: the first scrape starts the exporter, the exporter reaches the node only through
+# the connection that systemd passes, it exits with the node, and a scrape after the node's next start starts it again.
 import json
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
@@ -89,7 +89,7 @@ with subtest("the journal has its fields"):
     entries = machine.succeed("journalctl -o json -u bitcoind-ipc-exporter.service "
                               "MESSAGE=\"the node's interfaces\"").splitlines()
     entry = json.loads(entries[0])
-    # The node of the VM tests has more interfaces.
+    # The node of the VM tests has further interfaces, so only the beginning of the list is compared.
     assert entry["PRIORITY"] == "6" and entry["OFFERED"].startswith("mining"), entry
 
 with subtest("a node that ends in order is no failure, and the next scrape finds the next node"):

@@ -1,8 +1,9 @@
-# TLS and a password for the endpoint, with curl and with a real Prometheus server, and the renewal of the certificate.
+# Tests TLS and a password for the endpoint, with curl and with a real Prometheus server, and the renewal of the
+# certificate.
 import json
 
 FOLDER = "/run/tls"
-# htpasswd -nbB -C 5 prometheus secret
+# The password hash is the output of `htpasswd -nbB -C 5 prometheus secret`.
 WEB_CONFIG = """
 tls_server_config: {cert_file: cert.pem, key_file: key.pem}
 basic_auth_users: {prometheus: "$2b$05$9ueskDypWlus7dR5VzuMru8M0BOQoP6Uq/QCU7ol7iGRT/ndwMSjm"}
@@ -50,7 +51,7 @@ put("web.yml", WEB_CONFIG)
 put("prometheus.yml", PROMETHEUS.replace("FOLDER", FOLDER))
 machine.succeed("systemctl start bitcoind.service")
 machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
-# The port 9332 is used by the socket unit of the service.
+# Use another port than 9332, on which the socket unit of the service listens.
 machine.succeed("systemd-run --unit=exporter --uid=bitcoin bitcoind-ipc-exporter --metrics-addr 127.0.0.1:9333 "
                 f"--web.config.file {FOLDER}/web.yml /run/bitcoind/node.sock")
 

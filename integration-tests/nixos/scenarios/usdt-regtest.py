@@ -1,4 +1,4 @@
-# The USDT exporter as a service, with two capabilities instead of root.
+# Tests the USDT exporter as a service that runs with two capabilities and not as root.
 import json
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9435/metrics"
