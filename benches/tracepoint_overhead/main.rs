@@ -51,7 +51,7 @@ fn main() {
     let same = "@number = count(); @value = sum(arg3);";
     bench(&dir, "utxocache", "add", TracepointGroup::Utxocache, same, &["add"]);
     let same = "@number[str(arg3)] = count(); @bytes[str(arg3)] = sum(arg4);";
-    let messages = ["tx", "inv", "inv_block", "headers", "cmpctblock", "blocktxn", "block"];
+    let messages = ["tx", "inv", "inv_block", "headers", "cmpctblock", "blocktxn", "block", "addr", "addrv2"];
     bench(&dir, "net", "inbound_message", TracepointGroup::Net, same, &messages);
     std::fs::remove_dir_all(&dir).unwrap();
 }

@@ -138,7 +138,8 @@ pub fn two_tips_of_different_heights_are_a_split() {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Drill 7 for nodes that provide the timestamp of their tip, and drill 6 for a whitelist without getnetworkinfo.
+/// Drills 6 and 7: the tip is three hours old. Drill 7 has nodes that provide the timestamp of their tip, and drill 6
+/// has a whitelist without getnetworkinfo.
 pub fn tip_of_three_hours_ago_is_stale() {
     let methods: Vec<_> =
         bitcoind_exporter::testing::method_names().filter(|it| *it != "getnetworkinfo").collect();
@@ -170,7 +171,7 @@ pub fn tip_of_three_hours_ago_is_stale() {
     fleet.expect(fleet.since, &fleet.names(), &[warning("BitcoinTipStale")], 15.0);
 }
 
-/// Drill 7 for nodes that do not provide the timestamp of their tip.
+/// Drill 7 with nodes that do not provide the timestamp of their tip: the height does not change for two hours.
 pub fn no_new_block_for_two_hours_is_an_alert() {
     const FACTOR: u32 = 120;
     // The rules recognize by its difficulty that this node is on regtest.

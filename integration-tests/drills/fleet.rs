@@ -24,8 +24,8 @@ use crate::stack::{Alert, INTERVAL, Received, Stack, Target};
 pub enum Kind {
     /// IPC with the interfaces Mining and Rpc (Core 32).
     Rpc,
-    /// IPC with Mining, and JSON-RPC over HTTP (Core 30, 31). Uses the program in CORE31_NODE. If that is not set, uses
-    /// the node of `Rpc` behind a proxy that hides the interface Rpc.
+    /// IPC with Mining, and JSON-RPC over HTTP (Core 30, 31). Uses the program in CORE31_NODE. If CORE31_NODE is not
+    /// set, uses the node of `Rpc` behind a proxy that hides the interface Rpc.
     RpcOverHttp,
     /// JSON-RPC over HTTP, without IPC.
     HttpOnly,

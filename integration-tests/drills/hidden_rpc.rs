@@ -48,7 +48,7 @@ impl HiddenRpc {
         self.dir.path().join("node.sock")
     }
 
-    /// Stops the proxy process. Called when the node has stopped.
+    /// Stops the proxy process. A drill calls this when the node behind the proxy has stopped.
     pub fn stop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

@@ -126,7 +126,7 @@ fn main() -> ExitCode {
 /// Raised CPU priority of all processes of the drills, if this user may raise it. A drill is 60 times as sensitive to
 /// delays as real operation: the timeout of a scrape is 250 ms instead of 10 s. Linux first distributes CPU time
 /// between sessions, by the nice value of each session, and then between the processes of a session, by their nice
-/// values (sched(7), autogroup). Therefore this type raises both the priority of the session and the priority of the
+/// values (sched(7), autogroup). Therefore [`Priority`] raises both the priority of the session and the priority of the
 /// process.
 struct Priority {
     session_before: Option<String>,

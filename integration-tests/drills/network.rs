@@ -104,8 +104,8 @@ fn live(node: &Node, pace: &Pace, ended: &AtomicBool, mut coins: VecDeque<Transa
     }
 }
 
-/// A transaction that spends the first output of `previous`. The first output of the new transaction has the value of
-/// the spent output minus the fee.
+/// A transaction that spends the first output of the transaction `previous`. The first output of the new transaction
+/// has the value of the spent output minus the fee.
 fn spending(previous: &Transaction) -> Transaction {
     const FEE: Amount = Amount::from_sat(1_000);
     const SMALL: Amount = Amount::from_sat(10_000);

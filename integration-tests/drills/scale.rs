@@ -20,10 +20,10 @@ enum Unit {
 /// Classification of values in seconds: a part of the expression that a number is compared with (without spaces), and
 /// its unit. The first match applies.
 const SECONDS: [(&str, Unit); 15] = [
-    // These values are counts, not seconds.
+    // Expressions whose values are counts, not seconds.
     ("changes(", Unit::Real),
     ("_seconds_count", Unit::Real),
-    // These values are latencies of the node and of the exporter.
+    // Histograms of latencies of the node and of the exporter, which are in real time.
     ("histogram_quantile(", Unit::Real),
     ("_seconds_sum", Unit::Real),
     ("_seconds_bucket", Unit::Real),
@@ -31,11 +31,11 @@ const SECONDS: [(&str, Unit); 15] = [
     ("tip_timestamp_seconds", Unit::Real),
     ("tip_age_seconds", Unit::Real),
     ("certificate_expiry", Unit::Real),
-    // These values are clock offsets, and the silence of peers that send a packet every ten seconds of real time.
+    // Clock offsets, and the silence of peers that send a packet every ten seconds of real time.
     ("offset_seconds", Unit::Real),
     ("silence_seconds", Unit::Real),
     ("cpu_seconds_total", Unit::Real),
-    // These values are the age of a process of the drill.
+    // The age of a process of the drill, which is scaled like the rules.
     ("node_uptime_seconds", Unit::Scaled),
     ("node_start_time_seconds", Unit::Scaled),
     ("process_start_time_seconds", Unit::Scaled),

@@ -81,7 +81,7 @@ impl Node {
         Self::start_program(program, [&needed[..], arguments].concat())
     }
 
-    /// Starts a node of another build than BITCOIN_NODE.
+    /// Starts a node with the binary `program`, which is another build than BITCOIN_NODE.
     pub fn start_program(program: PathBuf, arguments: Vec<&str>) -> Self {
         Self::start_program_in(TempDir::new().unwrap(), program, arguments)
     }

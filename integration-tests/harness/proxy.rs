@@ -18,7 +18,7 @@ pub struct Proxy {
 /// State of a proxy, shared with its threads.
 #[derive(Default)]
 struct State {
-    /// Path of the node's socket; `None` while new connections have to wait.
+    /// Path of the socket of the node to which connections are forwarded; `None` while new connections have to wait.
     node: Option<PathBuf>,
     open: Vec<UnixStream>,
     ended: bool,

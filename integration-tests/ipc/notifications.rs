@@ -328,8 +328,8 @@ fn stopped_exporter_does_not_block_the_node() {
     let data = serialize(&genesis_block(Network::Bitcoin));
     let mut events = vec![Event::Added; transactions];
     events.extend((0..blocks).map(|height| Event::Connected { height, data: data.clone() }));
-    // The fake node makes each callback after the response to the previous one. If the stopped exporter had to respond,
-    // the test would not end.
+    // The fake node makes each callback after the response to the previous one. If the stopped exporter had to respond
+    // to the callbacks, the test would not end.
     let count = events.len();
     assert_eq!(node.fire(events), count);
     exporter.signal(Signal::SIGCONT);

@@ -164,8 +164,8 @@ fn mempool_is_exported_by_mining_feerate() {
     for (block, fee) in [(0, 72), (1, 720), (2, 7_200)] {
         node.spend_coinbase_of(&blocks[block], fee);
     }
-    // A child pays for its parent. The parent's own fee rate is in the band from 0.1 sat/vB. Together, parent and child
-    // have a fee rate of about 20 sat/vB.
+    // Create a child transaction that pays for its parent. The parent's own fee rate is in the band from 0.1 sat/vB.
+    // Together, parent and child have a fee rate of about 20 sat/vB.
     let (parent, ..) = node.spend(node.coinbase_of(&blocks[3]), 10);
     node.spend(parent, 2_901);
     let exporter = Exporter::start(&node.socket(), &[]).ready();

@@ -1,4 +1,4 @@
-//! The subcommand `setup`, with real nodes, and a directory in place of `/` for the files of the system.
+//! Tests of the subcommand `setup` with real nodes, and with a directory in place of `/` for the files of the system.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,7 @@ const ENVIRONMENT: &str = "etc/default/bitcoind-ipc-exporter";
 const DROP_IN: &str = "etc/systemd/system/bitcoind-ipc-exporter.service.d/zz-bitcoind-ipc-exporter.conf";
 const TARGET: &str = "etc/prometheus/targets/ipc-bitcoind.yml";
 
-/// A root with Prometheus and with options of the operator.
+/// Creates a directory in place of `/`, with `/etc/prometheus` and with files that contain options of the operator.
 fn root() -> TempDir {
     let root = TempDir::new().unwrap();
     for dir in ["etc/default", "etc/prometheus", "etc/systemd/system"] {
@@ -35,7 +35,7 @@ fn setup_command(root: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Whether it succeeds, and its output.
+/// Runs the command. Returns whether the command succeeded, and its output.
 fn finish(mut command: Command) -> (bool, String) {
     let output = command.output().unwrap();
     let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
@@ -47,7 +47,7 @@ fn setup(root: &Path, arguments: &[&str]) -> (bool, String) {
     finish(setup_command(root, arguments))
 }
 
-/// Mode and contents of each file and directory.
+/// Mode and contents of each file and directory below `dir`, by path.
 fn contents(dir: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
     let mut found = BTreeMap::new();
     for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
@@ -211,7 +211,7 @@ fn credentials_that_are_set_are_reported() {
     assert_rejected(root.path(), Some(&node), "other users can read it; run: chmod 600");
 }
 
-/// Runs only as root, which can become another user.
+/// This test runs only as root, because only root can start a process as another user.
 #[test]
 fn node_of_another_user_is_reported() {
     const NOBODY: u32 = 65534;

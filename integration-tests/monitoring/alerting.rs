@@ -98,7 +98,7 @@ pub fn block_gap_alert_fires_less_than_once_in_four_years() {
     }
 }
 
-/// Simulates 30 days of races on 15 nodes with constant win rates. The alert must not fire.
+/// Simulates 30 days of races on 15 nodes with constant win rates. The alert FibreWinRateFalling must not fire.
 pub fn unchanged_win_rate_causes_no_alert() {
     let mut state = 20_090_103_u64;
     let mut random = || {

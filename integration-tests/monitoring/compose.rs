@@ -115,7 +115,7 @@ fn relabel_rules(block: &str) -> Vec<Value> {
     rules
         .map(|rule| {
             let settings = rule.lines().filter_map(|line| line.split_once('='));
-            // The values of attributes have the syntax of JSON.
+            // The values of attributes in config.alloy have the syntax of JSON.
             settings
                 .map(|(name, value)| (name.trim().to_string(), serde_json::from_str(value.trim()).unwrap()))
                 .collect::<serde_json::Map<String, Value>>()

@@ -45,7 +45,7 @@ pub fn exemplar_of_a_bucket_is_its_last_block() {
     for family in ["bitcoin_block_arrival_seconds", "bitcoin_block_tx_count", "bitcoin_block_sigops"] {
         assert!(families.contains(family), "{families:?}");
     }
-    // Each block has one transaction, and all blocks are in one bucket. The exemplar is the last block.
+    // Each block has one transaction, and all blocks are in one bucket. The exemplar names the last block.
     let of_tx_count =
         exemplars.iter().find(|(sample, _)| sample.starts_with("bitcoin_block_tx_count")).unwrap();
     let labels = format!("block_height=\"4\",block_hash=\"{}\"}} 1 ", mined[2]);

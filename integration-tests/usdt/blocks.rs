@@ -366,6 +366,10 @@ pub fn node_reports_are_counted() {
         bitcoin_block_announcements_total{by="inv"} 1
         bitcoin_block_arrivals_total{by="compact_requested"} 1
         bitcoin_compact_block_prefilled_transactions_sum 3.0
+        bitcoin_compact_block_mempool_transactions_sum 40.0
+        bitcoin_compact_block_mempool_transactions_count 1
+        bitcoin_compact_block_extra_pool_transactions_sum 5.0
+        bitcoin_compact_block_extra_pool_transactions_count 1
         bitcoin_compact_block_requested_transactions_sum 6.0
         bitcoin_compact_block_requested_bytes_sum 7000.0
         fibre_exporter_errors_total{error_type="argument"} 0

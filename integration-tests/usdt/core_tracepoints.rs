@@ -35,6 +35,8 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
     assert_eq!(sum(&exporter, "bitcoin_mempool_added_vbytes_total", ""), size as f64);
     node.spend_coinbase_of(&blocks[0], 100_000);
     assert_eq!(sum(&exporter, "bitcoin_mempool_tx_replaced_total", ""), 1.0);
+    assert_eq!(sum(&exporter, "bitcoin_mempool_replaced_vbytes_total", ""), size as f64);
+    assert_eq!(sum(&exporter, "bitcoin_mempool_replaced_fees_satoshis_total", ""), fee as f64);
     assert_eq!(sum(&exporter, "bitcoin_mempool_tx_removed_total", "reason=\"replaced\""), 1.0);
     node.mine(1);
     assert_eq!(sum(&exporter, "bitcoin_mempool_tx_removed_total", "reason=\"block\""), 1.0);

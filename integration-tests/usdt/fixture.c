@@ -10,6 +10,8 @@
  *   [repeat THREADS TIMES] log_queued SEQUENCE DEPTH                   (with -DNEWEST, as log_started and log_completed)
  *   [repeat THREADS TIMES] log_started SEQUENCE KIND
  *   [repeat THREADS TIMES] log_completed SEQUENCE KIND DEPTH
+ *   message TYPE SIZE                                                              (with -DSTANDARD)
+ *   misbehaving REASON                                                             (with -DSTANDARD)
  *   [repeat THREADS TIMES] standard NUMBER NUMBER NUMBER NUMBER NUMBER TEXT TEXT   (with -DSTANDARD)
  *   way PREFILLED MEMPOOL EXTRA_POOL REQUESTED BYTES                               (with -DSTANDARD)
  *
@@ -105,6 +107,15 @@ static __attribute__((noinline)) void fire_block(const int64_t *n)
 	FIRE(6, validation, block_connected, hash, (int32_t)n[0], (uint64_t)1, (int32_t)1, (uint64_t)0, n[2]);
 }
 
+/* A message in both directions, of zeros behind a first byte that is 5. */
+static __attribute__((noinline)) void fire_message(const char *type, uint64_t size)
+{
+	static const unsigned char bytes[4096] = {5};
+
+	FIRE(6, net, inbound_message, (int64_t)1, "address", "inbound", type, size, bytes);
+	FIRE(6, net, outbound_message, (int64_t)1, "address", "inbound", type, size, bytes);
+}
+
 /* Fires the events of a block's arrival: an inv message from peer 1, a compact block from peer 2, and the node's
  * reports about the header and the reconstruction of this compact block. */
 static __attribute__((noinline)) void fire_way(const void *hash, const int64_t *n)
@@ -124,7 +135,7 @@ static __attribute__((noinline)) void fire_way(const void *hash, const int64_t *
 struct event {
 	unsigned char *hash;
 	char hash_text[65];
-	char what[32], texts[2][128];
+	char what[32], texts[2][128], reason[160];
 	int64_t numbers[5];
 	char thread[16]; /* its name; empty: not changed */
 	long times;
@@ -183,6 +194,10 @@ static __attribute__((noinline)) void fire(const struct event *event)
 		fire_way(hash, numbers);
 	if (!strcmp(what, "block"))
 		fire_block(numbers);
+	if (!strcmp(what, "message"))
+		fire_message(texts[0], numbers[0]);
+	if (!strcmp(what, "misbehaving"))
+		FIRE(2, net, misbehaving_connection, (int64_t)1, event->reason);
 #endif
 }
 
@@ -218,6 +233,10 @@ static bool understood(const char *line, struct event *event)
 		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3, n + 4) == 6;
 	if (!strcmp(what, "block"))
 		return sscanf(line, formats[3], what, n, n + 1, n + 2) == 4;
+	if (!strcmp(what, "message"))
+		return sscanf(line, "%31s %127s %ld", what, texts[0], n) == 3;
+	if (!strcmp(what, "misbehaving"))
+		return sscanf(line, "%31s %159[^\n]", what, event->reason) == 2;
 	if (!strcmp(what, "header_chunk"))
 		return sscanf(line, formats[3], what, n, n + 1, n + 2, n + 3) == 5;
 	if (!strncmp(what, "log_", 4))

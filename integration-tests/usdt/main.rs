@@ -6,6 +6,7 @@
 
 mod block_log;
 mod blocks;
+mod connections;
 mod core_tracepoints;
 mod fast_paths;
 mod fibre;
@@ -73,6 +74,13 @@ fn main() -> ExitCode {
         core_tracepoints::peers_that_reconnect_at_once_are_counted_as_the_node_does,
         core_tracepoints::connections_from_before_the_exporter_are_counted,
         core_tracepoints::probe_table_lists_the_binarys_probes,
+        connections::reasons_of_misbehaving_peers_are_those_in_the_log,
+        connections::misbehaving_reasons_are_bounded,
+        connections::connections_are_counted_by_type,
+        connections::age_of_a_connection_is_counted_at_its_end,
+        connections::evicted_connections_end_once,
+        connections::inv_entries_are_counted_as_the_node_logs_their_size,
+        connections::addr_entries_are_counted_as_the_nodes_log_them,
         blocks::check_of_the_database_counts_no_block,
         blocks::check_at_startup_and_background_validation_count_no_block,
         blocks::compact_blocks_are_counted_as_the_node_logs_them,

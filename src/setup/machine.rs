@@ -14,8 +14,8 @@ use super::block;
 use super::plan::DROP_IN;
 use super::settings::Settings;
 use crate::bitcoin_core::BINARIES;
+use crate::bitcoin_core::{CHAINS, ChainParams};
 use crate::files;
-use crate::ipc::endpoint::{CHAINS, ChainParams};
 use crate::node_process::without_mark;
 
 /// The facts about the machine on which the plan depends.

@@ -434,7 +434,7 @@ fn is_plain(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ipc::endpoint::ChainParams;
+    use crate::bitcoin_core::ChainParams;
     use crate::setup::machine::{Exporter, Prometheus};
     use crate::setup::settings::Settings;
 

@@ -24,7 +24,7 @@ use crate::sys::watched;
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
 /// Interval at which the ring buffers are read if no event wakes up the reader. Events of P2P messages do not wake it
-/// up, because they may be read late.
+/// up, because they may be read late. At the same interval, the BPF programs receive the time of the wall clock.
 const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval at which the exporter checks whether a process other than the traced one is the node.
@@ -321,7 +321,10 @@ pub async fn follow(mut tracer: Tracer, first: Option<TracedNode>, health: Healt
                     let _ = reader.consume();
                     ready.clear_ready();
                 }
-                _ = ticks.tick() => drop(reader.consume()),
+                _ = ticks.tick() => {
+                    reader.update_clock();
+                    let _ = reader.consume();
+                }
             }
         }
     };

@@ -12,6 +12,8 @@ use tracing::info;
 
 use super::Programs;
 use super::blocks::BlockTracker;
+use super::group::GroupPrograms;
+use super::maps::Maps;
 
 /// Limit on log lines of one kind per second. A syncing node connects hundreds of blocks per second.
 const MAX_LINES: u32 = 200;
@@ -53,6 +55,7 @@ impl LineLimit {
 pub struct EventReader {
     buffers: RingBuffer<'static>,
     blocks: Arc<BlockTracker>,
+    groups: Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)>,
     /// Two limits: the first for the log lines of announced blocks, the second for the log lines of other blocks.
     /// Because they are separate, blocks of a sync do not suppress the lines of announced blocks.
     limits: RefCell<(LineLimit, LineLimit)>,
@@ -80,13 +83,21 @@ impl EventReader {
                 0
             })?;
         }
-        Ok(Some(EventReader { buffers: builder.build()?, blocks, limits: RefCell::default() }))
+        let groups = programs.groups();
+        Ok(Some(EventReader { buffers: builder.build()?, blocks, groups, limits: RefCell::default() }))
     }
 
     /// The epoll descriptor of the ring buffers. It becomes readable when a BPF program submits an event that wakes up
     /// user space.
     pub fn epoll_fd(&self) -> RawFd {
         self.buffers.epoll_fd()
+    }
+
+    /// Passes the time of the wall clock to the BPF programs.
+    pub fn update_clock(&self) {
+        for (group, maps) in &self.groups {
+            group.update_clock(maps);
+        }
     }
 
     /// Reads all events in the ring buffers, and logs a line for each block that the node has connected.

@@ -33,6 +33,8 @@ pub(super) trait GroupPrograms: Send + Sync {
     fn events_processed(&self, _maps: &Maps) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
+    /// Passes the time of the wall clock to the programs. Called at the start and every few seconds, because the wall clock can be set.
+    fn update_clock(&self, _maps: &Maps) {}
     /// Called after a node has exited. Resets the values in the BPF maps that describe a running node, for example open
     /// connections. Counts are kept.
     fn node_ended(&self, _maps: &Maps) {}

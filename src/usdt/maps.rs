@@ -88,7 +88,7 @@ impl Maps {
 }
 
 /// Key of the only value of a `SINGLE_VALUE_MAP`.
-const FIRST_KEY: [u8; 4] = [0; 4];
+pub(super) const FIRST_KEY: [u8; 4] = [0; 4];
 
 /// Decodes these bytes to a struct; `None` if the number of bytes differs from the size of the struct.
 pub(super) fn decode<T: Pod>(bytes: &[u8]) -> Option<T> {
@@ -160,6 +160,37 @@ impl<K: Pod> TallyMap<K> {
         }
         let present = present.iter().filter_map(|(_, key, number)| Some((decode(key)?, *number)));
         TallySnapshot { present: present.collect(), removed: removed.clone() }
+    }
+}
+
+impl<const N: usize> TallyMap<[u8; N]> {
+    /// The counts of texts, by the label that `label` makes of them, sorted. Counts of removed texts, and `unknown`, the number of those
+    /// that did not fit into the map, have the label `other`, which comes last.
+    pub fn by_label(
+        &self,
+        maps: &Maps,
+        unknown: u64,
+        label: fn(&[u8; N]) -> String,
+    ) -> Vec<([String; 1], u64)> {
+        let TallySnapshot { present, removed } = self.read(maps);
+        let mut counts = BTreeMap::<String, u64>::new();
+        for (text, count) in &present {
+            *counts.entry(label(text)).or_default() += count;
+        }
+        let other = unknown + removed.values().sum::<u64>();
+        let other = (other > 0).then(|| (["other".to_string()], other));
+        counts.into_iter().map(|(label, count)| ([label], count)).chain(other).collect()
+    }
+
+    /// Adds texts with a count of 0, which are exported before they occur.
+    pub fn add_known<'a>(&self, maps: &Maps, texts: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        let Some(map) = maps.get(self.map) else { return Ok(()) };
+        for text in texts {
+            let mut key = [0; N];
+            key[..text.len()].copy_from_slice(text.as_bytes());
+            map.update(&key, &[0; size_of::<u64>() * 2], MapFlags::NO_EXIST)?;
+        }
+        Ok(())
     }
 }
 

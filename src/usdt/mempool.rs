@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::bpf::mempool::{OBJECT, types};
 use super::group::GroupPrograms;
-use super::maps::{self, Maps, PerCpuCounts, TallyMap, TallySnapshot};
+use super::maps::{self, Maps, PerCpuCounts, TallyMap};
 use crate::bitcoin_core::REMOVAL_REASONS;
 use crate::metrics::{Family, counter};
 
@@ -22,6 +22,7 @@ type RejectionReason = [u8; 128];
 const MAX_REASONS: usize = 64;
 
 const ADDED: &[&str] = &["mempool:added"];
+const REPLACED: &[&str] = &["mempool:replaced"];
 
 impl Default for MempoolGroup {
     fn default() -> Self {
@@ -54,26 +55,16 @@ impl GroupPrograms for MempoolGroup {
                 .value(counts.added_vbytes),
             counter("bitcoin_mempool_tx_removed_total", "Transactions removed from the mempool, by reason", &["mempool:removed"])
                 .by(&["reason"]).samples(removed),
-            counter("bitcoin_mempool_tx_replaced_total", "Transactions replaced by transactions with higher fees", &["mempool:replaced"])
+            counter("bitcoin_mempool_tx_replaced_total", "Transactions replaced by transactions with higher fees", REPLACED)
                 .value(counts.replaced),
+            counter("bitcoin_mempool_replaced_vbytes_total", "Total virtual size of the replaced transactions", REPLACED)
+                .value(counts.replaced_vbytes),
+            counter("bitcoin_mempool_replaced_fees_satoshis_total", "Total fees of the replaced transactions, in satoshis", REPLACED)
+                .value(counts.replaced_fees),
             counter("bitcoin_mempool_tx_rejected_total",
                 "Transactions rejected by the mempool, by reason, including rejections by calls of `testmempoolaccept` \
                  with one transaction. If there are more than 64 reasons, the counts of the least recent reasons are added to `other`", &["mempool:rejected"])
-                .by(&["reason"]).samples(self.rejections(maps, counts.rejected_other)),
+                .by(&["reason"]).samples(self.rejected.by_label(maps, counts.rejected_other, |reason| maps::text(reason))),
         ]
-    }
-}
-
-impl MempoolGroup {
-    /// Number of rejected transactions by reason, sorted. `unknown` is the number of rejections whose reason did not
-    /// fit into the BPF map.
-    fn rejections(&self, maps: &Maps, unknown: u64) -> Vec<([String; 1], u64)> {
-        let TallySnapshot { present, removed } = self.rejected.read(maps);
-        let mut rejections: Vec<_> =
-            present.into_iter().map(|(reason, count)| ([maps::text(&reason)], count)).collect();
-        rejections.sort();
-        let other = unknown + removed.values().sum::<u64>();
-        rejections.extend((other > 0).then(|| (["other".to_string()], other)));
-        rejections
     }
 }

@@ -83,7 +83,7 @@ impl TracepointGroup {
         match self {
             TracepointGroup::Fibre => Arc::new(fibre::FibreGroup::default()),
             TracepointGroup::Validation => Arc::new(validation::ValidationGroup),
-            TracepointGroup::Net => Arc::new(net::NetGroup),
+            TracepointGroup::Net => Arc::new(net::NetGroup::default()),
             TracepointGroup::Mempool => Arc::new(mempool::MempoolGroup::default()),
             TracepointGroup::Utxocache => Arc::new(utxocache::UtxocacheGroup),
             TracepointGroup::Logging => Arc::new(logging::LoggingGroup),

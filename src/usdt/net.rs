@@ -7,10 +7,12 @@ use super::blocks::{
     Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectionType, RawBlockHash, Reconstruction,
 };
 use super::bpf::net::types::{self, connections, counts, direction, event, kind, messages};
+use super::clock;
 use super::group::GroupPrograms;
-use super::maps::{self, Maps, PerCpuCounts, Pod};
-use crate::bitcoin_core;
-use crate::metrics::{Family, MESSAGE_TYPES, counter, gauge};
+use super::histogram::Buckets;
+use super::maps::{self, Maps, PerCpuCounts, Pod, TallyMap};
+use crate::bitcoin_core::{self, MISBEHAVING_REASONS};
+use crate::metrics::{Family, HistogramValue, MESSAGE_TYPES, counter, gauge, histogram};
 
 // SAFETY: the struct consists of u64 only; see net.bpf.c.
 unsafe impl PerCpuCounts for counts {}
@@ -28,12 +30,51 @@ const NETWORKS: [&str; 8] = {
     [a, b, c, d, e, f, g, "other"]
 };
 
+/// Labels of connection types. The last label is that of unknown values.
+const CONNECTION_TYPES: [&str; 8] = {
+    let [a, b, c, d, e, f, g] = bitcoin_core::CONNECTION_TYPES;
+    [a, b, c, d, e, f, g, "other"]
+};
+
+/// The reason for which a peer misbehaves, NUL-terminated. Its size is `REASON` of net.bpf.c.
+type MisbehavingReason = [u8; 136];
+/// Limit on reasons that have a series of their own.
+const MAX_REASONS: usize = 64;
+
+/// Bytes of an entry of an inv message: `INV_ENTRY` of net.bpf.c.
+const INV_ENTRY: f64 = 36.0;
+/// The programs count bytes. An inv message begins with the number of its entries, which takes one byte up to [`MAX_SHORT_INV`] entries, and
+/// then three. A node accepts 50,000 entries, and sends at most 1000.
+#[rustfmt::skip]
+const INV_ENTRIES: Buckets = Buckets::new(INV_ENTRY, &[
+    1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 100.0, MAX_SHORT_INV, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0,
+]);
+const MAX_SHORT_INV: f64 = 252.0;
+/// A node accepts and sends 1000 addresses in a message.
+const ADDR_ENTRIES: Buckets =
+    Buckets::new(1.0, &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]);
+/// Seconds, up to 30 days.
+#[rustfmt::skip]
+const AGE: Buckets = Buckets::new(1.0, &[
+    1.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 10_800.0, 21_600.0, 43_200.0, 86_400.0, 259_200.0, 604_800.0, 2_592_000.0,
+]);
+
 const MESSAGES: &[&str] = &["net:inbound_message", "net:outbound_message"];
 const OPENED: &[&str] = &["net:inbound_connection", "net:outbound_connection"];
 const CLOSED: &[&str] = &["net:closed_connection"];
+const EVICTED: &[&str] = &["net:evicted_inbound_connection"];
+const ENDED: &[&str] = &["net:closed_connection", "net:evicted_inbound_connection"];
 
 /// The tracepoint group `net`: P2P messages and connections, and the contents of messages about blocks.
-pub(super) struct NetGroup;
+pub(super) struct NetGroup {
+    misbehaving: TallyMap<MisbehavingReason>,
+}
+
+impl Default for NetGroup {
+    fn default() -> Self {
+        NetGroup { misbehaving: TallyMap::new("misbehaving_map", MAX_REASONS, |_| 0) }
+    }
+}
 
 impl GroupPrograms for NetGroup {
     fn provider(&self) -> &'static str {
@@ -49,10 +90,16 @@ impl GroupPrograms for NetGroup {
             constants.inbound_kinds = kinds(&INBOUND);
             constants.outbound_kinds = kinds(&OUTBOUND);
             constants.multiplier = multiplier();
+            constants.inv_bounds = INV_ENTRIES.for_programs();
+            constants.addr_bounds = ADDR_ENTRIES.for_programs();
+            constants.age_s_bounds = AGE.for_programs();
         });
     }
 
     fn fill_maps(&self, maps: &Maps) -> Result<()> {
+        self.update_clock(maps);
+        maps.number_names("connection_types_map", bitcoin_core::CONNECTION_TYPES)?;
+        self.misbehaving.add_known(maps, MISBEHAVING_REASONS)?;
         let Some(types) = maps.get("types_map") else { return Ok(()) };
         for (slot, message_type) in (0u32..).zip(slots(multiplier())) {
             let number = message_type.unwrap_or(OTHER) as u64;
@@ -65,12 +112,13 @@ impl GroupPrograms for NetGroup {
 
     #[rustfmt::skip]
     fn families(&self, maps: &Maps) -> Vec<Family> {
-        let counts: counts = maps.sum("counts_map");
+        let mut counts: counts = maps.sum("counts_map");
+        for counts in [&mut counts.inbound, &mut counts.outbound] {
+            counts.messages[INV].number = counts.inv_sizes.iter().sum();
+        }
+        let counts = counts;
         let connections: connections = maps.single_value("connections_map");
         let directions = [("in", &counts.inbound), ("out", &counts.outbound)];
-        let opened = directions.into_iter().flat_map(|(direction, counts)| {
-            NETWORKS.into_iter().zip(counts.opened).map(move |(network, opened)| ([direction, network], opened))
-        });
         vec![
             counter("bitcoin_p2p_messages_total", "P2P messages received from peers (`in`) and sent to peers (`out`), by \
                  type; unknown types are `other`", MESSAGES)
@@ -78,20 +126,39 @@ impl GroupPrograms for NetGroup {
             counter("bitcoin_p2p_message_bytes_total", "Bytes of the P2P messages received from peers (`in`) and sent to \
                  peers (`out`), by type, without the message headers", MESSAGES)
                 .by(&["direction", "type"]).samples(by_type(directions, |messages| messages.bytes)),
+            histogram("bitcoin_inv_entries", "Entries of the inv messages received from peers (`in`) and sent to peers (`out`), \
+                 computed from the size of the message", MESSAGES, INV_ENTRIES.bounds)
+                .by(&["direction"]).samples(by_direction(directions, inv_entries)),
+            histogram("bitcoin_addr_entries", "Addresses in the addr and addrv2 messages received from peers (`in`) and sent to \
+                 peers (`out`)", MESSAGES, ADDR_ENTRIES.bounds)
+                .by(&["direction"]).samples(by_direction(directions, |counts| entries(&ADDR_ENTRIES, counts.addr_entries))),
             gauge("bitcoin_connections",
                 "Open connections by direction, `in` (opened by the peer) or `out` (opened by the node). The value \
                  appears when a connection is opened and none was closed in the two seconds before", OPENED)
                 .by(&["direction"]).samples(open_connections(&connections)),
             counter("bitcoin_connections_opened_total",
-                "Connections opened, by direction and network", OPENED).by(&["direction", "network"]).samples(opened),
+                "Connections opened, by direction, network and connection type", OPENED)
+                .by(&["direction", "network", "connection_type"]).samples(opened_connections(directions)),
             counter("bitcoin_connections_closed_total", "Connections closed, by network", CLOSED)
                 .by(&["network"]).samples(NETWORKS.into_iter().zip(counts.closed).map(|(network, closed)| ([network], closed))),
             counter("bitcoin_connections_evicted_total", "Inbound connections that the node evicted in favour of others",
-                &["net:evicted_inbound_connection"]).value(counts.evicted),
+                EVICTED).value(counts.evicted),
+            histogram("bitcoin_connection_age_seconds", "Age of connections at their end, by direction and by whether the node \
+                 evicted the peer in favour of others (`evicted`) or the connection ended in another way (`closed`); 0 if the \
+                 clock was set back behind the time at which the connection was established", ENDED, AGE.bounds)
+                .by(&["direction", "end"]).samples(connection_ages(&counts)),
             counter("bitcoin_connections_misbehaving_total",
-                "Misbehaving peers that the node has detected", &["net:misbehaving_connection"])
-                .value(counts.misbehaving),
+                "Misbehaving peers that the node has detected, by the node's reason; `N` is a number, `none` is no reason, \
+                 which the node gives for most invalid blocks. If there are more than 64 reasons, the least recent are added to `other`",
+                &["net:misbehaving_connection"])
+                .by(&["reason"]).samples(self.misbehaving.by_label(maps, counts.misbehaving_other, reason_label)),
         ]
+    }
+
+    fn update_clock(&self, maps: &Maps) {
+        if let Some(epoch) = maps.get("epoch_map") {
+            let _ = epoch.update(&maps::FIRST_KEY, &clock::epoch_ns().to_ne_bytes(), MapFlags::ANY);
+        }
     }
 
     fn block_events(&self, event: &[u8], queue: &mut Vec<BlockEvent>) {
@@ -107,8 +174,10 @@ impl GroupPrograms for NetGroup {
 }
 
 /// Inbound messages that the BPF programs pass to user space: messages about blocks, and verack, ping and pong, which
-/// every peer sends after connecting or every two minutes.
-const INBOUND: [(&str, kind); 8] = [
+/// every peer sends after connecting or every two minutes. Of messages with addresses, the programs count the entries.
+const INBOUND: [(&str, kind); 10] = [
+    ("addr", kind::ADDR),
+    ("addrv2", kind::ADDRV2),
     ("block", kind::BLOCK),
     ("blocktxn", kind::BLOCKTXN),
     ("cmpctblock", kind::CMPCTBLOCK),
@@ -118,8 +187,14 @@ const INBOUND: [(&str, kind); 8] = [
     ("pong", kind::ALIVE),
     ("verack", kind::ALIVE),
 ];
-/// Outbound messages that the BPF programs pass to user space.
-const OUTBOUND: [(&str, kind); 2] = [("getblocktxn", kind::GETBLOCKTXN), ("getdata", kind::GETDATA)];
+/// Outbound messages that the programs pass to user space, or whose entries they count.
+const OUTBOUND: [(&str, kind); 5] = [
+    ("addr", kind::ADDR),
+    ("addrv2", kind::ADDRV2),
+    ("getblocktxn", kind::GETBLOCKTXN),
+    ("getdata", kind::GETDATA),
+    ("inv", kind::SENT_INV),
+];
 
 /// The event kind of each message type, by the index of the type.
 fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
@@ -131,6 +206,14 @@ fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     kinds
 }
 
+/// Index of the message type inv.
+const INV: usize = {
+    let mut index = 0;
+    while !matches!(MESSAGE_TYPES[index].as_bytes(), b"inv") {
+        index += 1;
+    }
+    index
+};
 /// Common index of all message types that are not in `MESSAGE_TYPES`: `TYPES` - 1 of net.bpf.c.
 const OTHER: usize = 63;
 
@@ -308,6 +391,62 @@ fn by_type(
     })
 }
 
+/// The samples of both directions, without other labels.
+fn by_direction(
+    directions: [(&'static str, &direction); 2],
+    value: fn(&direction) -> HistogramValue,
+) -> [([&'static str; 1], HistogramValue); 2] {
+    directions.map(|(direction, counts)| ([direction], value(counts)))
+}
+
+/// Entries of the inv messages of one direction. The sum follows from the bytes of all of them.
+fn inv_entries(counts: &direction) -> HistogramValue {
+    let messages = &counts.messages[INV];
+    let long = INV_ENTRIES.bounds.iter().position(|bound| *bound > MAX_SHORT_INV).unwrap_or_default();
+    let lengths = messages.number + 2 * counts.inv_sizes[long..].iter().sum::<u64>();
+    INV_ENTRIES.to_histogram(messages.bytes.saturating_sub(lengths), counts.inv_sizes)
+}
+
+fn entries(buckets: &Buckets, counts: types::histogram) -> HistogramValue {
+    buckets.to_histogram(counts.sum, counts.buckets)
+}
+
+/// Opened connections by direction, network and connection type. Inbound connections are of the type `inbound`, the other types are
+/// outbound: other pairs are omitted unless they occur.
+fn opened_connections(
+    directions: [(&'static str, &direction); 2],
+) -> impl Iterator<Item = ([&'static str; 3], u64)> {
+    let pairs = |(direction, counts): (&'static str, &direction)| {
+        let networks = NETWORKS.into_iter().zip(counts.opened);
+        networks.flat_map(move |(network, opened)| {
+            let types = CONNECTION_TYPES.into_iter().zip(opened);
+            types.map(move |(connection_type, opened)| ([direction, network, connection_type], opened))
+        })
+    };
+    let is_possible = |[direction, _, connection_type]: &[&str; 3]| {
+        *connection_type != "other" && (*direction == "in") == (*connection_type == "inbound")
+    };
+    directions.into_iter().flat_map(pairs).filter(move |(labels, opened)| *opened > 0 || is_possible(labels))
+}
+
+/// Ages of connections at their end, by direction and end. Only inbound connections are evicted.
+fn connection_ages(counts: &counts) -> [([&'static str; 2], HistogramValue); 3] {
+    [
+        (["in", "closed"], entries(&AGE, counts.inbound.closed_age_s)),
+        (["out", "closed"], entries(&AGE, counts.outbound.closed_age_s)),
+        (["in", "evicted"], entries(&AGE, counts.evicted_age_s)),
+    ]
+}
+
+/// The label of a reason for which a peer misbehaves. The programs have replaced each digit by `N`: numbers of all lengths become one `N`.
+fn reason_label(reason: &MisbehavingReason) -> String {
+    let mut reason = maps::text(reason);
+    while reason.contains("NN") {
+        reason = reason.replace("NN", "N");
+    }
+    if reason.is_empty() { "none".into() } else { reason }
+}
+
 /// Number of open connections by direction. A direction is omitted until its number is known.
 fn open_connections(connections: &connections) -> impl Iterator<Item = ([&'static str; 1], f64)> {
     let number =
@@ -366,6 +505,21 @@ mod tests {
             assert_eq!((number(&format!("{text}x")), number(&text[1..])), (super::OTHER, super::OTHER));
         }
         assert_eq!(number(""), super::OTHER);
+    }
+
+    #[test]
+    fn numbers_of_all_lengths_have_the_same_reason() {
+        let label = |text: &str| {
+            let mut reason = [0; 136];
+            reason[..text.len()].copy_from_slice(text.as_bytes());
+            super::reason_label(&reason)
+        };
+        for text in ["inv message size = N", "inv message size = NNNNN", "inv message size = NNNNNNNN"] {
+            assert_eq!(label(text), "inv message size = N");
+        }
+        assert_eq!((label("NN of NNN").as_str(), label("").as_str()), ("N of N", "none"));
+        let known = super::MISBEHAVING_REASONS.map(label);
+        assert_eq!(known.iter().collect::<std::collections::BTreeSet<_>>().len(), known.len());
     }
 
     #[test]

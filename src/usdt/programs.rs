@@ -10,7 +10,7 @@ use libbpf_rs::{Link, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
 use tracing::debug;
 
 use super::block_log::BlockLogThread;
-use super::blocks::{self, ARRIVAL_SOURCES, BlockTracker, REQUIRED_ARRIVAL_SOURCES};
+use super::blocks::{self, ARRIVAL_SOURCES, BlockTracker, REPORT_SOURCES, REQUIRED_ARRIVAL_SOURCES};
 use super::group::{GroupPrograms, probe_name};
 use super::maps::Maps;
 use super::page::BlockPage;
@@ -109,12 +109,16 @@ impl Programs {
     /// A reader of all metrics. The reader does not borrow the programs, and can move to another thread.
     pub fn reader(&self) -> MetricsReader {
         std::sync::LazyLock::force(&own_process::STARTED);
-        let groups = self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone()));
         MetricsReader {
-            groups: groups.collect(),
+            groups: self.groups(),
             attachments: self.attachments.clone(),
             blocks: self.blocks.clone(),
         }
+    }
+
+    /// The groups, and the maps of each.
+    pub(super) fn groups(&self) -> Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)> {
+        self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone())).collect()
     }
 
     /// The page at `/`: its HTML, and its data for `/status.json`.
@@ -182,6 +186,7 @@ impl MetricsReader {
 fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
         ARRIVAL_SOURCES => REQUIRED_ARRIVAL_SOURCES.iter().all(|tracepoint| attached(tracepoint)),
+        REPORT_SOURCES => REPORT_SOURCES.iter().all(|tracepoint| attached(tracepoint)),
         sources => sources.iter().any(|tracepoint| attached(tracepoint)),
     }
 }

@@ -1,5 +1,5 @@
-# The subcommand `setup` on a machine with Bitcoin Core's own unit (its directives, with regtest): no node, a read-only /etc, the changes,
-# the first metrics, and back.
+# Tests the subcommand `setup` on a machine with the directives of Bitcoin Core's own unit (on regtest): without a node,
+# with a read-only /etc, the changes by `--write`, the first metrics, and `--undo`.
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
 SETUP = "bitcoind-ipc-exporter setup"
 UNIT = r"""[Unit]
@@ -44,7 +44,8 @@ def put(path, text):
 start_all()
 put("/etc/systemd/system/bitcoind.service", UNIT)
 put("/etc/bitcoin/bitcoin.conf", CONF)
-# As in a release of Bitcoin Core: bitcoind in bin, bitcoin-node in libexec. Without -ipcbind they are the same program.
+# The folders are the same as in a release of Bitcoin Core: bitcoind is in bin, and bitcoin-node is in libexec. Without
+# -ipcbind, both programs behave the same.
 machine.succeed("mkdir -p /usr/local/libexec /etc/prometheus && chgrp bitcoin /etc/bitcoin && chmod 710 /etc/bitcoin",
                 "cp /usr/bin/bitcoin-node /usr/local/libexec/bitcoin-node && cp /usr/bin/bitcoin-node /usr/local/bin/bitcoind",
                 "rm /usr/bin/bitcoin-node; systemctl daemon-reload")

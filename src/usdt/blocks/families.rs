@@ -35,6 +35,8 @@ pub struct BlockCounts {
     pub requested_transactions: CountedHistogram,
     pub requested_bytes: CountedHistogram,
     pub prefilled_transactions: CountedHistogram,
+    pub mempool_transactions: CountedHistogram,
+    pub extra_pool_transactions: CountedHistogram,
     pub roundtrip_ns: CountedHistogram,
     pub header_age_ns: CountedHistogram,
     duration_ns: CountedHistogram,
@@ -93,6 +95,10 @@ impl BlockCounts {
         if let Some(prefilled) = arrival.prefilled {
             self.prefilled_transactions.observe(&TXS, prefilled, block);
         }
+        if let Some(from) = arrival.reconstructed {
+            self.mempool_transactions.observe(&TXS, from.from_mempool.into(), block);
+            self.extra_pool_transactions.observe(&TXS, from.from_extra_pool.into(), block);
+        }
     }
 }
 
@@ -107,6 +113,9 @@ pub const ARRIVAL_SOURCES: &[&str] = &[
 ];
 /// The tracepoints that the metrics about a block's arrival need.
 pub const REQUIRED_ARRIVAL_SOURCES: &[&str] = ARRIVAL_SOURCES.split_at(3).0;
+/// Tracepoints that feed the metrics about the node's report of a reconstructed compact block. All are required.
+pub const REPORT_SOURCES: &[&str] =
+    &["net:compact_block_reconstructed", "net:inbound_message", "validation:block_connected"];
 const CONNECTED: &[&str] = &["validation:block_connected"];
 /// Tracepoints that have a block's height among their arguments.
 const HEIGHT: &[&str] = &[
@@ -117,8 +126,13 @@ const HEIGHT: &[&str] = &[
 ];
 
 /// The metrics about blocks, with these counts as their values.
-#[rustfmt::skip]
 pub fn families(c: &BlockCounts) -> Vec<Family> {
+    connection_families(c).into_iter().chain(arrival_families(c)).collect()
+}
+
+/// The metrics about the connection of blocks, and their contents.
+#[rustfmt::skip]
+fn connection_families(c: &BlockCounts) -> Vec<Family> {
     vec![
         counter("bitcoin_blocks_connected_total",
             "Blocks connected to the active chain. Three kinds are not counted: blocks that a check of the database \
@@ -137,6 +151,13 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
         gauge("fibre_last_block_height",
             "Height of the last block that was connected, took part in a FIBRE race or (if the tracepoint has its height) was reconstructed. No tracepoint fires when a block is disconnected, so after a reorg the value changes when the first block of the new branch is connected", HEIGHT)
             .value_if_known(c.last_height.map(f64::from)),
+    ]
+}
+
+/// The metrics about the arrival of blocks.
+#[rustfmt::skip]
+fn arrival_families(c: &BlockCounts) -> Vec<Family> {
+    vec![
         counter("bitcoin_block_announcements_total",
             "Announcements of connected blocks, by message type. Only the first announcement by each peer is counted, and only until a minute after the block was connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
         counter("bitcoin_block_first_announcements_total",
@@ -168,6 +189,14 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
         histogram("bitcoin_compact_block_prefilled_transactions",
             "Transactions prefilled in a compact block, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES, TXS.bounds)
             .value(c.prefilled_transactions.histogram(&TXS)),
+        histogram("bitcoin_compact_block_mempool_transactions",
+            "Transactions of a compact block that were in the mempool, as the node reports it, for connected blocks that arrived as a \
+             compact block", REPORT_SOURCES, TXS.bounds)
+            .value(c.mempool_transactions.histogram(&TXS)),
+        histogram("bitcoin_compact_block_extra_pool_transactions",
+            "Transactions of a compact block that were in the extra pool (orphan, replaced and rejected transactions), as the node \
+             reports it, for connected blocks that arrived as a compact block", REPORT_SOURCES, TXS.bounds)
+            .value(c.extra_pool_transactions.histogram(&TXS)),
         histogram("bitcoin_compact_block_roundtrip_seconds",
             "Time from sending a getblocktxn message until receiving the blocktxn response, for connected blocks; \
              responses after the block was connected are omitted", ARRIVAL_SOURCES, ASSEMBLY.bounds)

@@ -25,5 +25,5 @@ pub(super) use event::{
     Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectedBlock, ConnectingThread, ConnectionType,
     RawBlockHash, Reconstruction,
 };
-pub(super) use families::{ARRIVAL_SOURCES, BlockCounts, REQUIRED_ARRIVAL_SOURCES, families};
+pub(super) use families::{ARRIVAL_SOURCES, BlockCounts, REPORT_SOURCES, REQUIRED_ARRIVAL_SOURCES, families};
 pub(super) use tracker::BlockTracker;

@@ -97,21 +97,26 @@ static __always_inline void *single_value(void *map)
 			count_up(&errors->kind, 1);                  \
 	})
 
-/* Counts a value in a histogram. The index of the bucket is the number of bounds that are smaller than the value. The
- * index is computed without branches, because with a branch for each bound the verifiers of old kernels have too many
- * paths to check and reject the program. Negative values are omitted, because nodes measure some durations with the
- * wall clock, which can be set back. */
-static __always_inline void observe(struct histogram *histogram, const volatile __u64 *bounds, __s64 value)
+/* Returns the index of a value's bucket: the number of bounds that are smaller than the value. The index is computed
+ * without branches, because with a branch for each bound the verifiers of old kernels have too many paths to check and
+ * reject the program. */
+static __always_inline __u32 bucket_of(const volatile __u64 *bounds, __s64 value)
 {
 	__u32 bucket = 0;
 
-	if (value < 0)
-		return;
 #pragma unroll
 	for (int i = 0; i < BOUNDS; i++)
 		bucket += (bounds[i] - value) >> 63;
+	return bucket & BOUNDS;
+}
+
+/* Counts a value in a histogram. Negative values are omitted: nodes measure some durations with the wall clock, which can be set back. */
+static __always_inline void observe(struct histogram *histogram, const volatile __u64 *bounds, __s64 value)
+{
+	if (value < 0)
+		return;
 	count_up(&histogram->sum, value);
-	count_up(&histogram->buckets[bucket & BOUNDS], 1);
+	count_up(&histogram->buckets[bucket_of(bounds, value)], 1);
 }
 
 /* Sets a value and marks it as known. */

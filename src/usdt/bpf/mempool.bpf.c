@@ -11,6 +11,8 @@ struct counts {
 	__u64 added_fees;
 	__u64 removed[REASONS];
 	__u64 replaced;
+	__u64 replaced_vbytes;
+	__u64 replaced_fees;
 	__u64 rejected_other;
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
@@ -37,6 +39,8 @@ TRACEPOINT(removed)
 TRACEPOINT(replaced)
 {
 	count_up(&counts->replaced, 1);
+	count_up(&counts->replaced_vbytes, argument(ctx, 2));
+	count_up(&counts->replaced_fees, argument(ctx, 3));
 }
 
 TRACEPOINT(rejected)

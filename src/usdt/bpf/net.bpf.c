@@ -2,7 +2,13 @@
 #include "common.h"
 
 /* Both are powers of two, because the programs then bound an index with a modulo operation. */
-enum { TYPES = 64, NETWORKS = 8 };
+enum { TYPES = 64, NETWORKS = 8, CONNECTION_TYPES = 8 };
+/* Size of the name of a connection type; the longest one has 19 characters. */
+enum { CONNECTION_NAME = 24 };
+/* Size of a reason for which a peer misbehaves, a multiple of 8; the longest one has 128 characters. */
+enum { REASON = 136 };
+/* Size of an entry of inv, and of addr. An entry of addrv2 has at least ADDRV2_ENTRY bytes. */
+enum { INV_ENTRY = 36, ADDR_ENTRY = 30, ADDRV2_ENTRY = 9 };
 /* COPIED is the maximum number of bytes copied from a message. With this number, an event and the 8-byte header of its
  * ring buffer record fill two cache lines of 64 bytes. A third cache line would cost as much as reading the message. A
  * peer announces at most ANNOUNCED_HEADERS blocks in a headers message. A message with more headers belongs to a header
@@ -21,7 +27,12 @@ struct messages {
 
 struct direction {
 	struct messages messages[TYPES];
-	__u64 opened[NETWORKS];
+	__u64 opened[NETWORKS][CONNECTION_TYPES];
+	/* Messages of the type inv by size. They are not counted in `messages[].number`, and the sum of their entries follows from
+	 * `messages[].bytes`: an inv costs as many additions as other messages. */
+	__u64 inv_sizes[BOUNDS + 1];
+	struct histogram addr_entries;
+	struct histogram closed_age_s;
 };
 
 struct counts {
@@ -29,9 +40,36 @@ struct counts {
 	struct direction outbound;
 	__u64 closed[NETWORKS];
 	__u64 evicted;
-	__u64 misbehaving;
+	struct histogram evicted_age_s;
+	__u64 misbehaving_other;
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
+
+NAMES_MAP(connection_types_map, CONNECTION_TYPES, CONNECTION_NAME);
+
+/* Misbehaving peers by reason, with each digit replaced by `N`: peers choose the numbers. If the map is full, further reasons count as
+ * `other`. */
+TALLIES_MAP(misbehaving_map, 256, char[REASON]);
+
+/* Unix time at which the monotonic clock was 0, in nanoseconds. User space measures it every few seconds. */
+SINGLE_VALUE_MAP(epoch_map, ARRAY, __s64);
+
+/* A connection: the node's ID for the peer, and the time at which it was established, Unix seconds. */
+struct connection {
+	__s64 peer;
+	__u64 established;
+};
+/* Evicted connections that are not closed yet. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct connection);
+	__type(value, __u32);
+} evicted_map SEC(".maps");
+
+const volatile __u64 inv_bounds[BOUNDS];
+const volatile __u64 addr_bounds[BOUNDS];
+const volatile __u64 age_s_bounds[BOUNDS];
 
 /* Index of each message type, by the type's name. */
 NUMBERED_TEXTS_MAP(types_map);
@@ -77,6 +115,10 @@ struct event {
 		ALIVE,
 		NEW_HEADER,
 		RECONSTRUCTED,
+		/* Messages whose entries are only counted. They are no events. */
+		SENT_INV,
+		ADDR,
+		ADDRV2,
 	} kind;
 	__u8 bytes[COPIED];
 };
@@ -165,6 +207,24 @@ static __always_inline void copy_headers(struct pt_regs *ctx, const struct __bpf
 	}
 }
 
+/* The number of entries of an addrv2 message, which begins with the number. Peers can send a wrong number: the result is not larger than
+ * the number of entries that the message has room for. */
+static __always_inline __u64 addrv2_entries(const void *from, __u64 size)
+{
+	__u64 most = size / ADDRV2_ENTRY, number;
+	__u8 first[3] = {};
+
+	if (bpf_probe_read_user(first, size < sizeof(first) ? size : sizeof(first), from))
+		COUNT_ERROR(unreadable);
+	if (first[0] < 0xfd)
+		number = first[0];
+	else if (first[0] == 0xfd)
+		number = first[1] | first[2] << 8;
+	else
+		number = most;
+	return number < most ? number : most;
+}
+
 /* Counts a message, and passes it to user space if `kinds` has a kind for its type. */
 static __always_inline void message(struct pt_regs *ctx, struct direction *direction, const volatile __u8 *kinds)
 {
@@ -178,13 +238,20 @@ static __always_inline void message(struct pt_regs *ctx, struct direction *direc
 	fetch_text(ctx, spec, 4, type);
 	number = number_of_text(&types_map, multiplier, type, TYPES - 1) % TYPES;
 	messages = &direction->messages[number];
-	count_up(&messages->number, 1);
 	count_up(&messages->bytes, size);
 	kind = kinds[number];
-	if (kind == UNRELATED)
+	if (kind == INV || kind == SENT_INV)
+		/* An inv of N entries has more than N * INV_ENTRY bytes, and fewer than (N + 1) * INV_ENTRY. */
+		count_up(&direction->inv_sizes[bucket_of(inv_bounds, size - (INV_ENTRY - 1))], 1);
+	else
+		count_up(&messages->number, 1);
+	if (kind == UNRELATED || kind == SENT_INV)
 		return;
 	from = (const void *)fetch(ctx, spec, 6);
-	if (kind == HEADERS)
+	if (kind == ADDR || kind == ADDRV2)
+		observe(&direction->addr_entries, addr_bounds,
+			kind == ADDR ? size / ADDR_ENTRY : addrv2_entries(from, size));
+	else if (kind == HEADERS)
 		copy_headers(ctx, spec, size, from);
 	else if (kind == INV || kind == GETDATA)
 		copy_inventory(ctx, spec, kind, size, from);
@@ -242,6 +309,15 @@ static __always_inline __u32 network(struct pt_regs *ctx)
 	return (network < NETWORKS ? network : NETWORKS - 1) % NETWORKS;
 }
 
+/* The index of the connection's type; the last index for unknown types. */
+static __always_inline __u32 connection_type(struct pt_regs *ctx)
+{
+	char name[CONNECTION_NAME] = {};
+
+	read_user_str(ctx, 3, name, sizeof(name));
+	return lookup_index(&connection_types_map, name, CONNECTION_TYPES);
+}
+
 /* Counts an opened connection. The tracepoint's fifth argument is the node's number of connections of this direction.
  * The node may have read this number slightly earlier or later, and the number includes connections that have just been
  * closed. `before` is therefore computed only if no other connection was opened or closed recently, and is unknown
@@ -261,7 +337,7 @@ TRACEPOINT(inbound_connection)
 {
 	struct connections *connections = single_value(&connections_map);
 
-	count_up(&counts->inbound.opened[network(ctx)], 1);
+	count_up(&counts->inbound.opened[network(ctx)][connection_type(ctx)], 1);
 	if (connections)
 		opened(ctx, &connections->inbound);
 }
@@ -270,32 +346,78 @@ TRACEPOINT(outbound_connection)
 {
 	struct connections *connections = single_value(&connections_map);
 
-	count_up(&counts->outbound.opened[network(ctx)], 1);
+	count_up(&counts->outbound.opened[network(ctx)][connection_type(ctx)], 1);
 	if (connections)
 		opened(ctx, &connections->outbound);
 }
 
+/* Counts the age of a connection in seconds. The node passes the time at which it was established on the wall clock, which may have been
+ * set back since then: the age is then 0. */
+static __always_inline void observe_age(struct histogram *ages, __u64 established)
+{
+	__s64 *epoch_ns = single_value(&epoch_map), age_s;
+
+	if (!epoch_ns || !established)
+		return;
+	age_s = (bpf_ktime_get_ns() + *epoch_ns) / 1000000000 - established;
+	observe(ages, age_s_bounds, age_s < 0 ? 0 : age_s);
+}
+
 TRACEPOINT(closed_connection)
 {
+	struct connection connection = {.peer = argument(ctx, 1), .established = argument(ctx, 5)};
 	struct connections *connections = single_value(&connections_map);
 	char type[NAME_LEN] = {};
+	bool is_inbound;
 	struct open *open;
 
 	count_up(&counts->closed[network(ctx)], 1);
 	read_user_str(ctx, 3, type, sizeof(type));
+	is_inbound = type[0] == 'i' && type[1] == 'n';
+	if (bpf_map_delete_elem(&evicted_map, &connection))
+		observe_age(is_inbound ? &counts->inbound.closed_age_s : &counts->outbound.closed_age_s,
+			    connection.established);
 	if (!connections)
 		return;
-	open = type[0] == 'i' && type[1] == 'n' ? &connections->inbound : &connections->outbound;
+	open = is_inbound ? &connections->inbound : &connections->outbound;
 	count_up(&open->closed, 1);
 	open->last_closed_ns = bpf_ktime_get_ns();
 }
 
+/* The node closes an evicted connection a moment later. Its age is counted here, and only here. */
 TRACEPOINT(evicted_inbound_connection)
 {
+	struct connection connection = {.peer = argument(ctx, 1), .established = argument(ctx, 5)};
+	__u32 none = 0;
+
 	count_up(&counts->evicted, 1);
+	observe_age(&counts->evicted_age_s, connection.established);
+	bpf_map_update_elem(&evicted_map, &connection, &none, BPF_ANY);
+}
+
+/* Replaces each digit in eight characters by `N`. The sums of characters and constants set the highest bit of a byte for characters above
+ * '9', and for those from '0' on; characters that are not ASCII have it from the beginning. */
+static __always_inline __u64 without_digits(__u64 text)
+{
+	const __u64 each = 0x0101010101010101, ascii = text & 0x7f * each;
+	__u64 digits = (ascii + (0x80 - '0') * each) & ~(ascii + (0x7f - '9') * each) & ~text & 0x80 * each;
+
+	digits = (digits >> 7) * 0xff;
+	return (text & ~digits) | ('N' * each & digits);
 }
 
 TRACEPOINT(misbehaving_connection)
 {
-	count_up(&counts->misbehaving, 1);
+	__u64 reason[REASON / 8] = {};
+
+	if (bpf_probe_read_user_str(reason, sizeof(reason), (void *)argument(ctx, 2)) < 0) {
+		COUNT_ERROR(unreadable);
+		count_up(&counts->misbehaving_other, 1);
+		return;
+	}
+#pragma unroll
+	for (int i = 0; i < REASON / 8; i++)
+		reason[i] = without_digits(reason[i]);
+	if (!count_key(&misbehaving_map, reason))
+		count_up(&counts->misbehaving_other, 1);
 }
