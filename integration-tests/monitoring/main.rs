@@ -10,6 +10,7 @@ mod exemplars;
 mod expressions;
 #[path = "../harness/mod.rs"]
 mod harness;
+mod kubernetes;
 mod propagation;
 mod rendering;
 mod status_page;
@@ -31,9 +32,13 @@ fn main() -> ExitCode {
     let cannot = cannot_bpf();
     let sdk = std::env::var_os("GRAFANA_SDK");
     if sdk.is_none() {
-        skip("what needs GRAFANA_SDK (integration-tests/grafana-sdk)", true);
+        skip("what needs GRAFANA_SDK (integration-tests/python-packages)", true);
     }
-    let no_sdk = sdk.is_none();
+    let schemas = std::env::var_os("KUBERNETES_SCHEMAS");
+    if schemas.is_none() {
+        skip("what needs KUBERNETES_SCHEMAS (integration-tests/python-packages)", true);
+    }
+    let (no_sdk, no_schemas) = (sdk.is_none(), schemas.is_none());
     let mut trials = vec![
         trial("dashboards_are_up_to_date", move || dashboards_are_up_to_date(&sdk.unwrap()))
             .with_ignored_flag(no_sdk),
@@ -41,6 +46,11 @@ fn main() -> ExitCode {
         trial("panels_do_not_overlap", panels_do_not_overlap),
         trial("panels_of_logs_ask_for_labels_that_alloy_sets", panels_of_logs_ask_for_labels_that_alloy_sets),
         trial("promtool_accepts_rules_and_configurations", promtool_accepts_rules_and_configurations),
+        trial("kubernetes_files_match_the_schemas", move || {
+            kubernetes::kubernetes_files_match_the_schemas(&schemas.unwrap())
+        })
+        .with_ignored_flag(no_schemas),
+        trial("prometheus_rules_are_up_to_date", kubernetes::prometheus_rules_are_up_to_date),
         trial("each_alert_has_its_tests_and_its_section", alerting::each_alert_has_its_tests_and_its_section),
         trial(
             "block_gap_alert_fires_less_than_once_in_four_years",

@@ -24,8 +24,6 @@ let
       assertions = defaultsTo [ ] (types.listOf types.raw);
       environment.systemPackages = defaultsTo [ ] (types.listOf types.package);
       networking.hostName = defaultsTo "machine" types.str;
-      # nixpkgs' module has options for each of several named nodes, and nix-bitcoin's module has options for one node.
-      services.bitcoind = defaultsTo { } (types.attrsOf types.raw);
       services.prometheus = {
         enable = lib.mkEnableOption "Prometheus";
         listenAddress = option types.str;
@@ -57,7 +55,44 @@ let
       users.users = defaultsTo { } (types.attrsOf types.raw);
     };
   };
-  # Replacement for the function of this name in nixos/lib/utils.nix.
+  # The options of other modules' nodes that module.nix reads, and some that it must ignore, with their defaults.
+  nodes = {
+    # nixos/modules/services/networking/bitcoind.nix of nixpkgs: a node per name.
+    nixpkgs.options.services.bitcoind = defaultsTo { } (
+      types.attrsOf (
+        types.submodule (
+          { config, name, ... }:
+          {
+            options = {
+              enable = lib.mkEnableOption "a node";
+              dataDir = defaultsTo "/var/lib/bitcoind-${name}" types.str;
+              user = defaultsTo "bitcoind-${name}" types.str;
+              group = defaultsTo config.user types.str;
+              rpc.users = defaultsTo { } (types.attrsOf types.raw);
+            };
+          }
+        )
+      )
+    );
+    # modules/bitcoind.nix of nix-bitcoin, which replaces nixpkgs' module: one node.
+    nix-bitcoin =
+      { config, ... }:
+      {
+        options.services.bitcoind = {
+          enable = lib.mkEnableOption "the node";
+          listenWhitelisted = defaultsTo false types.bool;
+          dataDir = defaultsTo "/var/lib/bitcoind" types.str;
+          user = defaultsTo "bitcoin" types.str;
+          group = defaultsTo config.services.bitcoind.user types.str;
+          rpc.users = defaultsTo { } (types.attrsOf types.raw);
+          # Has no value unless its own module sets one.
+          cli = option types.package;
+        };
+      };
+    none = { };
+  };
+
+  # Like the function in nixos/lib/utils.nix.
   utils.escapeSystemdExecArgs =
     arguments:
     builtins.concatStringsSep " " (
@@ -73,7 +108,8 @@ let
     failed = map (it: it.message) (builtins.filter (it: !it.assertion) config.assertions);
     services = builtins.mapAttrs (_: it: it.serviceConfig // { inherit (it) wantedBy bindsTo partOf; }) config.systemd.services;
     sockets = builtins.mapAttrs (_: it: it.socketConfig) config.systemd.sockets;
-    packages = map (it: it.name) config.environment.systemPackages;
+    # The order of merged lists is not specified.
+    packages = builtins.sort builtins.lessThan (map (it: it.name) config.environment.systemPackages);
   };
 
   # Replacement for nixpkgs, in which the value of a package is its name.
@@ -148,9 +184,11 @@ let
     };
 
   pkgs = makePkgs [ flake.overlays.default ];
-  evaluate =
-    configuration:
+  evaluate = evaluateWith nodes.none;
+  evaluateWith =
+    node: configuration:
     said (evalNixos [
+      node
       ../../module.nix
       configuration
       { _module.args.pkgs = pkgs; }
@@ -192,41 +230,54 @@ in
       bindsTo = [ "bitcoind-mainnet.service" ];
     };
   };
-  # A node of nixpkgs' module, whose user is the default of the exporter's user.
-  known-owner = evaluate {
-    services.bitcoind.main = {
-      enable = true;
-      dataDir = "/var/lib/bitcoind-main";
-      user = "bitcoind-main";
-      group = "bitcoind-main";
+  # Nodes of nixpkgs' module. The user of the node that has the socket is the default of the exporter's user.
+  known-owner = evaluateWith nodes.nixpkgs {
+    services.bitcoind = {
+      main.enable = true;
+      signet = {
+        enable = true;
+        dataDir = "/srv/signet";
+        group = "nodes";
+      };
+      off.dataDir = "/srv";
     };
     services.bitcoind-ipc-exporter = {
       enable = true;
-      socketPath = "/var/lib/bitcoind-main/node.sock";
+      socketPath = "/srv/signet/signet/node.sock";
     };
   };
-  # A node of nix-bitcoin's module, once with the IPC socket and once over HTTP.
-  flat-owner = evaluate {
-    services.bitcoind = {
+  other-owner = evaluateWith nodes.nixpkgs {
+    services.bitcoind.main.enable = true;
+    services.bitcoind-ipc-exporter = {
       enable = true;
-      dataDir = "/var/lib/bitcoind";
-      user = "bitcoin";
-      group = "bitcoin";
-      extraConfig = "";
-      rpc.port = 8332;
+      socketPath = "/run/bitcoind/node.sock";
     };
+  };
+  named-without-ipc = evaluateWith nodes.nixpkgs {
+    services.bitcoind.main = {
+      enable = true;
+      rpc.users.exporter.passwordHMAC = "00$00";
+    };
+    services.bitcoind-ipc-exporter = {
+      enable = true;
+      rpc = {
+        enable = true;
+        user = "exporter";
+        passwordFile = "/run/secrets/rpc-password";
+      };
+    };
+  };
+  # nix-bitcoin's node, once with the socket and once over HTTP.
+  flat-owner = evaluateWith nodes.nix-bitcoin {
+    services.bitcoind.enable = true;
     services.bitcoind-ipc-exporter = {
       enable = true;
       socketPath = "/var/lib/bitcoind/node.sock";
       environmentFile = "/run/secrets/exporter.env";
     };
   };
-  flat-without-ipc = evaluate {
-    services.bitcoind = {
-      enable = true;
-      dataDir = "/var/lib/bitcoind";
-      listenWhitelisted = [ ];
-    };
+  flat-without-ipc = evaluateWith nodes.nix-bitcoin {
+    services.bitcoind.enable = true;
     services.bitcoind-ipc-exporter = {
       enable = true;
       rpc = {

@@ -144,6 +144,7 @@ let
       );
     getExe' = package: name: "${package}/bin/${name}";
     concatStrings = concatStringsSep "";
+    last = list: builtins.elemAt list (length list - 1);
     filterAttrs = holds: set: listToAttrs (
       map (name: {
         inherit name;
@@ -230,7 +231,12 @@ let
       submodule =
         module:
         type "submodule" (it: isAttrs it || isFunction it) (
-          _: values: (lib.evalModules { modules = [ module ] ++ map (config: { inherit config; }) values; }).config
+          path: values:
+          (lib.evalModules {
+            modules = [ module ] ++ map (config: { inherit config; }) values;
+            # The name in an attribute set of submodules.
+            specialArgs.name = lib.last (filter isString (builtins.split "\\." path));
+          }).config
         );
     };
 

@@ -130,10 +130,13 @@ fn nix_module_evaluates() -> Result<(), Failed> {
     let expected = "\"/nix/store/another-exporter/bin/bitcoind-ipc-exporter\" \"--metrics-addr\" \"127.0.0.1:9332\" \
                     \"/var/lib/bitcoind-mainnet/node.sock\"";
     assert_eq!(command, expected);
-    assert_eq!(ipc("known-owner")["User"], "bitcoind-main");
-    assert_eq!(ipc("flat-owner")["User"], "bitcoin");
+    let owner = |case: &str| (ipc(case)["User"].clone(), ipc(case)["Group"].clone());
+    assert_eq!(owner("known-owner"), ("bitcoind-signet".into(), "nodes".into()));
+    assert_eq!(owner("flat-owner"), ("bitcoin".into(), "bitcoin".into()));
+    for case in ["other-owner", "named-without-ipc", "flat-without-ipc"] {
+        assert_eq!(ipc(case)["DynamicUser"], true, "{case}");
+    }
     assert_eq!(ipc("flat-owner")["EnvironmentFile"], "/run/secrets/exporter.env");
-    assert_eq!(ipc("flat-without-ipc")["DynamicUser"], true);
     assert_eq!(made["nobody"]["failed"].as_array().unwrap().len(), 1);
     assert_eq!(made["default"]["failed"].as_array().unwrap().len(), 0);
     let beside = ipc("rpc-beside-ipc");
