@@ -22,7 +22,8 @@ use crate::metrics::{Family, counter, gauge};
 pub use forwarder::start;
 pub use settings::{StoreArgs, StoreSettings, check_needs};
 
-/// The rank of this node for a block, for the status page.
+/// The rank of this node among the nodes in the block store, by the time when each node connected a block. Shown on
+/// the status page.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rank {
     /// Hash of the block, in the byte order of `bitcoin-cli`.

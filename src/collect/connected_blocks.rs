@@ -7,12 +7,13 @@ use crate::ipc::BlockRef;
 /// Maximum number of ranges. Each tip change adds one, and a poll counts the blocks of several.
 const MAX_RANGES: usize = 1024;
 
-/// The part of the contents of a block that is to be counted.
+/// The totals of a connected block that still have to be added to the counters.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CountedContents {
-    /// Everything.
+    /// All totals.
     All,
-    /// Only the fees: a notification has brought the block, which has no values of the spent coins.
+    /// Only the fees. The other totals were counted from a notification with the block, which does not contain the
+    /// values of the spent coins.
     Fees,
 }
 

@@ -29,7 +29,7 @@ pub struct PeerStats {
     pub version: i64,
     /// User agent, as the peer claims it; empty before the peer has sent it.
     pub subversion: String,
-    /// Services that the peer offers: bits of Core's `ServiceFlags`; `None` if the call does not report them.
+    /// Services that the peer offers: bits of Core's `ServiceFlags`; `None` if the node's response does not contain them.
     pub services: Option<u64>,
     /// Height of the best header that the peer is known to have; `None` if none is known.
     pub best_header: Option<i64>,

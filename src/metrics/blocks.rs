@@ -4,7 +4,7 @@ use super::model::{counter, gauge};
 use super::pushed::{Counter, Gauge, GaugeVec, area};
 
 const BLOCK: &[&str] = &[
-    "the block in ChainNotifications.blockConnected; else JSON-RPC getblockstats of each connected block, out of initial block download",
+    "the block in ChainNotifications.blockConnected; without notifications, JSON-RPC getblockstats of each block that is connected after initial block download",
 ];
 const STATS: &[&str] =
     &["JSON-RPC getblockstats of the tip, once per tip, not during initial block download"];
@@ -69,7 +69,7 @@ area! {
             "Serialized size of the transactions in connected blocks, without the coinbase", BLOCK);
         connected_fees: Counter = counter("bitcoin_connected_fees_satoshis_total",
             "Total fees of the transactions in connected blocks, in satoshis",
-            &["JSON-RPC getblockstats of each connected block, out of initial block download"]);
+            &["JSON-RPC getblockstats of each block that is connected after initial block download"]);
         uncounted_blocks: Counter = counter("bitcoin_exporter_uncounted_blocks_total",
             "Connected blocks whose contents or fees were not counted, because the node no longer had them when it was called (it prunes \
              blocks), or because too many were waiting. Blocks of initial block download are neither counted nor included",

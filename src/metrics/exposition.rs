@@ -96,8 +96,8 @@ impl Collector for EncodedFamily {
 
 impl EncodedFamily {
     fn encode_value(&self, encoder: &mut MetricEncoder<'_>, value: &Value) -> fmt::Result {
-        // The encoder appends `_total` to the name of a counter. In the text format, the name in the declaration
-        // already ends in `_total`.
+        // In the OpenMetrics format, the encoder appends `_total` to the name of a counter, so the name is passed to it
+        // without this ending. In the text format, the name is passed with the ending.
         let appends_total = self.format == Format::OpenMetrics;
         match (value, self.family.declaration.kind) {
             (Value::Count(count), Kind::Counter) if appends_total => encoder.encode_counter(count, NONE),

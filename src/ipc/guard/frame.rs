@@ -232,7 +232,7 @@ impl SendBuffer {
         }
     }
 
-    /// Reserves memory for this number of bytes.
+    /// Reserves memory for this number of bytes in addition to the bytes in the buffer.
     pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
         self.bytes.try_reserve(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
     }

@@ -174,7 +174,7 @@ impl ProtocolState {
         }
     }
 
-    /// Whether the guard may read the exporter's messages. The guard does not read them during the clean disconnect,
+    /// Whether the guard reads the exporter's messages at present. The guard does not read them during the clean disconnect,
     /// and not while the node handles a `disconnect` call of the guard: another call of the exporter for the same
     /// subscription would run on the same thread in the middle of the `disconnect`, wait for a lock that the
     /// `disconnect` holds, and hang the node.
