@@ -156,7 +156,7 @@ NODE = {
         graph("By protocol version", "none", "Connected peers by protocol version.",
               {"{{node}} {{version}}": "bitcoin_peers_by_version{*}"}, stacked=True),
         graph("By client", "none", "Connected peers by the software that they claim to run: Bitcoin Core by major version, Knots, others.",
-              {"{{node}} {{client}} {{version}}": "bitcoin_peers_by_client{*}"}, stacked=True),
+              {"{{node}} {{software}}": 'label_join(bitcoin_peers_by_client{*}, "software", " ", "client", "version")'}, stacked=True),
         graph("By service", "none", "Connected peers that offer a service; a peer can offer several.",
               {"{{node}} {{service}}": "bitcoin_peers_by_service{*}"}),
         graph("Ahead of the node", "none", "Peers that have announced a valid header higher than the node's tip, and added nodes (`-addnode`) "
