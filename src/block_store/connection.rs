@@ -152,7 +152,7 @@ impl StoreConnection {
                  contrib/postgresql/propagation.sql as the owner of the database",
             )?;
         }
-        let rows = self.query("SELECT max(version) FROM propagation.version", &[]).await?;
+        let rows = self.query("SELECT max(version)::int4 FROM propagation.version", &[]).await?;
         match rows.first().and_then(|row| row.get::<_, Option<i32>>(0)) {
             Some(VERSION) => Ok(()),
             Some(version) if version > VERSION => bail!(
