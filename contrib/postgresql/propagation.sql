@@ -55,9 +55,10 @@ CREATE TABLE propagation.blocks (
 
 CREATE INDEX blocks_by_time ON propagation.blocks (chain, connected_at);
 
--- Creates the partition for a height, if it does not exist. It runs with the rights of the owner: exporters may not create tables.
+-- Creates the partition for a height, if it does not exist. It runs with the rights of the owner: exporters may not create tables. Without
+-- pg_temp at the end of the path, a user's temporary type named `text` would be used, whose constraint runs the user's code.
 CREATE FUNCTION propagation.ensure_partition(height integer) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     number integer := height / 4320;
     name text := 'blocks_' || lpad(number::text, 4, '0');

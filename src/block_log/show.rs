@@ -50,14 +50,24 @@ fn json(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
 fn csv(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
     writeln!(to, "{}", rows.names.join(","))?;
     for row in &rows.rows {
-        let fields: Vec<_> = row.iter().map(text).collect();
+        let fields: Vec<_> = row.iter().map(|value| quoted(text(value))).collect();
         writeln!(to, "{}", fields.join(","))?;
     }
     Ok(())
 }
 
-/// A value as text without quotes. CSV needs no quotes here, because texts in the block log are hashes and label
-/// values, which contain no commas and no quotes.
+/// A field of CSV. Names of nodes in the block store can have any character.
+fn quoted(text: String) -> String {
+    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
+}
+
+#[cfg(test)]
+#[test]
+fn fields_with_commas_or_quotes_are_quoted() {
+    assert_eq!(["a b", "a,b", "a\"b"].map(|text| quoted(text.into())), ["a b", "\"a,b\"", "\"a\"\"b\""]);
+}
+
+/// A value as text.
 fn text(value: &Value) -> String {
     match value {
         Value::Integer(number) => number.to_string(),

@@ -12,12 +12,15 @@ use tokio_postgres::{Client, Config, Row};
 use tracing::{debug, info};
 
 use super::settings::StoreSettings;
+use super::tls::Connector;
 
 /// Version of the schema in `contrib/postgresql/propagation.sql`.
 const VERSION: i32 = 1;
 const SCHEMA: &str = include_str!("../../contrib/postgresql/propagation.sql");
 /// Timeout of a statement. A database that is stopped or overloaded must not block the forwarder forever.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// Timeout of the cancellation of a statement.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Stores rows, given as a JSON array. A row that is stored already is not changed, except by a more precise exporter of the node, or by
 /// another report of the same connection. A block that was connected again after a reorganization keeps its first times.
@@ -42,6 +45,8 @@ const STORE: &str = "
 /// An open connection to the block store.
 pub struct StoreConnection {
     client: Client,
+    /// TLS settings of the connection that cancels a statement.
+    tls: Connector,
 }
 
 /// Why rows could not be stored.
@@ -62,7 +67,7 @@ impl StoreConnection {
         for config in settings.attempts(application).await? {
             match within(connect(config, settings)).await {
                 Ok(client) => {
-                    let mut connection = StoreConnection { client };
+                    let mut connection = StoreConnection { client, tls: settings.tls.clone() };
                     connection.check_schema().await?;
                     return Ok(connection);
                 }
@@ -93,7 +98,21 @@ impl StoreConnection {
         parameters: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)],
     ) -> Result<Vec<Row>> {
         // `query_typed` uses no named statement, which a connection pooler may not have.
-        within(async { self.client.query_typed(sql, parameters).await.map_err(explain) }).await
+        self.run(async { self.client.query_typed(sql, parameters).await.map_err(explain) }).await
+    }
+
+    /// Waits for the result of a statement, and cancels the statement after the timeout: the server would go on waiting, for example for a
+    /// lock, and the connection would stay open. Each new attempt would add one.
+    async fn run<T>(&self, statement: impl Future<Output = Result<T>>) -> Result<T> {
+        match tokio::time::timeout(TIMEOUT, statement).await {
+            Ok(result) => result,
+            Err(_) => {
+                let cancelled = self.client.cancel_token();
+                let cancelled = cancelled.cancel_query(self.tls.clone());
+                let _ = tokio::time::timeout(CANCEL_TIMEOUT, cancelled).await;
+                bail!("no response within {} s", TIMEOUT.as_secs())
+            }
+        }
     }
 
     /// Stores rows of blocks of these heights.
@@ -133,7 +152,7 @@ impl StoreConnection {
                  contrib/postgresql/propagation.sql as the owner of the database",
             )?;
         }
-        let rows = self.query("SELECT max(version) FROM propagation.version", &[]).await?;
+        let rows = self.query("SELECT max(version)::int4 FROM propagation.version", &[]).await?;
         match rows.first().and_then(|row| row.get::<_, Option<i32>>(0)) {
             Some(VERSION) => Ok(()),
             Some(version) if version > VERSION => bail!(
@@ -144,7 +163,7 @@ impl StoreConnection {
     }
 
     async fn execute(&self, sql: &str) -> Result<()> {
-        within(async { self.client.batch_execute(sql).await.map_err(explain) }).await
+        self.run(async { self.client.batch_execute(sql).await.map_err(explain) }).await
     }
 
     async fn has_schema(&self) -> Result<bool> {

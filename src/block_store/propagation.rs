@@ -19,7 +19,7 @@ pub(super) async fn ranks(
     height: i32,
 ) -> Result<Vec<Rank>> {
     const QUERY: &str = "
-        SELECT encode(own.block_hash, 'hex'), own.block_height, late.rank, late.nodes, late.offset_us, late.error_us
+        SELECT encode(own.block_hash, 'hex'), own.block_height::int4, late.rank, late.nodes, late.offset_us, late.error_us
         FROM propagation.blocks AS own LEFT JOIN (
             SELECT * FROM propagation.lateness WHERE stage = 'connected' AND chain = $1 AND block_height BETWEEN $3 AND $4
         ) AS late USING (chain, block_height, block_hash, node)

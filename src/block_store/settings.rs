@@ -93,6 +93,12 @@ impl StoreSettings {
         }
         let (url, ssl_mode, authorities) = split_tls_options(url)?;
         let mut config: Config = url.parse().context("expected postgres://USER@HOST:PORT/DATABASE")?;
+        // The user ends at the first `@`. A second one belongs to the password, whose rest would be logged as the host.
+        if config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if name.contains('@'))) {
+            bail!(
+                "the URL has more than one @; write %40 for an @ in the password, or pass the password in a file"
+            );
+        }
         if config.get_hosts().is_empty() || config.get_dbname().is_none() || config.get_user().is_none() {
             bail!("the URL needs a user, a host and a database: postgres://USER@HOST:PORT/DATABASE");
         }
@@ -197,19 +203,29 @@ impl LibpqSslMode {
 
 /// Removes `sslmode` and `sslrootcert` from a URL. The crate for PostgreSQL does not have all modes.
 fn split_tls_options(url: &str) -> Result<(String, LibpqSslMode, Option<PathBuf>)> {
-    let (mut mode, mut authorities) = (LibpqSslMode::Prefer, None);
-    let Some((base, query)) = url.split_once('?') else { return Ok((url.into(), mode, None)) };
+    let (mut mode, mut authorities, mut uses_system) = (None, None, false);
+    // A password before the `@` can have a `?`.
+    let host = url.find('@').unwrap_or_default();
+    let Some(mark) = url[host..].find('?') else { return Ok((url.into(), LibpqSslMode::Prefer, None)) };
+    let (base, query) = (&url[..host + mark], &url[host + mark + 1..]);
     let mut others = Vec::new();
     for option in query.split('&').filter(|option| !option.is_empty()) {
         match option.split_once('=') {
-            Some(("sslmode", value)) => mode = LibpqSslMode::parse(value)?,
-            Some(("sslrootcert", "system")) => authorities = None,
-            Some(("sslrootcert", path)) => authorities = Some(PathBuf::from(path)),
+            Some(("sslmode", value)) => mode = Some(LibpqSslMode::parse(value)?),
+            Some(("sslrootcert", "system")) => (authorities, uses_system) = (None, true),
+            Some(("sslrootcert", path)) => (authorities, uses_system) = (Some(PathBuf::from(path)), false),
             _ => others.push(option),
         }
     }
     let url = if others.is_empty() { base.into() } else { format!("{base}?{}", others.join("&")) };
-    Ok((url, mode, authorities))
+    // As in libpq: the authorities of the system have signed certificates of every host, so the name is always verified.
+    match mode {
+        Some(mode) if uses_system && mode != LibpqSslMode::VerifyFull => {
+            bail!("sslrootcert=system needs sslmode=verify-full")
+        }
+        None if uses_system => Ok((url, LibpqSslMode::VerifyFull, None)),
+        mode => Ok((url, mode.unwrap_or(LibpqSslMode::Prefer), authorities)),
+    }
 }
 
 /// The source of the password: the file, the environment variable, the systemd credential, or else the URL.
@@ -260,11 +276,15 @@ mod tests {
             ("?sslmode=disable", LibpqSslMode::Disable, None, ""),
             ("?connect_timeout=3&sslmode=verify-full", LibpqSslMode::VerifyFull, None, "?connect_timeout=3"),
             ("?sslrootcert=/ca.pem&sslmode=verify-ca", LibpqSslMode::VerifyCa, Some("/ca.pem"), ""),
-            ("?sslrootcert=system&sslmode=require", LibpqSslMode::Require, None, ""),
+            ("?sslrootcert=system&sslmode=verify-full", LibpqSslMode::VerifyFull, None, ""),
+            ("?sslrootcert=system", LibpqSslMode::VerifyFull, None, ""),
         ] {
             let expected = (format!("postgres://u@h/d{rest}"), mode, authorities.map(PathBuf::from));
             assert_eq!(split(query).unwrap(), expected);
         }
+        assert!(split("?sslrootcert=system&sslmode=require").is_err());
+        let password_with_mark = split_tls_options("postgres://u:a?b=c@h/d?sslmode=require").unwrap();
+        assert_eq!(password_with_mark, ("postgres://u:a?b=c@h/d".into(), LibpqSslMode::Require, None));
         assert!(split("?sslmode=always").unwrap_err().to_string().contains("expected disable, allow"));
         assert_eq!(LibpqSslMode::Require.attempts(true).1, Verification::Authority);
         assert_eq!(LibpqSslMode::Prefer.attempts(true).1, Verification::None);
@@ -276,6 +296,7 @@ mod tests {
             "mysql://u:secret@h/d",
             "postgres://u:secret@h",
             "postgres://u:secret@h:port/d",
+            "postgres://u:pass@secret@h/d",
             "postgres://u:secret@h/d?nothing=1",
             "postgres://u:secret@h/d?sslmode=no",
         ] {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::libc::{O_NOFOLLOW, O_NONBLOCK};
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, Gid, Uid, access, setfsgid, setfsuid};
 use tempfile::NamedTempFile;
 
 const BEGIN: &str =
@@ -76,6 +76,12 @@ impl Change {
             bail!("{} is not named bitcoin.conf; add the lines by hand", path.display());
         }
         if change.old.is_none() {
+            if block.node.is_some_and(|(uid, _)| uid != 0) && Uid::effective().is_root() && is_of_root(path) {
+                bail!(
+                    "{} does not exist, and its directory belongs to root, not to the node's user; create it first",
+                    path.display()
+                );
+            }
             (change.owner, change.mode) =
                 (block.node, if block.is_secret || block.node.is_some() { 0o600 } else { 0o644 });
         } else if block.is_secret && change.mode & 0o077 != 0 {
@@ -84,6 +90,8 @@ impl Change {
                 path.display()
             );
         }
+        // An empty file that exists is not removed by `undo`: a node does not start without the file that -conf names.
+        let rest = if change.old.as_deref() == Some("") { "\n" } else { &rest };
         change.new = Some(format!("{BEGIN}{}{END}{rest}", block.text));
         Ok(Some(change).filter(|change| change.old != change.new))
     }
@@ -135,6 +143,7 @@ impl Change {
     fn stage(&self, made: &mut Vec<PathBuf>) -> Result<Option<NamedTempFile>> {
         let Some(new) = &self.new else { return Ok(None) };
         let at = || format!("cannot write {}", self.path.display());
+        let _rights = self.rights().with_context(at)?;
         let dir = self.path.parent().expect("a file is in a directory");
         let missing: Vec<_> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
         for dir in missing.into_iter().rev() {
@@ -153,6 +162,7 @@ impl Change {
     }
 
     fn finish(&self, staged: Option<NamedTempFile>) -> Result<()> {
+        let _rights = self.rights().with_context(|| self.path.display().to_string())?;
         let done = match staged {
             Some(file) => file.persist(&self.path).map(drop).map_err(|error| error.error),
             None => fs::remove_file(&self.path),
@@ -160,10 +170,52 @@ impl Change {
         done.with_context(|| format!("cannot {} {}", self.verb(), self.path.display()))
     }
 
+    /// The rights to write the file: those of its owner, unless only root can change the path. The owner of a directory can replace it with
+    /// a link at any time, and would get a file of its own in any directory.
+    fn rights(&self) -> Result<Option<FileRights>> {
+        let owner = self.owner.filter(|(uid, _)| *uid != 0);
+        let user = owner.filter(|_| Uid::effective().is_root() && !is_of_root(&self.path));
+        user.map(|(uid, gid)| FileRights::of(uid, gid)).transpose()
+    }
+
     fn reversed(&self) -> Self {
         let (old, new) = (self.new.clone(), self.old.clone());
         Change { path: self.path.clone(), old, new, mode: self.mode, owner: self.owner }
     }
+}
+
+/// The rights of a user for files, in this thread, until the value is dropped.
+struct FileRights;
+
+impl FileRights {
+    fn of(uid: u32, gid: u32) -> Result<Self> {
+        let rights = FileRights;
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        setfsgid(gid);
+        setfsuid(uid);
+        // The calls return the earlier ID, also if they fail.
+        if setfsgid(gid) != gid || setfsuid(uid) != uid {
+            bail!("cannot use the rights of user {uid}");
+        }
+        Ok(rights)
+    }
+}
+
+impl Drop for FileRights {
+    fn drop(&mut self) {
+        setfsuid(Uid::effective());
+        setfsgid(Gid::effective());
+    }
+}
+
+/// Whether only root can change the directories of the path.
+fn is_of_root(path: &Path) -> bool {
+    const WRITABLE_BY_OTHERS: u32 = 0o022;
+    path.ancestors().skip(1).all(|dir| {
+        let is_of_root =
+            |it: fs::Metadata| it.is_dir() && it.uid() == 0 && it.mode() & WRITABLE_BY_OTHERS == 0;
+        dir.symlink_metadata().is_ok_and(is_of_root)
+    })
 }
 
 /// Checks that this process can create or replace the file.
@@ -285,6 +337,45 @@ mod tests {
         fs::remove_dir_all(dir.path().join("etc/x.service.d")).unwrap();
         fs::remove_dir(dir.path().join("etc")).unwrap();
         assert_eq!(files(dir.path()), before);
+    }
+
+    #[test]
+    fn empty_file_of_the_operator_is_not_removed() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let path = dir.path().join("bitcoin.conf");
+        fs::write(&path, "").unwrap();
+        for is_first in [true, false] {
+            let change = Change::add(&block(path.clone(), "a=1\n")).unwrap();
+            assert_eq!(change.is_some(), is_first);
+            change.into_iter().for_each(|change| write(dir.path(), vec![change]).unwrap());
+        }
+        undo(dir.path()).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "\n");
+    }
+
+    #[test]
+    fn file_of_a_user_is_written_with_the_rights_of_this_user() {
+        const NOBODY: u32 = 65534;
+        if !Uid::effective().is_root() {
+            return; // only root can give a file to another user
+        }
+        let dir = tempfile::TempDir::new().unwrap();
+        let own = dir.path().join("own");
+        fs::create_dir(&own).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
+        let conf = Block { node: Some((NOBODY, NOBODY)), ..block(own.join("bitcoin.conf"), "a=1\n") };
+        // As if the user had replaced its directory with one of root.
+        let change = Change::add(&conf).unwrap().unwrap();
+        assert!(format!("{:#}", write(dir.path(), vec![change]).unwrap_err()).contains("Permission denied"));
+        assert!(!conf.path.exists());
+        std::os::unix::fs::chown(&own, Some(NOBODY), Some(NOBODY)).unwrap();
+        let change = Change::add(&conf).unwrap().unwrap();
+        write(dir.path(), vec![change]).unwrap();
+        let metadata = conf.path.metadata().unwrap();
+        assert_eq!((metadata.uid(), metadata.mode() & 0o777), (NOBODY, 0o600));
+        undo(dir.path()).unwrap();
+        assert!(!conf.path.exists());
     }
 
     #[test]

@@ -128,6 +128,10 @@ async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
         }
         let Some(counted) = count_last(calls, range, tip).await else { break };
         let queue = &mut calls.context.persistent_state.borrow_mut().connected_blocks;
+        // During the calls a full queue may have dropped the range, whose blocks are then reported as uncounted.
+        if queue.next() != Some(range) {
+            continue;
+        }
         let uncounted = match counted {
             Some((stats, parent)) => {
                 show_contents(calls, &stats, range.contents);
