@@ -60,6 +60,9 @@ fuzz_target!(|data: &[u8]| {
             .expect("ends")
         };
         let (_, (), answers) = tokio::join!(served, writer, reader);
-        assert!(answers.is_empty() || answers.starts_with(b"HTTP/1."), "the endpoint sends only HTTP responses");
+        assert!(
+            answers.is_empty() || answers.starts_with(b"HTTP/1."),
+            "the endpoint sends only HTTP responses"
+        );
     });
 });
