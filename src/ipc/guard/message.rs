@@ -191,7 +191,7 @@ impl<'a> Call<'a> {
     }
 
     /// Reader of the call's parameters. The reader cannot resolve the capabilities in the parameters; see
-    /// [`capabilities`](Self::capabilities).
+    /// [`passed`](Self::passed).
     pub fn parameters(&self) -> capnp::Result<any_pointer::Reader<'a>> {
         Ok(self.reader.get_params()?.get_content())
     }
