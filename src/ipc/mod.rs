@@ -1,6 +1,6 @@
 //! The client of a node's IPC: Cap'n Proto over a Unix socket.
 //!
-//! - [`endpoint`] opens connections to the node: an inherited connection, or new ones to a socket path.
+//! - [`endpoint`] opens connections to the node: an inherited connection, or new connections to a socket path.
 //! - `connection` contains the Cap'n Proto handshake, the handles to the node's threads, and the deadline of each call.
 //! - `interfaces` lists the interfaces and discovers which of them a node has.
 //! - `mining`, `json_rpc`, `chain`, `node` and `tracing` are the clients of the node's interfaces. `template` is the
