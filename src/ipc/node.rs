@@ -29,7 +29,8 @@ pub struct PeerStats {
     pub version: i64,
     /// User agent in the peer's `version` message; empty before the peer has sent this message.
     pub subversion: String,
-    /// Services that the peer offers: bits of Core's `ServiceFlags`; `None` if the node's response does not contain them.
+    /// Services that the peer offers: bits of Core's `ServiceFlags`; `None` if the node's response does not contain
+    /// them.
     pub services: Option<u64>,
     /// Height of the best block that the peer has announced and whose header the node has; `None` if there is no such
     /// block.

@@ -159,6 +159,10 @@ pub struct EventQueue {
 }
 
 impl EventQueue {
+    /// Creates an empty queue for the events that are sent over `socket`.
+    ///
+    /// # Errors
+    /// The socket cannot be made nonblocking.
     pub fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(EventQueue { socket, unsent: SendBuffer::default(), blocked: false, dropped: 0 })
@@ -231,7 +235,7 @@ impl EventQueue {
         }
     }
 
-    /// Sends the remaining queued events. Gives up after one second.
+    /// Sends the remaining queued events, until the socket has accepted no bytes for one second.
     pub fn finish(mut self) {
         self.append_dropped();
         let _ = self.socket.set_nonblocking(false);

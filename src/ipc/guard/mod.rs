@@ -12,12 +12,12 @@
 //!   `relay` is the poll loop.
 //! - `message` parses messages, `outgoing` encodes the messages that originate in the guard, and `frame` implements
 //!   Cap'n Proto's framing on sockets.
-//! - `events` defines the events for the exporter. `busy_poll` and `trace_budget` limit the time for which the node
-//!   waits.
+//! - `events` defines the events for the exporter. `busy_poll` shortens the time for which the node waits for a
+//!   response, and `trace_budget` limits the time for which the UTXO cache trace delays the node.
 //! - `process` starts and sets up the guard process, on behalf of the [`supervisor`](crate::supervisor).
 //!   `subscription_store` passes the subscriptions to a replacement guard.
 //!
-//! This file contains the code that runs in the exporter: its handle to a guard.
+//! This file contains the code that runs in the exporter: the exporter's handle to a guard.
 
 mod allow_list;
 mod busy_poll;
@@ -64,7 +64,7 @@ pub struct Guard {
     /// closed.
     watch: AbortOnDropHandle<()>,
     state: Rc<GuardState>,
-    /// The guard's total run delay when it was last read.
+    /// The guard's total run delay at the last call of `new_run_delay`.
     run_delay: Duration,
 }
 

@@ -45,8 +45,8 @@ use template::TemplateState;
 
 /// First question ID and first export ID that the guard allocates for itself. The exporter allocates its IDs from zero.
 const FIRST_GUARD_ID: u32 = 0x7000_0000;
-/// First ID that a replacement guard allocates. The number differs from [`FIRST_GUARD_ID`], because late responses to the
-/// killed guard's calls must not match a call of the replacement guard.
+/// First ID that a replacement guard allocates. The number differs from [`FIRST_GUARD_ID`], because late responses to
+/// the killed guard's calls must not match a call of the replacement guard.
 const REPLACEMENT_NUMBERS: u32 = FIRST_GUARD_ID + (1 << 20);
 /// Interval between the guard's `disconnect` calls while the node's thread is busy with another call.
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
@@ -65,7 +65,7 @@ pub enum NodeMessageAction {
     AnswerUnimplemented(u32),
     /// Forward the message to the exporter.
     Forward,
-    /// Do not forward the message, because it concerns only the guard.
+    /// Do not forward the message, because the exporter does not need it.
     Keep,
 }
 
@@ -174,10 +174,10 @@ impl ProtocolState {
         }
     }
 
-    /// Whether the guard reads the exporter's messages at present. The guard does not read them during the clean disconnect,
-    /// and not while the node handles a `disconnect` call of the guard: another call of the exporter for the same
-    /// subscription would run on the same thread in the middle of the `disconnect`, wait for a lock that the
-    /// `disconnect` holds, and hang the node.
+    /// Whether the guard reads the exporter's messages at present. The guard reads no messages of the exporter during
+    /// the clean disconnect, or while the node handles a `disconnect` call of the guard. During that call, a call of
+    /// the exporter for the same subscription would run on the same thread in the middle of the `disconnect`, wait for
+    /// a lock that the `disconnect` holds, and hang the node.
     pub fn reads_exporter(&self) -> bool {
         self.draining_since.is_none() && !self.subscriptions.has_own_disconnect()
     }
@@ -208,8 +208,8 @@ impl ProtocolState {
         self.drain(now);
     }
 
-    /// Whether the process at the other end is known to be a node: it has sent a response, or this guard is a
-    /// replacement for a guard that used the connection.
+    /// Whether the process at the other end of the node's socket is known to be a node: the process has sent a
+    /// response, or this guard is a replacement for a guard that used the connection.
     pub fn is_node(&self) -> bool {
         self.has_answered || self.replacing_since.is_some()
     }

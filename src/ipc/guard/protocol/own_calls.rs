@@ -63,8 +63,8 @@ impl ProtocolState {
         self.begin_call(number, purpose, None, now);
     }
 
-    /// Maximum time for which the poll loop may wait for a message, because a call of the guard is due then; `None` for
-    /// no limit.
+    /// Maximum time for which the poll loop may wait for a message, because the guard then has to make a call or to
+    /// check whether it may close the connection; `None` for no limit.
     pub fn next_wakeup(&self, now: Duration) -> Option<Duration> {
         if self.is_draining() {
             let waits_for_node = self.questions.any_unanswered();
