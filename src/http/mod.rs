@@ -5,8 +5,7 @@
 //!
 //! - `address` parses addresses, and `listener` opens the listening sockets.
 //! - `server` accepts connections and handles requests; `routes` builds the response for each path; `negotiate` selects
-//!   the exposition format, and
-//!   `compression` compresses.
+//!   the exposition format, and `compression` compresses responses.
 //! - `web_config` reads `--web.config.file`: TLS and passwords.
 //!
 //! The table lists the attacks that the endpoint defends against, the code that prevents each attack, and the test of

@@ -111,6 +111,9 @@ pub(crate) struct Response<'a> {
 
 impl Response<'_> {
     /// Returns the JSON text of the result, or `null` if the response has no result.
+    ///
+    /// # Errors
+    /// The response contains an error object.
     pub fn result(self) -> Result<String, CallError> {
         match self.error.filter(|error| !error.is_null()) {
             Some(error) => Err(call_error(&error)),

@@ -1,8 +1,8 @@
 //! HTTP basic authentication: verifies the users and passwords of requests.
 //!
 //! A bcrypt check is slow by design. The digest of a verified password is stored, so only a client's first request
-//! waits for the check. Checks run one at a time, and requests wait for their check in a short queue. When the queue is
-//! full, requests with an unverified password get status 429.
+//! waits for the check. Password checks run one at a time, and requests wait for their check in a short queue. When the
+//! queue is full, requests with an unverified password get status 429.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -77,7 +77,7 @@ impl Users {
     }
 
     async fn check(&self, user: &str, password: &str) -> AuthResult {
-        // The combination is unambiguous, because a user name cannot contain a colon.
+        // The text `user:password` is unambiguous, because a user name cannot contain a colon.
         let digest = digest(&SHA256, format!("{user}:{password}").as_bytes()).as_ref().to_vec();
         let is_remembered = || self.correct.lock().expect("nobody panics holding it").contains(&digest);
         if is_remembered() {
@@ -156,7 +156,8 @@ mod tests {
     async fn verified_password_does_not_wait_behind_guesses() {
         let users = Arc::new(users(&[("prom", "secret", 8)]));
         assert_eq!(asks(&users, &basic("prom:secret")).await, AuthResult::Permitted);
-        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // while the test has this permit, no password check can start
+        // While the test has this permit, no password check can start.
+        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap();
         let guess = |number: usize| {
             let users = users.clone();
             let header = basic(&format!("prom:{number}"));
