@@ -9,7 +9,7 @@ use landlock::{
 };
 
 /// The Landlock ABI of Linux 6.12. This ABI can restrict access to files and TCP ports, signals to processes outside of
-/// the sandbox, and connections to their abstract Unix sockets.
+/// the sandbox, and connections to abstract Unix sockets of such processes.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
 /// The files that a process may read, the files that it may write, and the TCP ports to which it may connect. Reading
@@ -22,7 +22,8 @@ pub struct AllowedFiles {
     /// Files that the process reads only once, after the rules are applied. The process may not read other files in
     /// their directories.
     pub read_once: Vec<PathBuf>,
-    /// Files that are written, created and replaced, with the files beside them: the block log and its journal.
+    /// Files that the process writes: the block log. The process may write, create and remove all files in their
+    /// directories, for example the journal of the block log.
     pub write: Vec<PathBuf>,
     /// TCP ports to which the process may connect.
     pub connect: Vec<u16>,

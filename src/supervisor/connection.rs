@@ -47,6 +47,9 @@ pub struct GuardedConnection {
 impl GuardedConnection {
     /// Starts a guard for the node's socket. Returns the reply to the exporter, and the descriptors to pass with the
     /// reply.
+    ///
+    /// # Errors
+    /// The guard cannot be started, because memory, processes or file descriptors are short.
     pub fn start(
         node: OwnedFd,
         inherited: bool,
