@@ -1,4 +1,4 @@
-//! Compresses responses with gzip, for clients that accept it.
+//! Compresses responses with gzip, for clients that accept gzip.
 
 use std::io::Write;
 

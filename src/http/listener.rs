@@ -116,8 +116,8 @@ impl Listener {
         }
     }
 
-    /// Whether the listener has a loopback TCP address. Browsers on this machine can connect to it, but other machines
-    /// cannot.
+    /// Whether the listener has a loopback TCP address. Browsers on this machine can connect to such a listener, but
+    /// other machines cannot.
     pub(super) fn is_on_loopback(&self) -> bool {
         match self {
             Listener::Tcp(listener) => {

@@ -58,7 +58,7 @@ const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time after a failed accept(2) until the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The configuration of a listener: the paths that it serves, TLS and users, and the allowed host names.
+/// The configuration of a listener: the paths that the listener serves, TLS and users, and the allowed host names.
 pub struct Endpoint {
     web_config: WebConfig,
     access: EndpointScope,
@@ -102,7 +102,7 @@ impl Endpoint {
 #[must_use = "dropping it ends the serving"]
 pub struct HttpServerHandle {
     end: DropGuard,
-    /// Channel without messages, which the server's thread closes when it exits.
+    /// Channel without messages, which the server's thread closes when the thread exits.
     ended: mpsc::Receiver<Infallible>,
 }
 
@@ -194,8 +194,8 @@ async fn serve<L>(
                 let (endpoint, pages, watcher) = (endpoint.clone(), pages.clone(), graceful.watcher());
                 connections
                     .spawn(|authenticated| serve_stream(stream, endpoint, pages, authenticated, watcher));
-                // If `spawn` aborted the task of an old connection, this lets that task end before the next connection
-                // is accepted.
+                // If `spawn` aborted the task of an old connection, the yield lets that task end before the next
+                // connection is accepted.
                 tokio::task::yield_now().await;
             }
             Err(error) => {

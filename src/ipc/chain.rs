@@ -19,7 +19,7 @@ pub enum ChainEvent {
     RemovedFromMempool(i32),
     /// `blockConnected`: a block was connected to a chainstate.
     BlockConnected {
-        /// The block's hash, in wire byte order; `None` if the node omitted it.
+        /// The block's hash, in wire byte order; `None` if the node omitted the hash.
         hash: Option<[u8; 32]>,
         /// The block's height.
         height: i32,

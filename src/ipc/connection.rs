@@ -33,7 +33,7 @@ pub struct NodeThread {
 /// State of the calls on one thread of the node, shared by all clones of its [`NodeThread`].
 #[derive(Default)]
 struct ThreadCalls {
-    /// A lock that is held from before a call is sent until its response arrives.
+    /// A lock that the exporter holds from before it sends a call until the response to the call arrives.
     slot: Arc<Mutex<()>>,
     /// The task that waits for the response to the last call. The task is aborted when the last clone of the
     /// [`NodeThread`] is dropped, because the task would keep the connection open.
@@ -132,8 +132,8 @@ pub struct IpcConnection {
 }
 
 impl IpcConnection {
-    /// Performs the Cap'n Proto handshake: requests the node's bootstrap capability and calls `construct`. Must run in
-    /// a [`tokio::task::LocalSet`]. `deadline` is the timeout of each call.
+    /// Performs the Cap'n Proto handshake: requests the node's bootstrap capability and calls `construct`. This
+    /// function must be called in a [`tokio::task::LocalSet`]. `deadline` is the timeout of each call.
     ///
     /// # Errors
     /// The node does not respond within `deadline`, rejects the handshake, or closes the connection.

@@ -62,21 +62,22 @@ impl Interface {
 /// The clients of the interfaces that a node has.
 #[derive(Default)]
 pub struct Interfaces {
-    /// Client of [`Interface::Mining`]; `None` if the node does not have it.
+    /// Client of [`Interface::Mining`]; `None` if the node does not have this interface.
     pub mining: Option<Mining>,
-    /// Client of [`Interface::Chain`]; `None` if the node does not have it.
+    /// Client of [`Interface::Chain`]; `None` if the node does not have this interface.
     pub chain: Option<Chain>,
     /// Whether the node has a Chain interface whose method ordinals differ from the exporter's schema. The exporter
     /// does not use such an interface.
     pub has_unknown_chain: bool,
-    /// Client of [`Interface::Node`]; `None` if the node does not have it.
+    /// Client of [`Interface::Node`]; `None` if the node does not have this interface.
     pub node: Option<Node>,
-    /// Client of [`Interface::Tracing`]; `None` if the node does not have it.
+    /// Client of [`Interface::Tracing`]; `None` if the node does not have this interface.
     pub tracing: Option<Tracing>,
     /// Client of [`Interface::HttpRpc`], set only for a node without JSON-RPC over IPC. [`HttpRpc::is_usable`] reports
     /// whether the client can make calls.
     pub http: Option<HttpRpc>,
-    /// JSON-RPC over IPC: through [`Interface::Rpc`] if the node has it, otherwise through [`Interface::Node`].
+    /// JSON-RPC over IPC: through [`Interface::Rpc`] if the node has this interface, otherwise through
+    /// [`Interface::Node`].
     pub(super) execute_rpc: Option<ExecuteRpc>,
 }
 
@@ -117,7 +118,7 @@ impl Interfaces {
         }
     }
 
-    /// Whether JSON-RPC calls to this node go over HTTP. HTTP may not be usable yet.
+    /// Whether JSON-RPC calls to this node go over HTTP. The result is true even if HTTP is not usable yet.
     pub fn uses_http(&self) -> bool {
         self.http.is_some()
     }

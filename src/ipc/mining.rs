@@ -11,7 +11,8 @@ use crate::bitcoin_core;
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::{MAX_DOUBLE, mining};
 
-/// A block hash in the byte order of the P2P protocol. `Display` prints it in reverse byte order, like Bitcoin Core.
+/// A block hash in the byte order of the P2P protocol. `Display` prints the hash in reverse byte order, like Bitcoin
+/// Core.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockHash(pub [u8; 32]);
 

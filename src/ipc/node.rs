@@ -10,14 +10,14 @@ use crate::schema::node_capnp::{node, node_stats};
 /// Statistics of one peer, from Node.getNodesStats or from getpeerinfo.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PeerStats {
-    /// The node's ID for the peer. A node does not reuse an ID until it restarts.
+    /// The node's ID for the peer. A node does not reuse an ID until the node restarts.
     pub id: i64,
     /// Time at which the peer connected, in Unix seconds of the node's clock.
     pub connected: i64,
     /// Network of the peer, named as in getpeerinfo, for example `ipv4` or `onion`.
     pub network: &'static str,
-    /// IP address of the peer, if the peer has one and the node reports it. The node reports no address for a peer that
-    /// was added by host name (`-addnode=host`).
+    /// IP address of the peer, if the peer has an IP address and the node reports the address. The node reports no
+    /// address for a peer that was added by host name (`-addnode=host`).
     pub address: Option<IpAddr>,
     /// Number of the autonomous system (AS) of the address, if the node uses an AS map (`-asmap`).
     pub mapped_as: Option<u32>,

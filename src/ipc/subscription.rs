@@ -1,4 +1,4 @@
-//! A subscription to callbacks of the node, which is ended through the node's Handler interface.
+//! A subscription to callbacks of the node. A call on the node's Handler interface ends the subscription.
 //!
 //! The subscription is over when three steps have happened in this order: the node has responded to `disconnect`, has
 //! called `destroy` on the callback object, and has released the callback object. If the connection closes before the
@@ -45,7 +45,7 @@ impl Subscription {
     /// guard ends the subscription.
     ///
     /// # Errors
-    /// The `disconnect` call failed with another error than `thread busy`.
+    /// The `disconnect` call failed with an error other than `thread busy`.
     pub async fn end(self) -> Result<(), CallError> {
         /// Interval between two `disconnect` calls while the node's thread is busy with another call.
         const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);

@@ -41,8 +41,8 @@ const DNS_PORT: u16 = 53;
 
 impl AllowedFiles {
     /// Applies the rules to the calling thread and to threads that it starts later. Returns a description of the
-    /// restrictions that the kernel does not support, or `None` if it supports all. The error is the reason why no rule
-    /// could be applied.
+    /// restrictions that the kernel does not support, or `None` if the kernel supports all restrictions. The error is
+    /// the reason why no rule could be applied.
     pub(super) fn confine(&self) -> Result<Option<String>, String> {
         let status = self.apply().map_err(|error| error.to_string())?;
         match (status.ruleset, status.landlock) {

@@ -25,8 +25,8 @@ pub enum SupervisorRequest {
     },
     /// Notify the service manager of this state of the exporter.
     Notify(Notification),
-    /// Read the resource usage of the node's process. The supervisor reads it for the exporter, because the kernel
-    /// permits this only to a process of the same user that is not sandboxed.
+    /// Read the resource usage of the node's process. The supervisor reads the usage for the exporter, because the
+    /// kernel permits the access only to a process of the node's user that is not sandboxed.
     Usage,
 }
 
@@ -109,7 +109,7 @@ fn encode<'a>(message: &impl Serialize, bytes: &'a mut [u8]) -> &'a [u8] {
     postcard::to_slice(message, bytes).expect("messages are shorter")
 }
 
-/// Decodes a message; `None` if the bytes are no message.
+/// Decodes a message; `None` if the bytes are not a message.
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     let (message, rest) = postcard::take_from_bytes(bytes).ok()?;
     rest.is_empty().then_some(message)

@@ -38,7 +38,7 @@ pub struct InheritedConnection {
 impl ExporterStart {
     /// Reads the supervisor's arguments after [`EXPORTER`](super::EXPORTER), and leaves the user's arguments in
     /// `arguments`. The process must call this function before it opens any descriptor, because the function closes all
-    /// descriptors that are not in the arguments.
+    /// inherited descriptors except 0 to 2 and the descriptors in the arguments.
     ///
     /// # Errors
     /// The arguments are not the arguments that a supervisor passes, or the supervisor has exited.
@@ -65,8 +65,8 @@ pub struct GuardedSockets {
     pub stream: UnixStream,
     /// Socket on which the guard sends [events](crate::ipc::guard::TimedEvent).
     pub events: UnixStream,
-    /// Socket on which the supervisor sends notices about the guard, of one byte each. The supervisor closes it when
-    /// the connection to the node is closed.
+    /// Socket on which the supervisor sends notices about the guard, of one byte each. The supervisor closes this
+    /// socket when the connection to the node is closed.
     pub notices: UnixStream,
     /// PID of the guard.
     pub guard: i32,

@@ -105,7 +105,7 @@ fn spawn(supervised: &SupervisorConfig, channel: &OwnedFd) -> Result<Pid> {
         // or the terminal.
         .stdin(Stdio::null())
         // The exporter has its own process group. In the supervisor's process group, Ctrl-C in a terminal would signal
-        // it twice: from the terminal, and from the supervisor, which forwards the signal.
+        // the exporter twice: from the terminal, and from the supervisor, which forwards the signal.
         .process_group(0);
     if sd_notify::watchdog_enabled().is_some() {
         // WATCHDOG_PID is the PID of the supervisor, so sd_notify in the exporter would ignore WATCHDOG_USEC.
@@ -160,7 +160,7 @@ impl Supervisor {
             if let Ok(signal) = Signal::try_from(info.ssi_signo as i32)
                 && signal != Signal::SIGCHLD
             {
-                // An error means that the exporter has exited already, so it is ignored.
+                // An error means that the exporter has already exited, so the error is ignored.
                 let _ = kill(self.exporter, signal);
             }
         }
@@ -280,7 +280,7 @@ fn exit_like(status: WaitStatus) -> Result<ExitCode> {
             let _ = sys::reset_signal(signal); // fails for SIGKILL, which always has its default effect
             raise(signal)?;
             SigSet::all().thread_unblock()?;
-            // Only PID 1 reaches this line, because a signal that PID 1 sends to itself does not end it.
+            // Only PID 1 reaches this line, because a signal that PID 1 sends to itself does not end PID 1.
             Ok(ExitCode::from(128 + signal as u8))
         }
         _ => Ok(ExitCode::FAILURE),

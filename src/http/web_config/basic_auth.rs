@@ -88,12 +88,12 @@ impl Users {
         if is_remembered() {
             return AuthResult::Permitted;
         }
-        // The password of an unknown user is checked against another user's hash. The response time is then the same,
-        // so it does not reveal whether a user name exists.
+        // The password of an unknown user is checked against another user's hash. The check takes the same time for
+        // unknown and for known users, so the response time does not reveal whether a user name exists.
         let decoy = || self.hashes.values().next().expect("there are users");
         let (hash, exists) = self.hashes.get(user).map_or_else(|| (decoy(), false), |hash| (hash, true));
         let (password, hash, correct) = (password.to_string(), hash.clone(), self.correct.clone());
-        // The check owns the permit, because it continues if the client disconnects in the meantime.
+        // The password check owns the permit, because the check continues if the client disconnects in the meantime.
         let verify = move || {
             let _turn = turn;
             if !bcrypt::verify(password, &hash).is_ok_and(|same| same && exists) {

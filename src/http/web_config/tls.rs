@@ -42,7 +42,7 @@ pub struct TlsServerConfig {
     /// Names of the permitted cipher suites, in the notation of Go. As in Go, the list applies only to TLS 1.2.
     #[serde(default)]
     cipher_suites: Vec<String>,
-    /// The option is accepted for compatibility and has no effect, as in Go since version 1.18.
+    /// This option is accepted for compatibility and has no effect, as in Go since version 1.18.
     #[serde(default, rename = "prefer_server_cipher_suites")]
     _prefer_server_cipher_suites: bool,
 }
@@ -194,7 +194,7 @@ struct TlsState {
     loaded: Mutex<LoadedCertificates>,
 }
 
-/// The current TLS configuration, with the file contents that it was built from.
+/// The current TLS configuration, with the contents of the files from which the configuration was built.
 struct LoadedCertificates {
     config: Arc<ServerConfig>,
     /// Expiry time of the server's certificate; `None` if the expiry time cannot be parsed.

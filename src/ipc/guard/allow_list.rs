@@ -141,7 +141,8 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// Checks the method of a call and, for JSON-RPC, its parameters against the allow-list.
+/// Checks the method of a call against the allow-list. Also checks the method and the parameters of a JSON-RPC request,
+/// and the timeout of `waitTipChanged`.
 ///
 /// # Errors
 /// The parameters are not a valid Cap'n Proto struct of the method's parameter type.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 /// Maximum interval between two consecutive callbacks of one burst. During a burst the guard polls in a loop for this
-/// long after each callback before it sleeps, because waking the guard takes longer than responding to a callback.
+/// time after each callback before it sleeps, because waking the guard takes longer than responding to a callback.
 const MAX_GAP: Duration = Duration::from_micros(300);
 /// Maximum duration of one busy-polling loop. During the loop, events for the exporter wait in the queue unless the
 /// queue exceeds 64 KiB.

@@ -39,7 +39,7 @@ pub enum GuardEvent {
         /// The part of the call that the allow-list does not permit.
         reason: String,
     },
-    /// The UTXO cache trace exceeded its time budget, and the guard unsubscribes from it.
+    /// The UTXO cache trace exceeded its time budget, and the guard unsubscribes from the trace.
     OverBudget,
     /// The node has announced its shutdown, and the guard disconnects from the node.
     NodeShutsDown,
@@ -213,8 +213,8 @@ impl EventQueue {
         self.blocked = false;
     }
 
-    /// Makes one write with as many queued bytes as the socket accepts. A long queue (the exporter was stopped for a
-    /// while) needs several writes; the guard handles callbacks of the node between them.
+    /// Makes one write with as many queued bytes as the socket accepts. A long queue, for example after the exporter
+    /// was stopped, needs several writes. The guard handles callbacks of the node between the writes.
     pub fn flush(&mut self) {
         if self.blocked || self.unsent.is_empty() {
             return;

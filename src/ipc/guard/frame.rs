@@ -102,7 +102,7 @@ impl FrameReader {
         self.buffer.len() * 8 > BUFFER_BYTES
     }
 
-    /// Shrinks an enlarged buffer to [`BUFFER_BYTES`] if it has no unread bytes.
+    /// Shrinks an enlarged buffer to [`BUFFER_BYTES`] if the buffer contains no unread bytes.
     pub fn shrink(&mut self) {
         if self.has_grown() && self.start == self.end && self.skipped == 0 {
             *self = FrameReader::new(self.max_message_bytes, self.max_skipped_bytes);
@@ -229,8 +229,8 @@ impl SendBuffer {
     }
 
     fn send_with(&mut self, mut to: impl Write, bytes: &[u8], reserve: Reserve) -> io::Result<()> {
-        // The memory is reserved before any byte is sent. After a partly sent message, the receiver would read the next
-        // message as the missing part.
+        // The memory is reserved before any byte is sent. If only a part of a message were sent, the receiver would
+        // read the next message as the missing part.
         reserve(&mut self.bytes, bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         if self.is_empty() {
             let sent = written(to.write(bytes))?;
@@ -245,7 +245,7 @@ impl SendBuffer {
     /// Reserves memory for this number of bytes in addition to the bytes in the buffer.
     ///
     /// # Errors
-    /// Memory is short.
+    /// The memory cannot be allocated.
     pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
         self.bytes.try_reserve(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
@@ -293,7 +293,7 @@ fn written(result: io::Result<usize>) -> io::Result<usize> {
 /// The guard's nonblocking socket to the node or to the exporter, with its receive and send buffers.
 pub struct FramedSocket {
     socket: UnixStream,
-    /// The receive buffer. The relay takes it out of the struct while it handles the received messages.
+    /// The receive buffer. The relay takes the buffer out of the struct while the relay handles the received messages.
     pub incoming: FrameReader,
     outgoing: SendBuffer,
 }
@@ -320,7 +320,7 @@ impl FramedSocket {
     /// Reserves send buffer memory for this number of bytes.
     ///
     /// # Errors
-    /// Memory is short.
+    /// The memory cannot be allocated.
     pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
         self.outgoing.reserve(bytes)
     }

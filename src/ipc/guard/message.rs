@@ -103,7 +103,7 @@ pub enum Message<'a> {
     Resolve(MessageCapabilities),
     /// The sender aborts the connection.
     Abort,
-    /// Any other message type. Bitcoin Core and the exporter send no other types.
+    /// Any other message type. Bitcoin Core and the exporter send no messages of other types.
     Other,
 }
 

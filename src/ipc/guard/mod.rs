@@ -78,7 +78,7 @@ struct GuardState {
 
 impl Guard {
     /// Creates the handle to the guard of this connection. Returns the socket for Cap'n Proto messages to and from the
-    /// node, and the handle. Must run in a [`tokio::task::LocalSet`].
+    /// node, and the handle. This function must be called in a [`tokio::task::LocalSet`].
     pub fn new(guarded: GuardedSockets) -> (UnixStream, Self) {
         let GuardedSockets { stream, events, notices, guard, .. } = guarded;
         let state: Rc<GuardState> = Rc::default();

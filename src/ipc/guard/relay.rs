@@ -48,7 +48,7 @@ pub struct OpenFiles {
 }
 
 /// Relays messages until the node closes the connection, or the guard has disconnected cleanly. A guard that replaces a
-/// killed one ends the subscriptions in the store, disconnects, and relays nothing.
+/// killed guard ends the subscriptions in the store, disconnects, and relays nothing.
 ///
 /// # Errors
 /// A socket cannot be used, or the process at the other end of `node` is not a node.

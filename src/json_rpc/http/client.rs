@@ -40,8 +40,8 @@ struct ClientState {
     repeats: RepeatLimiter,
     /// Whether the last attempt to read the credentials found a cookie or a password.
     has_credentials: Cell<bool>,
-    /// Whether this client does not log failures, because the collector logs them as the reason why it has no
-    /// connection to a node.
+    /// Whether this client does not log failures, because `collect` logs the failures as the reason why the exporter
+    /// has no connection to a node.
     quiet: Cell<bool>,
     /// Whether the user expects that HTTP is used: HTTP is required, or credentials were found at least once.
     wanted: Cell<bool>,
@@ -140,8 +140,8 @@ impl HttpRpc {
         }
     }
 
-    /// Records that HTTP is unusable until a check finds it usable again. Logs the reason when it changes, but each
-    /// reason at most once a minute, to limit the number of lines if two reasons alternate.
+    /// Records that HTTP is unusable until a check finds HTTP usable again. Logs the reason when the reason changes,
+    /// but each reason at most once a minute, to limit the number of lines if two reasons alternate.
     pub fn mark_unusable(&self, failure: HttpFailure) {
         let ClientState { wanted, config, quiet, last_logged, has_credentials, repeats, .. } = &*self.0;
         wanted.set(wanted.get() || has_credentials.get());
@@ -149,7 +149,7 @@ impl HttpRpc {
         if !is_logged && let Some(suppressed) = repeats.admit(&failure.text) {
             let text = format!("JSON-RPC over HTTP is not used: {failure}{suppressed}");
             if quiet.get() {
-                // Nothing is logged here, because the collector logs the reason.
+                // Nothing is logged here, because `collect` logs the reason.
             } else if config.required || has_credentials.get() {
                 warn!("{text}; retrying until it succeeds");
             } else {
@@ -163,7 +163,8 @@ impl HttpRpc {
     /// Records that HTTP is unusable, because a call failed with this error.
     pub fn on_call_failed(&self, error: &CallError) {
         self.mark_unusable(match error {
-            // The node's message changes with each step of its startup, so a constant text is logged instead.
+            // The node's error message changes with each step of the node's startup, so a constant text is logged
+            // instead.
             error if error.is_warmup() => {
                 HttpFailure::new(FailureCause::Warmup, format!("{}: the node is starting", self.config().url))
             }
@@ -184,7 +185,7 @@ impl HttpRpc {
     }
 
     /// Marks HTTP as not checked yet, because a different node may respond from now on. `alone` is true if there is no
-    /// connection over IPC; the collector then logs failures instead of this client.
+    /// connection over IPC; `collect` then logs failures instead of this client.
     pub fn reset_node(&self, alone: bool) {
         self.0.unusable.send_replace(Some(not_checked_yet()));
         self.0.quiet.set(alone);
@@ -285,8 +286,8 @@ impl HttpRpc {
         read.map_err(|why| HttpFailure::new(FailureCause::Unauthorized, why))
     }
 
-    /// Sends a request with the credentials that the node accepted last. If the node rejects them, reads the
-    /// credentials again and repeats the request if they have changed.
+    /// Sends a request with the credentials that the node accepted last. If the node rejects these credentials, reads
+    /// the credentials again, and repeats the request if the credentials have changed.
     async fn send_authorized(
         &self,
         slot: &mut Option<PooledConnection>,

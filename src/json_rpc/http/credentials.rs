@@ -52,7 +52,7 @@ impl Credentials {
         }
     }
 
-    /// Reads the current credentials. Returns them as the value of an `Authorization` header.
+    /// Reads the current credentials. Returns the credentials as the value of an `Authorization` header.
     ///
     /// # Errors
     /// The file cannot be read, the file contains no cookie or password, or the environment variable is not set.

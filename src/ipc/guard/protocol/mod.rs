@@ -10,7 +10,7 @@
 //!   node's response, the guard forwards the `Finish` only after the response.
 //! - The guard responds to the node's calls, even if the exporter has exited.
 //! - A long poll (`waitTipChanged`) is always under way, because its response announces the node's shutdown. If the
-//!   exporter has no long poll under way, the guard makes one.
+//!   exporter has no long poll under way, the guard makes a long poll.
 //! - At most one call on a block template is under way, and the guard releases the template before it closes the
 //!   connection.
 //! - To drain (disconnect cleanly) means: disconnect one subscription after the other, wait until the node has released

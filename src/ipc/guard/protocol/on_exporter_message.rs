@@ -172,8 +172,8 @@ impl ProtocolState {
         }
     }
 
-    /// Records a call of the exporter that is to be forwarded. `thread` is the node's thread that runs the call, if the
-    /// parameters name one.
+    /// Records a call of the exporter that is to be forwarded, or returns the rule of the protocol that the call
+    /// breaks. `thread` is the node's thread that runs the call, if the parameters name a thread.
     fn start_call(
         &mut self,
         number: u32,

@@ -11,8 +11,8 @@ use super::{
 /// still be cleaning up after the last call.
 pub(super) const SETTLE_TIME: Duration = Duration::from_millis(20);
 /// Time without a message from the node after which a replacement guard starts to send. If the killed guard had a
-/// `disconnect` call under way, the node's `destroy` call for it would have arrived within this time. A second
-/// `disconnect` in the middle of the first one hangs the node.
+/// `disconnect` call under way, the `destroy` call that the node makes during a `disconnect` would have arrived within
+/// this time. A second `disconnect` in the middle of the first one hangs the node.
 pub(super) const QUIET_TIME: Duration = Duration::from_millis(500);
 /// Time since the start of a replacement guard after which it starts to send, even if the node is never silent for
 /// [`QUIET_TIME`].

@@ -15,8 +15,8 @@ pub(super) const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// the subscriptions before the node has shut down. A shutdown takes 40 to 90 ms on regtest.
 pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Time after the end of the exporter's long poll after which the guard starts a long poll, if the exporter has not
-/// started another one. The delay is shorter than a shutdown of the node, so the guard's long poll can still announce
-/// the shutdown.
+/// started another long poll. The delay is shorter than a shutdown of the node, so the guard's long poll can still
+/// announce the shutdown.
 pub(super) const TAKEOVER_DELAY: Duration = Duration::from_millis(10);
 
 /// Parameters of the exporter's last long poll, which the guard uses for its own long polls.

@@ -19,7 +19,7 @@ struct RequestedSubscription {
     released: bool,
 }
 
-/// A subscription that the node has accepted. The node may make callbacks for it.
+/// A subscription that the node has accepted. The node may make callbacks of this subscription.
 #[derive(Debug)]
 struct ActiveSubscription {
     ids: SubscriptionIds,
@@ -102,7 +102,7 @@ impl SubscriptionTable {
         Some(ids)
     }
 
-    /// Records that the node released `count` references to a callback object. Returns whether this ends the
+    /// Records that the node released `count` references to a callback object. Returns whether the release ends the
     /// subscription.
     pub fn on_release(&mut self, callback: u32, count: u32) -> bool {
         for requested in self.requested.iter_mut().filter(|requested| requested.callback == callback) {
