@@ -69,7 +69,8 @@ impl HttpRpcVerifier {
     /// Repeats the check periodically, and when HTTP becomes unusable. When HTTP becomes usable, notifies `usable`,
     /// which starts a poll immediately.
     pub async fn keep_verifying(self, usable: Rc<Notify>) {
-        // Checks back off after failures, because Core delays its response to a wrong password and logs each of them.
+        // Checks back off after failures, because Core delays its response to a wrong password and logs each wrong
+        // password.
         let mut limit = RateLimit::new(RECHECK_INTERVAL, 0);
         loop {
             let _ = tokio::time::timeout(RECHECK_INTERVAL, self.http.became_unusable()).await;
@@ -108,9 +109,9 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// Compares the block at the height of the tip. Returns a description of the difference if the node behind HTTP has
-    /// another block at that height. The tip is read before and after the HTTP call, because the tip may change during
-    /// the call.
+    /// Compares the blocks that both interfaces return at the height of the IPC tip. Returns a description of the
+    /// difference if the node behind HTTP has another block at that height. If the blocks differ, the IPC tip is read
+    /// again, because the tip may have changed during the call.
     async fn find_tip_difference(&self, mining: &Mining) -> Result<Option<String>, CallError> {
         /// Maximum number of comparisons that are repeated because the tip changed during the call.
         const MAX_TIP_CHANGES: u32 = 5;

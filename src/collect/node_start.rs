@@ -45,7 +45,7 @@ impl UptimeReading {
 /// Whether the node process that responds now is the process that responded before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeIdentity {
-    /// The process that responded before also responds now.
+    /// The same process responds as before.
     #[default]
     Same,
     /// Another process responds, which started after the previous response.
@@ -76,7 +76,8 @@ pub struct NodeStartTracker {
 }
 
 impl NodeStartTracker {
-    /// Number of detected restarts. A change of this number means that another process responds than before.
+    /// Number of detected restarts. The number increases when the exporter detects that another process responds than
+    /// before.
     pub fn restarts(&self) -> u64 {
         self.restarts
     }
@@ -160,8 +161,8 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// Passes readings (time in seconds, uptime) to a tracker. Returns the start times that it returned, and the number
-    /// of restarts.
+    /// Passes readings (time in seconds, uptime) to a tracker. Returns the start times that the tracker returned, and
+    /// the number of restarts.
     fn starts(readings: &[(u64, f64)]) -> (Vec<f64>, u64) {
         let mut node = NodeStartTracker::default();
         let begin = Instant::now();

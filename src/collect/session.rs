@@ -159,7 +159,7 @@ impl Session {
         Session { ipc, interfaces, http_rpc, process, context: context.clone() }
     }
 
-    /// Creates a session for a node that is polled only over HTTP. HTTP must have been found usable.
+    /// Creates a session for a node that is polled only over HTTP. The verifier must have found HTTP usable.
     pub(super) fn over_http(verifier: HttpRpcVerifier, context: &Rc<Context>) -> Self {
         let interfaces = Rc::new(Interfaces::over_http(verifier.http().clone()));
         Self::new(None, interfaces, Some(verifier), None, context)

@@ -132,7 +132,8 @@ impl TipSource {
         }
     }
 
-    /// Resolution of the time at which a tip is seen. Blocks that follow each other faster have one tip.
+    /// Resolution of the time at which the exporter detects a new tip. Of several blocks within this time, only the
+    /// last block is detected as a tip.
     fn resolution(&self) -> Duration {
         match self {
             TipSource::Mining(_) => MIN_INTERVAL,
@@ -242,7 +243,7 @@ impl TipFollower {
         }
     }
 
-    /// Whether the node has the Chain interface, so its notifications count blocks.
+    /// Whether notifications count the blocks, because the node has the Chain interface.
     fn notified(&self) -> bool {
         self.interfaces.chain.is_some()
     }
@@ -269,7 +270,8 @@ impl TipFollower {
         }
     }
 
-    /// Adds the block to the block log, if there is one. During initial block download, tips are not new blocks of the network.
+    /// Adds the new tip to the block log, if there is one. Tips during initial block download are omitted, because
+    /// they are old blocks.
     fn log_block(&self, tip: BlockRef) {
         let Some(block_log) = &self.context.block_log else { return };
         if self.context.metrics.chain.ibd.get() == Some(1.0) {

@@ -15,7 +15,8 @@ use crate::metrics::Metrics;
 
 /// State of the UTXO cache trace on one connection.
 enum TraceState {
-    /// The node has no Tracing interface, or no Mining interface, without which there is no trace.
+    /// The node has no Tracing interface, or no Mining interface, without which the exporter does not subscribe to the
+    /// trace.
     NotOffered,
     /// The trace is disabled by configuration, or the node rejected the subscription.
     Off,

@@ -45,7 +45,8 @@ pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
 #[derive(Default)]
 pub struct PeerSilence(BTreeMap<String, LastReceived>);
 
-/// The last receive time that the node returned for one group, and the silence when it was first returned.
+/// The last receive time that the node returned for one group, and the group's silence when the node first returned
+/// that time.
 struct LastReceived {
     /// Receive time that the node returned, in Unix seconds.
     at: f64,
@@ -166,7 +167,7 @@ mod tests {
             peer(0, 1_764_000_090_500, [10.0, 30.0, 20.0]), // milliseconds
             peer(0, 1_764_000_099, [20.0, 50.0, 40.0]),     // lastrecv in seconds
             peer(0, 0, none),                               // no response yet
-            peer(3, 1_764_000_100_900, none),               // its clock is ahead
+            peer(3, 1_764_000_100_900, none),               // the node's clock is ahead
             peer(u64::MAX, 1_764_000_000_000, [0.0, 0.0, 0.0]),
             peer(64, 0, none),
         ]);

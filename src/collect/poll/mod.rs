@@ -156,8 +156,8 @@ impl RateLimitedCalls {
                 let ends_poll = error.ends_poll(self.interfaces.is_http_only());
                 match error {
                     CallError::TooLarge(_) => self.limit(name, costly).failed_permanently(ended),
-                    // The next poll may need this call, so it gets no back-off. Polls and checks of HTTP have their own
-                    // back-off.
+                    // After these errors the call gets no back-off, because the next poll may need it. Polls and
+                    // checks of HTTP have their own back-off.
                     CallError::Http(_) if !costly && (ends_poll || !error.is_timeout()) => {}
                     _ if !costly && ends_poll => {}
                     _ => self.limit(name, costly).failed(ended),
@@ -203,8 +203,8 @@ impl RateLimitedCalls {
         answer
     }
 
-    /// Makes a JSON-RPC call for which some errors are a normal response, and do not count as failures. Returns `None` if there is no
-    /// response, and `Some(Err)` with such an error.
+    /// Makes a JSON-RPC call for which some errors are a normal response and do not count as failures. Returns `None`
+    /// if there is no response, and `Some(Err)` if the response is such an error.
     async fn rpc_tolerating<T: DeserializeOwned>(
         &mut self,
         method: Method,
@@ -288,7 +288,10 @@ impl Poller {
         self.calls.limits.clear();
     }
 
-    /// Makes one poll. Returns an error if a call got no response, or if no call returned the tip.
+    /// Makes one poll.
+    ///
+    /// # Errors
+    /// A call got no response, or no call returned the tip.
     pub async fn poll(&mut self) -> Result<PollResult, PollError> {
         let started = Instant::now();
         let mut polled = match self.calls.unavailable() {
