@@ -23,8 +23,9 @@ use crate::sys::watched;
 /// reason why no node is traced.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
-/// Interval at which the ring buffers are read if no event wakes up the reader. Events of P2P messages do not wake it
-/// up, because they may be read late. At the same interval, the BPF programs receive the time of the wall clock.
+/// Interval at which the exporter reads the ring buffers if no event wakes it up. P2P messages wake it up only after
+/// 256 events, because they may be read late. At the same interval, the BPF programs receive the time of the wall
+/// clock.
 const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval at which the exporter checks whether a process other than the traced one is the node.
@@ -58,7 +59,7 @@ impl From<anyhow::Error> for AttachError {
     }
 }
 
-/// A node whose tracepoints are attached.
+/// A node to whose tracepoints the BPF programs are attached.
 pub struct TracedNode {
     /// The process of the node.
     pub node: NodeProcess,
@@ -99,7 +100,7 @@ impl Tracer {
         &self.programs
     }
 
-    /// Attaches to the running node. For commands that fail if no node is running, instead of waiting for one.
+    /// Attaches to the running node. Used by `--once`, which does not wait for a node.
     ///
     /// # Errors
     /// No node is running, several are running, or the exporter cannot attach to the node.
@@ -127,7 +128,7 @@ impl Tracer {
         }
     }
 
-    /// Attaches to a process. If no tracepoint can be attached, the result is an error. After an error, no program is
+    /// Attaches to a process. Returns an error if no tracepoint can be attached. After an error, no program is
     /// attached.
     fn attach(&mut self, node: &NodeProcess) -> Result<TracedNode, AttachError> {
         // Open the pidfd before any program is attached, because the kernel may later assign the PID to another
@@ -256,7 +257,7 @@ impl Tracer {
         }
     }
 
-    /// Attaches to one node after the other, forever. `first` is a node that is already attached.
+    /// Traces one node after the other, in a loop that never returns. `first` is a node that is already attached.
     async fn run(
         &mut self,
         mut first: Option<TracedNode>,
@@ -300,8 +301,8 @@ fn version(binary: &Path) -> Option<FileVersion> {
     Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
 }
 
-/// Reads and logs events, and attaches to one node after the other, forever. `first` is a node that is already
-/// attached.
+/// Reads and logs events, and traces one node after the other, in a loop that ends only with an error. `first` is a
+/// node that is already attached.
 ///
 /// # Errors
 /// Events cannot be read.

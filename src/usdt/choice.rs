@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::candidates::Candidate;
 use super::file_locks::FileId;
 
-/// Minimum age at which a process that holds no file lock is taken for a node. A younger process may be `bitcoind
+/// Minimum age at which a process that holds no file lock counts as a node. A younger process may be `bitcoind
 /// -version`, a child that is about to run the command of `-blocknotify`, or a node that has not locked its data
 /// directory yet.
 const MIN_NODE_AGE: Duration = Duration::from_secs(1);
@@ -58,7 +58,7 @@ pub struct OtherNodes {
     pub services: BTreeSet<String>,
 }
 
-/// The result of [`choose`]: the candidate that is the node, or the reason why no candidate is.
+/// The result of [`choose`]: the candidate that is the node, or the reason why no candidate is the node.
 #[derive(Debug, PartialEq)]
 pub enum Choice {
     /// This candidate is the node.
@@ -66,7 +66,7 @@ pub enum Choice {
     /// No candidate is the node yet, but a candidate that was just started may become the node.
     Soon,
     /// No candidate is the node. If several candidates may be the node, or the only candidate is a different node, the
-    /// text is the reason for the user.
+    /// text explains this to the user.
     None(Option<String>),
 }
 
@@ -206,9 +206,9 @@ fn is_another(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     it.command != last.candidate.command && others.commands.contains(&it.command)
 }
 
-/// The process that is the node, if the traced process, `present`, is not. `None` if `present` holds a lock. The
-/// successor is for example the child process after `-daemonwait`, or a node that was started while `bitcoind -help |
-/// less` ran.
+/// The candidate that is the node, if `present`, which is the traced process, is not the node. `None` if `present`
+/// holds a lock. The result is for example the child process after `-daemonwait`, or a node that was started while
+/// `bitcoind -help | less` ran.
 pub fn successor(
     all: &[Candidate],
     named: UserSelection,

@@ -63,6 +63,9 @@ pub struct EventReader {
 
 impl EventReader {
     /// A reader of the events of these programs; `None` if no program has a ring buffer.
+    ///
+    /// # Errors
+    /// A ring buffer cannot be opened.
     pub fn from_programs(programs: &Programs) -> Result<Option<Self>> {
         let blocks = programs.blocks();
         let sources = programs.events()?;
@@ -101,6 +104,9 @@ impl EventReader {
     }
 
     /// Reads all events in the ring buffers, and logs a line for each block that the node has connected.
+    ///
+    /// # Errors
+    /// A ring buffer cannot be read.
     pub fn consume(&self) -> Result<()> {
         let read = self.buffers.consume();
         let (announced, other) = &mut *self.limits.borrow_mut();

@@ -89,7 +89,8 @@ impl Programs {
         attached
     }
 
-    /// Detaches from a process that has ended. Keeps the counts, and resets the values that describe a running node.
+    /// Detaches the programs from a process that has ended. Keeps the counts, and resets the values that describe a
+    /// running node.
     pub fn detach(&mut self) {
         // Removing a link waits in the kernel for tens of milliseconds. Groups are therefore detached in parallel. Each
         // group is detached by a single thread, because libbpf's data of a group is not thread-safe.
@@ -126,9 +127,8 @@ impl Programs {
         BlockPage::new(self.blocks.clone(), node_name.into())
     }
 
-    /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last `keep`
-    /// blocks. With `forwarding`, the rows are
-    /// also forwarded to the block store.
+    /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last
+    /// `keep` blocks. With `forwarding`, the rows are also forwarded to the block store.
     ///
     /// # Errors
     /// The file cannot be opened.

@@ -65,7 +65,7 @@ impl NodeSearch {
     }
 
     /// The running node; `None` if no node is running. Waits at most three seconds if a process that was just started
-    /// may become the node. For commands that fail if no node is running, instead of waiting for one.
+    /// may become the node. Used by options such as `--once`, which do not wait for a node.
     ///
     /// # Errors
     /// The process that the user named does not exist, or several processes may be the node; the error lists them.

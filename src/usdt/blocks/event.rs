@@ -146,7 +146,7 @@ pub struct ConnectionType(usize);
 
 impl ConnectionType {
     /// Label values: the node's names of the connection types. `other` is a type that this exporter does not support.
-    /// `unknown` is a peer that has not sent a message from which the exporter reads the type yet.
+    /// `unknown` is used until the peer has sent a message from which the exporter reads the type.
     pub const LABELS: [&'static str; 9] = {
         let [a, b, c, d, e, f, g] = CONNECTION_TYPES;
         [a, b, c, d, e, f, g, "other", "unknown"]
