@@ -82,8 +82,8 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let start = supervisor::ExporterStart::take(&mut arguments)?;
     let arguments = Arguments::parse_or_exit(arguments);
     let started_by_scrape = start.listener.is_some();
-    // True if systemd started this process for a scrape and could not connect to the node. This process has no socket
-    // path, and only systemd can connect, when it starts the exporter again.
+    // True if systemd started this process for a scrape and could not connect to the node. This process has no path of
+    // the node's socket; systemd connects to the node again when it starts the exporter again.
     let without_node = started_by_scrape && start.inherited.is_none() && arguments.has_no_node_argument();
     let path = arguments.node_socket(start.inherited.is_some());
     let mut source = NodeEndpoint::new(start.client, start.inherited, path);

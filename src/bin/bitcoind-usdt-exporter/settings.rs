@@ -22,7 +22,10 @@ const KEYS: &str = "bitcoind_path, bitcoind, pid, node_name, metrics_port, port,
                     metrics_auth_username, metrics_auth_password, tls_cert, tls_key";
 
 /// Sets the arguments that the user did not give, from the environment variables and the configuration file of
-/// `fibre_exporter.py`. Errors name the key or the variable.
+/// `fibre_exporter.py`.
+///
+/// # Errors
+/// The file cannot be read, or a setting is invalid; the error names the key or the variable.
 pub fn overlay(
     arguments: &mut Arguments,
     command: &mut Command,
@@ -36,8 +39,8 @@ pub fn overlay(
     applied.map_err(|why| command.error(ErrorKind::ValueValidation, why))
 }
 
-/// The settings of `fibre_exporter.py` from its configuration file, with the values that clap has parsed, to decide
-/// which arguments to set.
+/// The settings in the configuration file of `fibre_exporter.py`, and the arguments that clap has parsed. An argument
+/// that the user gave is not replaced by a setting.
 struct Overlay<'a> {
     command: &'a Command,
     given: &'a ArgMatches,
