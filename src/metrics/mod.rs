@@ -96,7 +96,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Creates all families. Only the families about the exporter itself have samples then.
+    /// Creates all families. At first, only the families about the exporter itself have samples.
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::default();
         let metrics = Metrics {
