@@ -27,8 +27,10 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// The process with this PID. If `binary` is `None`, the path of its binary is read from `/proc`, for which the
-    /// exporter may lack the permission.
+    /// The process with this PID. If `binary` is `None`, the path of its binary is read from `/proc`.
+    ///
+    /// # Errors
+    /// The process does not exist, or the exporter lacks the permission to read the path of its binary.
     pub fn from_pid(pid: i32, binary: Option<&Path>) -> Result<Self> {
         let process = Process::new(pid).with_context(|| format!("there is no process {pid}"))?;
         let started = process.stat().with_context(|| format!("there is no process {pid}"))?.starttime;
@@ -54,6 +56,9 @@ impl NodeProcess {
     }
 
     /// Opens a pidfd, which becomes readable when the process exits; `None` if the process has already exited.
+    ///
+    /// # Errors
+    /// The process cannot be watched, for example because it is in another PID namespace.
     pub fn end(&self) -> Result<Option<OwnedFd>> {
         match sys::pidfd_open(self.pid) {
             // The kernel may have assigned the PID to another process in the meantime.
@@ -129,7 +134,10 @@ impl SocketPeer {
         Some(stat.comm == "b-shutoff")
     }
 
-    /// Resolves when the process has exited. Returns an error if the process has no pidfd or is not the node.
+    /// Resolves when the process has exited.
+    ///
+    /// # Errors
+    /// The process is not the node or has no pidfd, or the pidfd cannot be watched.
     pub async fn ended(self) -> io::Result<()> {
         let is_proxy = self.pid.is_some_and(|pid| Process::new(pid).is_ok()) && self.node().is_none();
         if is_proxy {
@@ -165,8 +173,9 @@ pub struct ThreadTime {
 }
 
 impl ProcessUsage {
-    /// The process with this PID, if its threads show that it is a node, and if it started when a node with this uptime in seconds did.
-    /// The PID can be outdated, or belong to another PID namespace.
+    /// The process with this PID, if the names of its threads show that it is a node, and if its age matches this
+    /// uptime of the node in seconds. These checks are necessary because the PID can be outdated, or belong to another
+    /// PID namespace.
     pub fn of_node(pid: i32, uptime: f64) -> Option<Self> {
         let process = SocketPeer::from_pid(pid, None).process()?;
         let age = sys::clock(ClockId::CLOCK_BOOTTIME).as_secs_f64()
@@ -212,11 +221,12 @@ impl ProcessUsage {
     }
 }
 
-/// Whether a process of this age can have this uptime. Since Bitcoin Core 31 the uptime excludes the time for which the machine was
-/// suspended, of which `suspended` is the total since boot. Before that it follows the wall clock, and a process does not match after the
-/// clock was set. All times are in seconds.
+/// Whether a process of this age can have this uptime. Since Bitcoin Core 31 the uptime excludes the time for which
+/// the machine was suspended; `suspended` is the total of this time since boot. Earlier versions compute the uptime
+/// with the wall clock, so a process does not match after the clock was set. All times are in seconds.
 fn is_age_of_uptime(age: f64, suspended: f64, uptime: f64) -> bool {
-    /// The uptime is in whole seconds, and is read up to some seconds before the age.
+    /// Tolerance for the rounding of the uptime to whole seconds, and for the time between the readings of uptime and
+    /// age.
     const TOLERANCE: f64 = 3.0;
     (age - suspended - TOLERANCE..=age + TOLERANCE).contains(&uptime)
 }

@@ -63,7 +63,10 @@ pub fn set_slice(nanoseconds: u64) {
     }
 }
 
-/// Opens a descriptor that becomes readable when the process exits.
+/// Opens a pidfd, which becomes readable when the process exits.
+///
+/// # Errors
+/// The process does not exist in the PID namespace of this process, or no descriptor can be opened.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call gets two numbers and accesses no memory of this process.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
@@ -79,13 +82,19 @@ pub fn received(fd: RawFd) -> OwnedFd {
 }
 
 /// Registers a descriptor with the tokio runtime, which can then await its readiness.
+///
+/// # Errors
+/// The descriptor does not support epoll.
 pub fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd always returns the same descriptor, and keeps it open.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
-/// Resets a signal to its default action. Needed for SIGCHLD: a process that was started with SIGCHLD ignored cannot
-/// wait for its child processes.
+/// Resets a signal to its default action. Necessary for SIGCHLD, because a process that was started with SIGCHLD
+/// ignored cannot wait for its child processes.
+///
+/// # Errors
+/// The action of the signal cannot be changed.
 pub fn reset_signal(reset: Signal) -> nix::Result<()> {
     // SAFETY: the default action runs no code of this process.
     unsafe { signal(reset, SigHandler::SigDfl) }.map(drop)
@@ -99,7 +108,8 @@ pub fn taken_over() -> MutexGuard<'static, Vec<RawFd>> {
     TAKEN.lock().expect("nobody panics holding it")
 }
 
-/// Takes ownership of a descriptor that this process inherited, and makes it close-on-exec. Each descriptor can be taken over once.
+/// Takes ownership of a descriptor that this process inherited, and makes it close-on-exec. Each descriptor can be
+/// taken over once.
 ///
 /// # Errors
 /// The descriptor is not open, was taken over before, or is standard input, output or error.

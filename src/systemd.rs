@@ -23,10 +23,11 @@ use crate::sys::taken_over;
 pub struct InheritedFds(BTreeMap<String, Vec<OwnedFd>>);
 
 impl InheritedFds {
-    /// Takes ownership of the descriptors that the variable LISTEN_FDS announces. There are none if LISTEN_PID names
-    /// another process.
+    /// Takes ownership of the descriptors that the variable LISTEN_FDS announces. Takes no descriptors if LISTEN_PID
+    /// is the PID of another process.
     ///
-    /// # Errors LISTEN_FDS is invalid, or one of the descriptors is not open.
+    /// # Errors
+    /// LISTEN_FDS is invalid, or one of the descriptors is not open.
     pub fn take() -> Result<Self> {
         let mut inherited = InheritedFds::default();
         const FAILED: &str = "cannot read LISTEN_FDS";
