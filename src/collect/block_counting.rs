@@ -34,8 +34,8 @@ pub struct CountingConditions {
     /// Whether the node's `blockConnected` notifications count the blocks on this connection.
     pub notified: bool,
     pub headers: HeaderAccess,
-    /// Whether the restart check ([`CountingAction::CheckRestart`]) was made for the new tip. Its result is in
-    /// `reconnected`.
+    /// Whether the restart check ([`CountingAction::CheckRestart`]) was made for the new tip. `reconnected` has the
+    /// result of the check.
     pub restart_checked: bool,
 }
 
@@ -108,8 +108,8 @@ mod tests {
             (from, beside, polled, HeaderAccess::Available, CaughtUp, Count(old)),
             (from, higher, polled, HeaderAccess::Available, RolledBack, Count(old)),
             (from, beside, polled, HeaderAccess::Available, RolledBack, Count(old)),
-            // A lower tip is a rollback if it is the first tip of a connection. Otherwise it is a reorganization,
-            // unless the node was restarted.
+            // A lower tip is a rollback if it is the first tip of a connection. A lower tip later on a connection is a
+            // reorganization, unless the node was restarted.
             (from, lower, polled, HeaderAccess::Available, FirstTip, CheckKnown(old)),
             (from, lower, polled, HeaderAccess::Available, RolledBack, StayRolledBack),
             (from, lower, polled, HeaderAccess::Available, CaughtUp, CheckRestart),

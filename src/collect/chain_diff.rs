@@ -29,8 +29,8 @@ pub struct ChainDiff {
     pub connected: u64,
 }
 
-/// Maximum height difference between the tips for which all headers between them are requested. Above it, one request
-/// for the hash of the active chain's block at the old height is cheaper.
+/// Maximum height difference between the tips for which all headers between them are requested. For a larger
+/// difference, one request for the hash of the active chain's block at the old tip's height is cheaper.
 const MAX_STEPS: i32 = 16;
 
 /// Counts the blocks between two tips, from each of them back to their last common block. The result is exact even if
@@ -41,8 +41,8 @@ const MAX_STEPS: i32 = 16;
 pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<ChainDiff, CallError> {
     let header = async |hash: &str| Header::read(json_rpc.call(Method::GetBlockHeader, json!([hash])).await?);
     // If the new tip is far above the old tip, request the active chain's block at the old tip's height, and then the
-    // new tip's header. If the header shows that the new tip is in the active chain, that block is an ancestor of the
-    // new tip.
+    // new tip's header. If the header shows that the new tip is in the active chain, the requested block is an
+    // ancestor of the new tip.
     let ahead = new.height.saturating_sub(old.height);
     let at_old_height = if ahead > MAX_STEPS {
         Some(parse_hash(json_rpc.call(Method::GetBlockHash, json!([old.height])).await?)?)

@@ -24,7 +24,8 @@ pub(super) enum NodeTransport {
     Http(HttpRpcVerifier, String),
 }
 
-/// Connects to the node's IPC socket. If that fails and the exporter may poll without IPC, connects over HTTP.
+/// Connects to the node's IPC socket. If the connection fails and the exporter may poll without IPC, connects over
+/// HTTP.
 pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Context) -> Result<NodeTransport> {
     let config = &context.config;
     let trace_budget = (config.utxo_trace == UtxoTraceMode::Auto).then_some(config.utxo_trace_budget);

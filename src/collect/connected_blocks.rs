@@ -12,8 +12,8 @@ const MAX_RANGES: usize = 1024;
 pub enum CountedContents {
     /// All totals.
     All,
-    /// Only the fees. The other totals were counted from a notification with the block, which does not contain the
-    /// values of the spent coins.
+    /// Only the fees. The other totals were counted from a notification. The block in the notification does not
+    /// contain the values of the spent coins, from which the fees are computed.
     Fees,
 }
 
@@ -47,7 +47,7 @@ impl ConnectedBlocks {
         dropped.map_or(0, |range| range.blocks)
     }
 
-    /// Records whether the node is in initial block download. If it is, empties the queue.
+    /// Records whether the node is in initial block download, and if so empties the queue.
     pub fn set_ibd(&mut self, in_ibd: bool) {
         self.in_ibd = in_ibd;
         if in_ibd {
@@ -60,8 +60,8 @@ impl ConnectedBlocks {
         self.ranges.front().copied()
     }
 
-    /// Removes the last block of the next range after it was counted. `parent` is its parent. If `parent` is `None`,
-    /// removes the whole range, and returns the number of its uncounted blocks.
+    /// Removes the last block of the next range after it was counted. `parent` is the parent of the removed block. If
+    /// `parent` is `None`, removes the whole range, and returns the number of its uncounted blocks.
     pub fn counted(&mut self, parent: Option<BlockRef>) -> u64 {
         match (self.ranges.front_mut(), parent) {
             (Some(range), Some(parent)) if range.blocks > 1 => {

@@ -62,8 +62,8 @@ pub struct Config {
     pub exit_with_node: bool,
     /// Settings of JSON-RPC over HTTP, which is used for nodes without JSON-RPC over IPC; `None` if HTTP is disabled.
     pub http_rpc: Option<http::HttpRpcConfig>,
-    /// Directories that may be the node's data directory. The exporter exports the size and free space of its file
-    /// system.
+    /// Directories that may be the node's data directory. The exporter exports the size and free space of the data
+    /// directory's file system.
     pub data_directory: DatadirCandidates,
 }
 
@@ -92,7 +92,8 @@ pub(super) struct PersistentState {
     pub counted_tip: Option<BlockRef>,
     /// The connected blocks whose contents are still to be counted.
     pub connected_blocks: ConnectedBlocks,
-    /// Whether the UTXO cache trace has exceeded its budget. The trace then stays off until the exporter is restarted.
+    /// Whether the UTXO cache trace has exceeded its budget. A trace that has exceeded its budget stays off until the
+    /// exporter is restarted.
     pub trace_over_budget: bool,
 }
 
@@ -155,7 +156,8 @@ impl Context {
     pub(super) fn queue_connected(&self, range: BlockRange) {
         let dropped = self.persistent_state.borrow_mut().connected_blocks.push(range);
         let uncounted = &self.metrics.blocks.uncounted_blocks;
-        // The counter exists only if the node has JSON-RPC, which is necessary to count blocks from this queue.
+        // The counter of uncounted blocks exists only if the node has JSON-RPC, without which no queued block is
+        // counted.
         if dropped > 0 && uncounted.get().is_some() {
             uncounted.inc_by(dropped);
         }

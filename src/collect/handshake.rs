@@ -104,7 +104,7 @@ async fn add_http_rpc(
 }
 
 /// Waits until the node is shutting down. Over IPC, a node that is shutting down cannot be distinguished from a node
-/// that is starting, and it does not exit before the exporter disconnects.
+/// that is starting, and does not exit before the exporter disconnects.
 async fn wait_for_shutdown(node: &SocketPeer) {
     const CHECK_INTERVAL: Duration = Duration::from_millis(50);
     while node.is_shutting_down() != Some(true) {

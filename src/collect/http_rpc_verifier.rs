@@ -16,7 +16,7 @@ use crate::json_rpc::{CallError, Method};
 /// Interval between two checks whether HTTP still leads to the same node as IPC.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Checker that JSON-RPC over HTTP responds and leads to the same node as IPC.
+/// Checker of JSON-RPC over HTTP, which must respond and lead to the same node as IPC.
 pub struct HttpRpcVerifier {
     http: HttpRpc,
     mining: Option<Mining>,
@@ -44,8 +44,8 @@ impl HttpRpcVerifier {
         &self.http
     }
 
-    /// Marks HTTP as usable if it responds and leads to the right node. Otherwise marks it as unusable, with the
-    /// reason.
+    /// Marks HTTP as usable if it responds and leads to the right node. Marks HTTP as unusable, with the reason, if it
+    /// does not.
     pub async fn verify(&self) {
         match self.find_difference().await {
             Ok(None) => {

@@ -18,10 +18,10 @@ const TOLERANCE: f64 = 2.0;
 pub struct UptimeReading {
     /// The node's uptime in seconds.
     pub seconds: f64,
-    /// Time before the call, on the monotonic clock. Like the uptime of Bitcoin Core 31, this clock does not advance
-    /// while the machine is suspended.
+    /// Time before the call, on the monotonic clock. Like the uptime of Bitcoin Core 31, the monotonic clock does not
+    /// advance while the machine is suspended.
     pub called: Instant,
-    /// Time after the call, on the same clock.
+    /// Time after the call, on the monotonic clock.
     pub returned: Instant,
 }
 
@@ -33,8 +33,8 @@ impl UptimeReading {
         self.seconds >= 0.0 && self.seconds + TOLERANCE < expected && self.seconds <= since_last + TOLERANCE
     }
 
-    /// Whether the process that returned the uptime `last` would now return this uptime, provided that its clock was
-    /// not set in between.
+    /// Whether the process that returned the uptime `last` would now return this uptime, provided that the wall clock
+    /// was not set in between.
     fn continues(&self, last: &UptimeReading) -> bool {
         let least = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
         let most = last.seconds + self.returned.saturating_duration_since(last.called).as_secs_f64();

@@ -21,12 +21,12 @@ const ONE_SAT_PER_VBYTE: f64 = 0.00001;
 
 /// Key of a peer: the node's ID for the peer, and the time at which the peer connected in Unix seconds. The time is
 /// part of the key because IDs start at 0 again after a restart of the node. The node stores the time once per
-/// connection, so changes of its clock do not affect it.
+/// connection, so changes of the node's clock do not change the key.
 type PeerKey = (i64, i64);
 
-/// Number of transactions that Bitcoin Core 32 holds back because of its rate limit for announcements, before it queues
-/// them for all inbound or all outbound peers. Earlier versions have no such limit and queue transactions for each peer
-/// immediately.
+/// Number of transactions that Bitcoin Core 32 holds back because of its rate limit for announcements, before it
+/// queues them for all inbound or all outbound peers. Versions before 32 have no rate limit for announcements and
+/// queue transactions for each peer immediately.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AnnouncementBacklog {
     pub inbound: Option<f64>,
@@ -58,11 +58,11 @@ fn has_low_fee_filter(peer: &PeerStats) -> bool {
 /// A total that the node keeps for each peer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum PeerTotal {
-    /// Bytes by direction and message type.
+    /// Bytes of P2P messages, by direction and message type.
     Bytes(&'static str, &'static str),
-    /// Addresses that were processed.
+    /// Addresses from the peer that the node processed.
     AddressesProcessed,
-    /// Addresses that were dropped because the peer sent too many.
+    /// Addresses from the peer that the node dropped because the peer sent too many.
     AddressesRateLimited,
 }
 
@@ -127,8 +127,8 @@ impl PeerTraffic {
         for peer in peers {
             for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
                 for (kind, total) in totals {
-                    // The label is the string in MESSAGE_TYPES. The node's string, which a peer could have chosen,
-                    // never becomes a label.
+                    // The label is the string in MESSAGE_TYPES, and never the node's string, which a peer could have
+                    // chosen.
                     let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
                     let key = ((peer.id, peer.connected), PeerTotal::Bytes(direction, kind));
                     let sum: &mut u64 = present.entry(key).or_insert(0);
@@ -554,8 +554,8 @@ mod tests {
         assert_eq!(groups(&spread), (4, Some(1)));
         let near = [peer("ipv4", "192.0.200.7:53123"), peer("ipv6", "[2001:db8:ffff::2]:8333")];
         assert_eq!(groups(&[&spread[..], &near].concat()), (4, Some(2)));
-        // Peers without a group: addresses that cost nothing (Tor, I2P), that are not the peer's own, or that are
-        // unknown.
+        // Peers without a group: addresses that cost an attacker nothing (Tor, I2P), that are not the peer's own, or
+        // that are unknown.
         let others = [
             peer("onion", "127.0.0.1:50000"),
             peer("onion", "127.0.0.1:50001"),

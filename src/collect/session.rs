@@ -40,7 +40,7 @@ pub enum SessionEnd {
     Closed(Rc<str>),
     /// A call that the connection depends on failed, while the connection was prepared or in the watch for new tips.
     Failed(CallError),
-    /// Several polls in a row failed. The values are their number, and the error of the last poll.
+    /// Several polls in a row failed. The values are the number of failed polls, and the error of the last poll.
     MissedPolls(u32, PollError),
     /// The process at the other end of the socket does not respond like a Bitcoin node.
     NoNode(CallError),

@@ -71,7 +71,8 @@ impl UtxoCacheTrace {
 
     /// Subscribes to the trace.
     pub async fn start(&mut self, tracing: &Tracing, metrics: &Metrics) {
-        // Counting starts before the subscribe call, because the first events may arrive before its response.
+        // Counting starts before the subscribe call, because the first events may arrive before the response to the
+        // call.
         metrics.utxo_cache.start();
         self.counting.set(true);
         self.state = match tracing.subscribe().await {

@@ -57,9 +57,9 @@ struct LastReceived {
 }
 
 impl PeerSilence {
-    /// Updates the silence of each group. If the receive time of a group has changed since the last update, its silence
-    /// is `now` (Unix seconds) minus the receive time. If it has not changed, the silence continues to grow with the
-    /// monotonic clock.
+    /// Updates the silence of each group. If the receive time of a group has changed since the last update, its
+    /// silence is `now` (Unix seconds) minus the receive time. If the receive time has not changed, the silence
+    /// continues to grow with the monotonic clock.
     fn update(&mut self, groups: &BTreeMap<String, PeerGroup>, now: f64, changed: Instant) {
         let mut last = std::mem::take(&mut self.0);
         for (label, group) in groups {
@@ -89,8 +89,8 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
             group.last_received =
                 Some(group.last_received.unwrap_or(f64::INFINITY).min(seconds(last_received)));
         }
-        // Before the first ping the node returns 1000000, 0 and 0. For a device on the node's own machine it returns 0,
-        // 0 and 0.
+        // Before the first ping the node returns 1000000, 0 and 0. For a device on the node's own machine the node
+        // returns 0, 0 and 0.
         let times = ["min_recent_rtt", "avg_recent_rtt", "max_recent_rtt"].map(|field| number(peer, field));
         if let [Some(least), Some(mean), Some(most)] = times
             && mean > 0.0
@@ -107,8 +107,8 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
 /// Converts `lastrecv` to seconds. The help text of getudppeerinfo documents seconds, but FIBRE 30.0 and earlier return
 /// milliseconds.
 fn seconds(lastrecv: f64) -> f64 {
-    /// Largest value that is interpreted as seconds. In seconds it is a time in the year 5138, in milliseconds a time
-    /// in 1973.
+    /// Largest value that is interpreted as seconds. As seconds, the value is a time in the year 5138; as
+    /// milliseconds, it is a time in 1973.
     const LARGEST_OF_SECONDS: f64 = 1e11;
     if lastrecv > LARGEST_OF_SECONDS { lastrecv / 1000.0 } else { lastrecv }
 }
