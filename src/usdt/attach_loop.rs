@@ -30,8 +30,9 @@ const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval at which the exporter checks whether a process other than the traced one is the node.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(5);
-/// Replaces [`OTHERS_INTERVAL`] in the first seconds of tracing, until the node has locked its data directory. Also the
-/// interval at which the exporter checks whether the node still runs, if its pidfd cannot be polled.
+/// Interval that replaces [`OTHERS_INTERVAL`] in the first seconds of tracing, until the node has locked its data
+/// directory. If the node's pidfd cannot be polled, the exporter also checks at this interval whether the node still
+/// runs.
 const EARLY_INTERVAL: Duration = Duration::from_millis(500);
 /// Number of checks at [`EARLY_INTERVAL`] after which the interval is [`OTHERS_INTERVAL`].
 const MAX_EARLY_CHECKS: u32 = 20;
@@ -65,7 +66,7 @@ pub struct TracedNode {
     pub node: NodeProcess,
     /// The result of attaching to each tracepoint.
     pub attached: Vec<AttachResult>,
-    /// The pidfd of the process. It becomes readable when the process ends.
+    /// The pidfd of the process, which becomes readable when the process ends.
     end: OwnedFd,
 }
 
@@ -158,7 +159,7 @@ impl Tracer {
     }
 
     /// Attaches the programs to the tracepoints of a process. If no tracepoint could be attached, the error contains
-    /// the reason for the first one.
+    /// the reason for the first tracepoint.
     fn attach_probes(&mut self, node: &NodeProcess) -> Result<Vec<AttachResult>> {
         let binary = readable_binary(node);
         let version = version(&binary);
@@ -289,8 +290,8 @@ impl Tracer {
     }
 }
 
-/// A readable path to the node's binary: `/proc/PID/exe` of the running process if that can be read, otherwise the path
-/// of the file.
+/// A readable path to the node's binary: `/proc/PID/exe` of the running process if that path can be read, otherwise
+/// the path of the file.
 pub(super) fn readable_binary(node: &NodeProcess) -> PathBuf {
     Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
 }

@@ -96,7 +96,8 @@ impl Candidate {
 pub struct Scanner {
     /// The processes of the last scan, in ascending order of PID.
     seen: Vec<SeenProcess>,
-    /// Highest PID of the older processes that have been inspected in the current round through all of them.
+    /// Highest PID of the older processes that have been inspected in the current round. Each round inspects all older
+    /// processes.
     reviewed: i32,
 }
 

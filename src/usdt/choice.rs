@@ -26,7 +26,7 @@ pub struct UserSelection<'a> {
     pub unit: Option<&'a str>,
 }
 
-/// Evidence about one node: the node that is traced, or the last one that was traced.
+/// Evidence about one node: the node that is traced, or the last node that was traced.
 #[derive(Clone, Debug)]
 pub struct KnownNode {
     pub candidate: Candidate,
@@ -48,11 +48,11 @@ impl KnownNode {
     }
 }
 
-/// Evidence about all nodes other than the traced one, kept as long as the exporter runs.
+/// Evidence about all nodes other than the traced node, kept as long as the exporter runs.
 #[derive(Clone, Debug, Default)]
 pub struct OtherNodes {
-    /// Whether other nodes exist, or the user named a PID. If so, a process with another lock, command line and unit is
-    /// never selected.
+    /// Whether other nodes exist, or the user named a PID. In both cases, a process with another lock, command line
+    /// and unit is never selected.
     pub exist: bool,
     pub commands: BTreeSet<Vec<Vec<u8>>>,
     pub services: BTreeSet<String>,
@@ -132,7 +132,8 @@ fn after<'a>(
     last: &KnownNode,
     others: &OtherNodes,
 ) -> (Vec<&'a Candidate>, Option<&'a Candidate>, bool) {
-    // If the traced process had no locks, it may not have been the node. The node may then have run at the same time.
+    // If the traced process had no locks, it may not have been the node. The node may then have run at the same time
+    // as the traced process.
     let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
     rest.retain(|it| !last.beside.contains(&it.id()) || may_be_next(it));
     // A process of another binary is another node, unless it has the command line or the unit of the last node.

@@ -57,7 +57,7 @@ pub struct EventReader {
     blocks: Arc<BlockTracker>,
     groups: Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)>,
     /// Two limits: the first for the log lines of announced blocks, the second for the log lines of other blocks.
-    /// Because they are separate, blocks of a sync do not suppress the lines of announced blocks.
+    /// Because the limits are separate, blocks of a sync do not suppress the lines of announced blocks.
     limits: RefCell<(LineLimit, LineLimit)>,
 }
 
@@ -74,7 +74,8 @@ impl EventReader {
         }
         let mut builder = RingBufferBuilder::new();
         for (group, buffer) in sources {
-            // The ring buffer borrows the map handle. The handle is leaked because both live as long as the process.
+            // The ring buffer borrows the map handle. The handle is leaked because the ring buffer lives as long as
+            // the process.
             let buffer: &'static MapHandle = Box::leak(Box::new(buffer));
             let mut limit = LineLimit::default();
             let blocks = blocks.clone();
@@ -90,8 +91,8 @@ impl EventReader {
         Ok(Some(EventReader { buffers: builder.build()?, blocks, groups, limits: RefCell::default() }))
     }
 
-    /// The epoll descriptor of the ring buffers. It becomes readable when a BPF program submits an event that wakes up
-    /// user space.
+    /// The epoll descriptor of the ring buffers. The descriptor becomes readable when a BPF program submits an event
+    /// that wakes up user space.
     pub fn epoll_fd(&self) -> RawFd {
         self.buffers.epoll_fd()
     }

@@ -1,4 +1,5 @@
-//! Tracepoints of the thread that writes `debug.log`, provider `logging`. Only some FIBRE builds have this thread.
+//! Tracepoints of the node's thread that writes `debug.log`, provider `logging`. Only some FIBRE builds have this
+//! thread.
 
 use super::bpf::logging::{OBJECT, types};
 use super::group::GroupPrograms;

@@ -113,9 +113,9 @@ pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
     }
 }
 
-/// Reader of a `TALLIES_MAP`, a BPF map of counts. The reader limits the number of keys, because peers choose the keys.
-/// If there are more than `limit` keys, the least recently counted keys are removed. Their counts are added to
-/// `removed`, and the sum over all keys therefore never decreases.
+/// Reader of a `TALLIES_MAP`, a BPF map of counts. The reader limits the number of keys, because peers choose the
+/// keys. If there are more than `limit` keys, the least recently counted keys are removed. The counts of the removed
+/// keys are added to `removed`, and the sum over all keys therefore never decreases.
 pub(super) struct TallyMap<K> {
     map: &'static str,
     limit: usize,

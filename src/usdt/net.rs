@@ -36,16 +36,16 @@ const CONNECTION_TYPES: [&str; 8] = {
     [a, b, c, d, e, f, g, "other"]
 };
 
-/// The reason for which a peer misbehaves, NUL-terminated. Its size is `REASON` of net.bpf.c.
+/// The reason for which a peer misbehaves, NUL-terminated. The size is `REASON` of net.bpf.c.
 type MisbehavingReason = [u8; 136];
 /// Limit on reasons for misbehaviour that have their own series.
 const MAX_REASONS: usize = 64;
 
 /// Size of an entry of an inv message in bytes: `INV_ENTRY` of net.bpf.c.
 const INV_ENTRY: f64 = 36.0;
-/// Buckets for the entries of an inv message. The BPF programs count bytes. An inv message begins with the number of
-/// its entries, which takes one byte up to [`MAX_SHORT_INV`] entries, and three bytes above. A node accepts at most
-/// 50,000 entries, and sends at most 1000.
+/// Buckets for the entries of an inv message. The BPF programs count the bytes of each message. An inv message begins
+/// with the number of its entries, which takes one byte up to [`MAX_SHORT_INV`] entries, and three bytes above. A node
+/// accepts at most 50,000 entries, and sends at most 1000.
 #[rustfmt::skip]
 const INV_ENTRIES: Buckets = Buckets::new(INV_ENTRY, &[
     1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 100.0, MAX_SHORT_INV, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0,

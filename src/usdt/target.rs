@@ -53,7 +53,7 @@ pub struct NodeSearch {
 }
 
 impl NodeSearch {
-    /// A search with the user's selection, and without evidence.
+    /// A search with the user's selection, and without evidence about any node.
     pub fn new(selector: NodeSelector) -> Self {
         let others = OtherNodes { exist: selector.pid.is_some(), ..OtherNodes::default() };
         NodeSearch { selector, scanner: Scanner::default(), present: None, last: None, others }
@@ -160,8 +160,8 @@ impl NodeSearch {
         };
     }
 
-    /// Calls `decide` with the user's selection and the evidence about other nodes, and returns its result. The second
-    /// value is the error if the lock files of the data directory cannot be accessed.
+    /// Calls `decide` with the user's selection and the evidence about other nodes, and returns the result of
+    /// `decide`. The second value is the error if the lock files of the data directory cannot be accessed.
     fn decide<T>(&self, decide: impl FnOnce(UserSelection, &OtherNodes) -> T) -> (T, Option<io::Error>) {
         let locks = self.selector.datadir.as_deref().map(file_locks::datadir_lock_files);
         let (locks, hidden) = match locks.transpose() {

@@ -1,9 +1,10 @@
 //! Decides which of the blocks that the node connects belong to the node's active chain.
 //!
-//! `validation:block_connected` also fires in two other cases. A check of the database (`verifychain`, `-checklevel=4`)
-//! connects the last blocks once more, in a temporary cache. After a UTXO snapshot was loaded, the node connects the
-//! blocks below the snapshot in a second chainstate to validate them. No argument of the tracepoint distinguishes these
-//! cases. The following properties distinguish them:
+//! `validation:block_connected` also fires in two cases for blocks that the node does not add to its active chain. A
+//! check of the database (`verifychain`, `-checklevel=4`) connects the last blocks once more, in a temporary cache.
+//! After a UTXO snapshot was loaded, the node connects the blocks below the snapshot in a second chainstate to
+//! validate them. No argument of the tracepoint shows whether the block is added to the active chain. The following
+//! properties show it:
 //!
 //! - The thread. A check of the database at startup runs on the main thread, which connects no blocks of the active
 //!   chain. The threads that handle P2P messages and import files never check the database.
@@ -19,9 +20,11 @@ use std::collections::VecDeque;
 
 use super::event::{ConnectingThread, RawBlockHash};
 
-/// Limit on blocks whose hash is kept. A reorg that replaces only these blocks is recognized at its first block.
+/// Limit on blocks whose hash is kept. A reorg that replaces only blocks whose hash is kept is recognized at its first
+/// block.
 const MAX_REMEMBERED: usize = 1024;
-/// Limit on undecided blocks. A longer sequence of blocks below the lowest known height is assumed to be no reorg.
+/// Limit on undecided blocks. A longer sequence of connected blocks below the lowest known height is assumed to be no
+/// reorg.
 const MAX_UNDECIDED: usize = 144;
 
 /// The last blocks of the node's active chain, and the undecided blocks, which may belong to the active chain.
@@ -34,7 +37,7 @@ pub struct ActiveChain<T> {
     undecided: VecDeque<(RawBlockHash, T)>,
     /// Height that the next block must have to continue the sequence of undecided blocks.
     next: i32,
-    /// Whether the sequence of undecided blocks exceeded [`MAX_UNDECIDED`]. If so, `undecided` is empty.
+    /// Whether the sequence of undecided blocks exceeded [`MAX_UNDECIDED`], in which case `undecided` is empty.
     is_long: bool,
 }
 

@@ -65,7 +65,8 @@ pub struct ConnectedBlock {
 pub enum ConnectingThread {
     /// The main thread, which connects blocks only to check the database at startup.
     Main,
-    /// The thread that handles P2P messages, or the thread that imports block files. Neither checks the database.
+    /// The thread that handles P2P messages, or the thread that imports block files. Neither thread checks the
+    /// database.
     Validation,
     /// Another thread, for example a thread that serves RPC, which may check the database (`verifychain`).
     Other,

@@ -80,8 +80,8 @@ pub struct Timeline {
     pub compact_blocks: [u64; MODES.len()],
     /// Messages after which the block may have been complete: for each the time, the peer, and the method of arrival.
     pub deliveries: VecDeque<(u64, i64, ArrivalMethod)>,
-    /// Whether the node has requested the block or parts of it, has accepted its header, or has reconstructed it. The
-    /// hash of such a block was not invented by a peer.
+    /// Whether the node has requested the block or parts of it, has accepted its header, or has reconstructed it. A
+    /// peer cannot have invented the hash of a block that the node has requested, accepted or reconstructed.
     pub is_wanted: bool,
     /// Whether the node has reported the peer from which it accepted the header.
     pub has_header: bool,
@@ -131,8 +131,8 @@ impl Timeline {
         came.filter(|time| *time >= self.first_ns).min()
     }
 
-    /// The activity of this peer, added if the timeline has none; `None` if the timeline already has [`MAX_PEERS`]
-    /// other peers.
+    /// The activity of this peer, added if the timeline has no activity of this peer; `None` if the timeline already
+    /// has [`MAX_PEERS`] other peers.
     pub fn peer(&mut self, id: i64) -> Option<&mut PeerActivity> {
         let position = match self.peers.iter().position(|peer| peer.id == id) {
             Some(position) => position,
@@ -203,8 +203,8 @@ impl Timeline {
         }
     }
 
-    /// Records a message after which the block may have been complete. If there are already [`MAX_DELIVERIES`], the
-    /// oldest delivery is dropped.
+    /// Records a message after which the block may have been complete. If there are already [`MAX_DELIVERIES`]
+    /// deliveries, the oldest delivery is dropped.
     pub fn deliver(&mut self, time_ns: u64, peer: i64, arrival: ArrivalMethod) {
         if self.deliveries.len() == MAX_DELIVERIES {
             self.deliveries.pop_front();
@@ -221,8 +221,8 @@ impl Timeline {
         if self.fibre_ns.is_some_and(|time| time <= start_ns.min(reconstructed_ns)) {
             return (ArrivalMethod::Fibre, None);
         }
-        // The reconstruction of a compact block completes the block. Messages after the reconstruction did not complete
-        // it.
+        // The reconstruction of a compact block completes the block. Messages after the reconstruction did not
+        // complete the block.
         if let Some((_, id, from)) = self.reconstructed.filter(|_| reconstructed_ns <= start_ns) {
             let by = if from.requested == 0 {
                 ArrivalMethod::CompactComplete

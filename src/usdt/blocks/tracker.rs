@@ -24,8 +24,7 @@ pub const MAX_BLOCKS: usize = 64;
 const MAX_CONNECTIONS: usize = 2048;
 /// Name of the tracepoint that fires when the node has reconstructed a compact block.
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
-/// Number of most recent blocks and of most recent races that are kept for the page. Also the number of most recent
-/// flushes that are kept.
+/// Number of most recent blocks, races and flushes that are kept. The page shows the blocks and the races.
 const LAST_BLOCKS_LIMIT: usize = 20;
 /// Time after a block's connection during which announcements of the block still count. Announcements after this time
 /// come from peers that have just connected and announce blocks that they already have.
@@ -53,8 +52,8 @@ pub struct TrackerState {
     counts: BlockCounts,
     /// Events that are not processed yet.
     queue: Vec<BlockEvent>,
-    /// Whether the node reports reconstructed compact blocks. If so, these reports decide when a compact block was
-    /// complete. If not, the messages decide.
+    /// Whether the node reports reconstructed compact blocks. If the node reports them, the report determines when a
+    /// compact block was complete. If not, the P2P messages determine when it was complete.
     reports_reconstruction: bool,
     /// Reports of blocks that were connected since [`BlockTracker::process_queue`] last returned reports.
     connected: Vec<BlockReport>,
@@ -73,7 +72,8 @@ pub struct TrackerState {
     fibre_blocks: VecDeque<(RawBlockHash, u64)>,
 }
 
-/// Tracker of the arrival of blocks. It processes the events of blocks, and counts the blocks that the node connects.
+/// Tracker of the arrival of blocks. The tracker processes the events of blocks, and counts the blocks that the node
+/// connects.
 #[derive(Default)]
 pub struct BlockTracker(Mutex<TrackerState>);
 
@@ -152,7 +152,7 @@ impl TrackerState {
         self.timelines.iter_mut().rfind(|it| it.hash == *hash)
     }
 
-    /// The timeline of an announced block, added if the block has none.
+    /// The timeline of an announced block, added if the block has no timeline.
     fn open(&mut self, hash: RawBlockHash, time_ns: u64, peer: i64, by: Announcement) -> &mut Timeline {
         let position = match self.timelines.iter().rposition(|it| it.hash == hash) {
             Some(position) => position,
@@ -168,9 +168,10 @@ impl TrackerState {
     }
 
     /// Evicts a timeline if there are [`MAX_BLOCKS`] timelines. If there are timelines of connected blocks, the oldest
-    /// of them is evicted. If not, the candidates are the timelines without `is_wanted`, or all timelines if all have
-    /// `is_wanted`. Of the peer that was the first to announce most of the candidates, the oldest candidate is
-    /// evicted. A peer that announces many invented hashes therefore evicts only its own blocks.
+    /// of them is evicted. If no timeline is of a connected block, the candidates are the timelines without
+    /// `is_wanted`, or all timelines if all have `is_wanted`. Of the peer that was the first to announce most of the
+    /// candidates, the oldest candidate is evicted. A peer that announces many invented hashes therefore evicts only
+    /// its own blocks.
     fn make_room(&mut self) {
         if self.timelines.len() < MAX_BLOCKS {
             return;
@@ -225,8 +226,8 @@ impl TrackerState {
                     push_recent(&mut self.fibre_blocks, (hash, time_ns));
                 }
                 let reports_reconstruction = self.reports_reconstruction;
-                // These events add no timeline, because during a sync the node requests many blocks that no peer has
-                // announced.
+                // Events of these kinds add no timeline, because during a sync the node requests many blocks that no
+                // peer has announced.
                 if let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) {
                     timeline.apply(time_ns, kind, reports_reconstruction);
                 }
@@ -351,8 +352,8 @@ impl TrackerState {
         }
     }
 
-    /// Adds a timeline for a connected block that no peer had announced. Announcements of the block after its
-    /// connection are then recognized as such. Never evicts the timeline of a block that is not connected yet.
+    /// Adds a timeline for a connected block that no peer had announced. The timeline shows that later announcements
+    /// arrive after the block's connection. Never evicts the timeline of a block that is not connected yet.
     fn add_unannounced(&mut self, hash: RawBlockHash, time_ns: u64) {
         const NOBODY: i64 = -1;
         let is_room =
