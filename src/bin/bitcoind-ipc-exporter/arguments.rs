@@ -44,7 +44,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", env = "BITCOIN_IPC_FD")]
     pub ipc_fd: Option<RawFd>,
 
-    /// Node's data directory. The exporter searches the socket and the cookie in it if their paths are not given
+    /// Node's data directory, which the exporter searches for the socket and the cookie if their paths are not given
     /// [default: ~/.bitcoin]
     #[arg(long, value_name = "DIR", env = "BITCOIND_IPC_EXPORTER_DATADIR")]
     pub datadir: Option<PathBuf>,
@@ -124,7 +124,8 @@ pub struct Arguments {
     )]
     pub block_log_keep: u32,
 
-    /// Name of the node in the block store. If bitcoind-usdt-exporter also traces this node, pass the same name to it
+    /// Name of the node in the block store. If bitcoind-usdt-exporter also traces this node, both exporters need the
+    /// same name
     #[arg(
         long,
         value_name = "NAME",
@@ -135,7 +136,8 @@ pub struct Arguments {
     pub node_name: String,
 
     /// Exit with status 0 when the node shuts down, instead of waiting for the next start of a node. Only a node with
-    /// IPC announces its shutdown. This is the default if the connection is inherited and no socket path is given
+    /// IPC announces its shutdown. This option is on by default if the connection is inherited and no socket path is
+    /// given
     #[arg(long, env = "BITCOIND_IPC_EXPORTER_EXIT_WITH_NODE")]
     pub exit_with_node: bool,
 
@@ -158,7 +160,7 @@ pub struct Arguments {
 #[derive(Subcommand, Debug)]
 pub enum Command {
     /// Inspect the machine and its nodes, and print the lines to add to bitcoin.conf, to systemd's units and to
-    /// Prometheus. With --write, add them. No service is restarted
+    /// Prometheus. With --write, add the lines. No service is restarted
     Setup(SetupCommand),
 }
 
@@ -206,7 +208,7 @@ impl Arguments {
         })
     }
 
-    /// The chain in `--chain`, or if it is not set, the chain whose directory contains the socket. `None` if neither
+    /// The chain in `--chain`, or if it is not set, the chain whose directory contains the socket. `None` if no chain
     /// is known.
     fn known_chain(&self) -> Option<&'static ChainParams> {
         let by_folder = || self.socket_path.as_deref().and_then(ChainParams::from_path);
@@ -282,8 +284,8 @@ impl Arguments {
         Ok(Some(settings))
     }
 
-    /// Starts the thread of the block log; `None` if no block log is configured. With `store`, its rows are forwarded
-    /// to the block store.
+    /// Starts the thread of the block log; `None` if no block log is configured. With `store`, the rows of the block
+    /// log are forwarded to the block store.
     ///
     /// # Errors
     /// The file of the block log cannot be opened, or a thread cannot be started.

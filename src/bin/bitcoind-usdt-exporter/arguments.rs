@@ -204,7 +204,7 @@ impl Arguments {
     /// The channels that connect the block log to the block store; `None` if no block store is configured.
     ///
     /// # Errors
-    /// The settings of the block store are invalid or incomplete, or its thread cannot be started.
+    /// The settings of the block store are invalid or incomplete, or the thread that forwards rows cannot be started.
     pub fn forwarding(&self) -> Result<Option<Forwarding>> {
         let Some(settings) = self.store()? else { return Ok(None) };
         block_store::check_needs(self.block_log.as_deref(), &self.node_name)?;
@@ -268,7 +268,7 @@ impl Arguments {
         require_both(("tls_cert", self.tls_cert.as_deref()), ("tls_key", self.tls_key.as_deref()))
     }
 
-    /// Address of the metrics endpoint. Not used if systemd passes a socket.
+    /// Address of the metrics endpoint. The address is not used if systemd passes a socket.
     pub fn address(&self) -> Address {
         match self.port {
             Some(port) => Address::Tcp(format!("0.0.0.0:{port}")),

@@ -22,7 +22,7 @@ pub struct BlocksCommand {
     block_log: PathBuf,
 
     /// Print only blocks with at least this time (for example 100ms or 2s) from their first announcement to their
-    /// connection. For blocks that no peer announced, the duration of their connection is compared
+    /// connection. For blocks that no peer announced, the time to connect the block is compared
     #[arg(long, value_name = "TIME", value_parser = cli::duration)]
     slow: Option<Duration>,
 

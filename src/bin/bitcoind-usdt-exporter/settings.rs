@@ -64,8 +64,8 @@ impl Overlay<'_> {
         self.set(&mut to.tls_cert, "tls_cert", PathBufValueParser::new())?;
         self.set(&mut to.tls_key, "tls_key", PathBufValueParser::new())?;
         self.check_conflicts()?;
-        // If settings of fibre_exporter.py are used, Prometheus probably scrapes the port of fibre_exporter.py. That
-        // port is therefore the default.
+        // If settings of fibre_exporter.py are used, Prometheus probably scrapes the port of fibre_exporter.py. The
+        // port of fibre_exporter.py is therefore the default.
         let as_theirs = self.path.is_some() || variable("bitcoind_path").is_some();
         if self.is_given("metrics_addr") {
             to.port = None;
@@ -75,8 +75,8 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// The setting for an argument. Returns its source (a key of the file or the name of an environment variable) and
-    /// its value.
+    /// The setting for an argument. Returns the setting's source (a key of the file or the name of an environment
+    /// variable) and its value.
     fn setting(&self, id: &str) -> Option<(String, String)> {
         let key = match id {
             "bitcoind" => "bitcoind_path",
