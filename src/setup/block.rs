@@ -175,8 +175,8 @@ impl Change {
     }
 
     /// Sets the thread's file access rights to the rights of the file's owner, unless only root can change the path. A
-    /// user who owns a directory of the path can replace it with a link at any time. Root would then create a file of
-    /// this user in any directory.
+    /// user who owns a directory of the path can replace the directory with a link at any time. Root would then create
+    /// a file of this user in any directory.
     fn rights(&self) -> Result<Option<FileRights>> {
         let owner = self.owner.filter(|(uid, _)| *uid != 0);
         let user = owner.filter(|_| Uid::effective().is_root() && !is_of_root(&self.path));

@@ -311,7 +311,7 @@ impl Node {
         format!("http://127.0.0.1:{}", self.rpc_port())
     }
 
-    /// Whether the node has this interface over IPC; `None` if it could not be queried over IPC.
+    /// Whether the node has this interface over IPC; `None` if the node could not be queried over IPC.
     pub fn has_interface(&self, name: &str) -> Option<bool> {
         let lines = self.check.as_deref().ok()?.lines();
         let line =
@@ -390,8 +390,8 @@ impl Node {
     }
 }
 
-/// The chain, the directory of the chain and the data directory. They are derived from the directory `locked` of the
-/// node's lock, or if it is unknown, from the node's arguments.
+/// The chain, the directory of the chain and the data directory. The result is derived from `locked`, which is the
+/// directory of the node's lock, or if `locked` is `None`, from the node's arguments.
 fn directories(
     arguments: &[String],
     locked: Option<PathBuf>,

@@ -53,7 +53,8 @@ impl Secret {
         Secret { password, rpcauth: format!("rpcauth={RPC_USER}:{salt}${digest}") }
     }
 
-    /// The password of an earlier setup, if `bitcoin.conf` and the exporter's environment file still have its lines.
+    /// The password of an earlier setup, if `bitcoin.conf` and the exporter's environment file still have the lines of
+    /// that setup.
     fn of_earlier_setup(node: &Node) -> Option<Self> {
         let value =
             |text: &str, name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.to_string()));
@@ -209,8 +210,8 @@ impl Planner<'_> {
         None
     }
 
-    /// Whether the exporter needs JSON-RPC over HTTP. If it does, adds the lines for the exporter's JSON-RPC user to
-    /// `conf`.
+    /// Whether the exporter needs JSON-RPC over HTTP. If JSON-RPC over HTTP is needed, adds the lines for the
+    /// exporter's JSON-RPC user to `conf`.
     fn http(&mut self, has_ipc: bool, secret: &Secret, conf: &mut Vec<String>) -> bool {
         let node = self.node;
         let over_ipc = match (node.sockets.is_empty(), node.has_interface("rpc"), node.has_interface("node"))
@@ -240,8 +241,8 @@ impl Planner<'_> {
             }
         }
         conf.push(secret.rpcauth.clone());
-        // Without this line, a whitelist for one user would lock out all other users. If the operator has set either
-        // option, the default is not changed.
+        // Without `rpcwhitelistdefault=0`, a whitelist for one user would lock out all other users. If the operator
+        // has set `rpcwhitelist` or `rpcwhitelistdefault`, the default is not changed.
         if ["rpcwhitelist", "rpcwhitelistdefault"].iter().all(|name| node.settings.value(name).is_none()) {
             conf.push("rpcwhitelistdefault=0".into());
         }
@@ -381,7 +382,8 @@ fn drop_in(unit: &Unit, node_binary: Option<&Path>) -> Result<(String, PathBuf),
     let name_of_program = program.rsplit_once('/').filter(|_| program.starts_with('/')).map(|(_, name)| name);
     let program = match name_of_program {
         Some("bitcoin-node") => program.to_string(),
-        // The program `bitcoin` of Bitcoin Core 30 and later starts the other programs. With -m it runs bitcoin-node.
+        // The program `bitcoin` of Bitcoin Core 30 and later starts the other programs. With -m, the program `bitcoin`
+        // runs bitcoin-node.
         Some("bitcoin") if arguments.trim_start().starts_with("-m node ") => program.to_string(),
         Some("bitcoin") if arguments.trim_start().starts_with("node ") => format!("{program} -m"),
         Some("bitcoind") => match node_binary {
