@@ -117,7 +117,7 @@ impl StoreConnection {
         }
     }
 
-    /// Stores rows. `heights` are the heights of their blocks, for which partitions are created if necessary.
+    /// Stores rows. `heights` are the heights of the rows' blocks, for which partitions are created if necessary.
     ///
     /// # Errors
     /// A row is invalid, or the block store cannot be used now.
@@ -179,8 +179,8 @@ impl StoreConnection {
 
     /// Creates the schema, unless another exporter creates it at the same time.
     async fn create_schema(&mut self) -> Result<()> {
-        // The lock is held until the end of the transaction. The check after it therefore finds the schema of another
-        // exporter that held the lock before.
+        // The lock is held until the end of the transaction. The check for the schema after the lock therefore finds
+        // the schema of another exporter that held the lock before.
         let lock = "BEGIN; SELECT pg_advisory_xact_lock(hashtext('propagation'))";
         self.execute(lock).await?;
         let created = match self.has_schema().await {
@@ -212,7 +212,7 @@ async fn within<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     }
 }
 
-/// The error code of the server, if it responded with an error.
+/// The error code of the server, if the server responded with an error.
 fn sql_state(error: &anyhow::Error) -> Option<SqlState> {
     error.downcast_ref::<DatabaseError>().and_then(|error| error.code.clone())
 }

@@ -19,9 +19,9 @@ use crate::block_log::outbox::RowOrigin;
 use crate::block_log::{Forwarding, OutboxBatch};
 use crate::scheduling;
 
-/// Delay before the next attempt after a failure. It doubles with each failure, up to the second value.
+/// Delay before the next attempt after a failure. The delay doubles with each failure, up to the second value.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Time without rows after which the connection is closed. A server has a limited number of connections.
+/// Time without rows after which the connection is closed, because a server has a limited number of connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Delays after a stored batch at which the ranks of the last blocks are read. The ranks are read again because other
 /// nodes may report a block later.

@@ -25,7 +25,7 @@ pub use forwarder::start;
 pub use settings::{StoreArgs, StoreSettings, check_needs};
 
 /// The rank of this node for one block among the nodes in the block store, by the time at which each node connected
-/// the block. The status page shows it.
+/// the block. The status page shows the rank.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rank {
     /// Hash of the block, in the byte order of `bitcoin-cli`.
@@ -77,7 +77,7 @@ pub fn ranks() -> Option<Vec<Rank>> {
     STATE.get().map(|state| state.ranks())
 }
 
-/// The metrics about the block store; without samples if there is none.
+/// The metrics about the block store; without samples if there is no block store.
 #[rustfmt::skip]
 pub fn families() -> Vec<Family> {
     let state = STATE.get();

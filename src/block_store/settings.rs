@@ -66,7 +66,7 @@ enum PasswordSource {
     Url,
 }
 
-/// The database, the user, the source of the password, and the TLS settings.
+/// Settings of connections to the block store: the database, the user, the source of the password, and TLS.
 #[derive(Clone)]
 pub struct StoreSettings {
     /// Settings of the attempts to make one connection, in their order, without the password. The attempts differ in
@@ -154,13 +154,13 @@ impl StoreSettings {
         if ports.is_empty() { vec![DEFAULT_PORT] } else { ports.to_vec() }
     }
 
-    /// Whether a host is a name, which has to be resolved.
+    /// Whether one of the hosts is a name, which has to be resolved.
     pub fn resolves_names(&self) -> bool {
         let is_name = |host: &Host| matches!(host, Host::Tcp(name) if name.parse::<IpAddr>().is_err());
         self.attempts[0].get_hosts().iter().any(is_name)
     }
 
-    /// Whether a host is the directory of a Unix socket.
+    /// Whether one of the hosts is the directory of a Unix socket.
     pub fn has_unix_socket(&self) -> bool {
         self.attempts[0].get_hosts().iter().any(|host| matches!(host, Host::Unix(_)))
     }
@@ -223,8 +223,8 @@ fn split_tls_options(url: &str) -> Result<(String, LibpqSslMode, Option<PathBuf>
         }
     }
     let url = if others.is_empty() { base.into() } else { format!("{base}?{}", others.join("&")) };
-    // As in libpq, the system's authorities require the verification of the host name, because they sign certificates
-    // of any host.
+    // As in libpq, the system's authorities require the verification of the host name, because these authorities sign
+    // certificates of any host.
     match mode {
         Some(mode) if uses_system && mode != LibpqSslMode::VerifyFull => {
             bail!("sslrootcert=system needs sslmode=verify-full")

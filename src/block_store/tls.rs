@@ -33,7 +33,8 @@ pub enum Verification {
     Full,
 }
 
-/// Creates the connector. It trusts the authorities in this file, or if there is no file, the system's authorities.
+/// Creates the connector. The connector trusts the authorities in this file, or if there is no file, the system's
+/// authorities.
 ///
 /// # Errors
 /// The file cannot be read or contains no certificate, or the system has no authorities.
