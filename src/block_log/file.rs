@@ -265,6 +265,9 @@ impl BlockLogFile {
     }
 
     /// Adds new blocks, without an outbox.
+    ///
+    /// # Errors
+    /// The errors of [`BlockLogFile::add`].
     #[cfg(test)]
     pub fn add_reports<'a>(&mut self, reports: impl IntoIterator<Item = &'a BlockReport>) -> Result<u64> {
         let entry = |report: &BlockReport| LogEntry { report: report.clone(), is_update: false };
@@ -296,7 +299,7 @@ impl BlockLogFile {
     }
 }
 
-/// Adds the result of a race to the last row of its block.
+/// Adds the result of a block's race to the last row of the block.
 fn update_race(connection: &Connection, report: &BlockReport) -> rusqlite::Result<()> {
     let update = "UPDATE blocks SET race_udp_ns = ?, race_compact_ns = ? \
                   WHERE id = (SELECT max(id) FROM blocks WHERE block_height = ? AND block_hash = ?)";

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::report::BlockReport;
 
-/// Resolution of the times of tracepoints in the rows.
+/// Resolution of the times that tracepoints measure, in microseconds.
 const TRACEPOINT_RESOLUTION_US: i64 = 1;
 
 /// The identity of the node and of the exporter, which is a part of each row in the block store.

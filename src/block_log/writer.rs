@@ -68,8 +68,8 @@ impl ReportQueue {
 pub struct OutboxBatch {
     /// The rows.
     pub batch: Batch,
-    /// Number of times that the file had been opened when the batch was read. The ID in `batch` is valid only for that
-    /// file.
+    /// Number of times that the file had been opened when the batch was read. The ID in `batch` is valid only for the
+    /// file that was open then.
     generation: u64,
 }
 
@@ -333,8 +333,8 @@ impl Outbox {
         Ok(())
     }
 
-    /// Deletes the rows that the block store has confirmed. If that fails, for example on a full disk, the rows are
-    /// not sent again, and are deleted later.
+    /// Deletes the rows that the block store has confirmed. If the deletion fails, for example on a full disk, the
+    /// rows are not sent again, and are deleted later.
     fn delete_stored(&mut self, file: &BlockLogFile) {
         if self.is_clean || self.delete_failed_at.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) {
             return;
