@@ -11,8 +11,8 @@ use crate::files;
 /// Interval between checks whether the path still refers to the open file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An open log file. Before a write, at most once a second, the path is checked. If it refers to another file, that
-/// file is opened and replaces the open file.
+/// An open log file. At most once a second, a write first checks the path. If the path refers to another file, the
+/// write opens that file and replaces the open file with it.
 pub struct LogFile {
     path: PathBuf,
     file: File,

@@ -57,7 +57,7 @@ impl LogLevel {
     }
 }
 
-/// Handle of the log writers. Dropping it writes the queued lines.
+/// Handle of the log writers. Dropping the handle writes the queued lines.
 pub struct Logging {
     _writers: Vec<LogWriter>,
 }
@@ -105,8 +105,8 @@ fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(LineQ
     queue::start(thread, MAX_WAITING_LINES, move |line: Vec<u8>| to.write_all(&line))
 }
 
-/// Prints to standard output from another thread. If the output is not read, the calling thread is therefore not
-/// delayed. Dropping the returned writer waits for the other thread for at most a second.
+/// Prints to standard output from another thread. The calling thread is not delayed if the output is not read.
+/// Dropping the returned writer waits for the other thread for at most a second.
 ///
 /// # Errors
 /// The thread cannot be started.

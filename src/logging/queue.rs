@@ -49,7 +49,7 @@ impl Write for LineQueue<Vec<u8>> {
     }
 }
 
-/// Handle of a writer thread. Dropping it waits until the queued lines are written, for at most a second.
+/// Handle of a writer thread. Dropping the handle waits until the queued lines are written, for at most a second.
 pub struct LogWriter {
     end: Box<dyn Fn() -> bool + Send>,
     ended: Receiver<()>,

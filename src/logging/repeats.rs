@@ -13,7 +13,7 @@ const MAX_TEXTS: usize = 16;
 #[derive(Default)]
 pub struct RepeatLimiter(RefCell<Vec<LoggedText>>);
 
-/// A text that was logged, with the number of times that it was suppressed since then.
+/// A text that was logged, with the number of times that it was suppressed since it was logged.
 struct LoggedText {
     text: String,
     logged: Instant,
