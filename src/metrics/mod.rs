@@ -120,7 +120,7 @@ impl Metrics {
     }
 
     /// Sets the interval of polls. Values read from the node expire after two intervals. Before the first call of this
-    /// function, they do not expire.
+    /// function, values do not expire.
     pub fn set_poll_interval(&self, interval: Duration) {
         self.poll_lifetime.set(lifetime(interval));
     }

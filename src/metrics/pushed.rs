@@ -46,8 +46,8 @@ macro_rules! area {
 }
 pub(super) use area;
 
-/// Time in milliseconds for which a value that is read at each poll is exported. Until it is set, the time is
-/// unlimited.
+/// Time in milliseconds for which a value that is read at each poll is exported. Until the poll interval is set, the
+/// time is unlimited.
 #[derive(Clone)]
 pub(super) struct PollLifetime(Arc<AtomicU64>);
 
