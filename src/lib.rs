@@ -1,8 +1,7 @@
 //! Prometheus exporters for a running Bitcoin node.
 //!
 //! Data flows in one direction: [`json_rpc`] and [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` →
-//! [`metrics`] →
-//! [`http`].
+//! [`metrics`] → [`http`].
 //!
 //! - [`ipc`] is the client of a node's Cap'n Proto socket: the connection, the handshake, one file per interface, and
 //!   the [guard](ipc::guard), a separate process that relays between node and exporter. `ipc` does not depend on

@@ -44,7 +44,7 @@ impl NodeProcess {
         }
     }
 
-    /// Whether the process still runs. False if another process has the same PID now.
+    /// Whether the process still runs. The result is false if another process has the same PID now.
     pub fn is_running(&self) -> bool {
         let stat = Process::new(self.pid).and_then(|process| process.stat());
         stat.is_ok_and(|stat| stat.starttime == self.started && !matches!(stat.state, 'Z' | 'X' | 'x'))
@@ -84,7 +84,7 @@ impl fmt::Display for NodeProcess {
 pub struct SocketPeer {
     pid: Option<i32>,
     supervisor: Option<Rc<SupervisorClient>>,
-    /// Whether the names of its threads have shown that the process is a node.
+    /// Whether the names of the process's threads have shown that the process is a node.
     is_node: Cell<bool>,
     /// The pidfd of the process, which becomes readable when the process exits.
     end: Option<OwnedFd>,
@@ -166,7 +166,7 @@ pub struct ProcessUsage {
 pub struct ThreadTime {
     /// Thread ID.
     pub id: i32,
-    /// The first fifteen bytes of the thread's name. The kernel stores no more.
+    /// The first fifteen bytes of the thread's name. The kernel stores only these bytes.
     pub name: String,
     /// User plus system time, in seconds.
     pub seconds: f64,
@@ -185,7 +185,7 @@ impl ProcessUsage {
         is_age_of_uptime(age, suspended.as_secs_f64(), uptime).then_some(process)
     }
 
-    /// PID and start time of the process. No other process since boot has the same pair.
+    /// PID and start time of the process. No other process since boot has the same pair of PID and start time.
     pub fn id(&self) -> (i32, u64) {
         (self.process.pid, self.started)
     }

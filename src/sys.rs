@@ -24,7 +24,7 @@ pub fn clock(id: ClockId) -> Duration {
 pub struct ClockError {
     /// Whether a time service, for example NTP, keeps the clock synchronized.
     pub is_synchronized: bool,
-    /// Bound on the error (`maxerror`). It grows between two corrections of the clock.
+    /// Bound on the error (`maxerror`). The bound grows between two corrections of the clock.
     pub max_us: i64,
     /// Estimate of the error (`esterror`).
     pub estimated_us: i64,
@@ -49,7 +49,8 @@ pub fn add_nice(by: i32) {
     unsafe { libc::nice(by) };
 }
 
-/// Sets the time slice of the calling thread, if it has the default scheduling policy. Needs Linux 6.12 or later.
+/// Sets the time slice of the calling thread, if it has the default scheduling policy. Time slices can be set with
+/// Linux 6.12 or later.
 pub fn set_slice(nanoseconds: u64) {
     const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
     // SAFETY: all fields are numbers.
