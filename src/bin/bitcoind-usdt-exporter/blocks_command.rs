@@ -34,8 +34,8 @@ pub struct BlocksCommand {
     #[arg(long, value_name = "N")]
     height: Option<u32>,
 
-    /// Block store to read instead of the block log: postgres://USER@HOST/DATABASE. Set the password with
-    /// --store-password-file or the environment variable BITCOIND_USDT_EXPORTER_BLOCK_STORE_PASSWORD
+    /// Block store that --propagation reads: postgres://USER@HOST/DATABASE. Set the password with --store-password-file
+    /// or the environment variable BITCOIND_USDT_EXPORTER_BLOCK_STORE_PASSWORD
     #[arg(long, value_name = "URL", env = "BITCOIND_USDT_EXPORTER_BLOCK_STORE", hide_env_values = true)]
     store: Option<String>,
 
