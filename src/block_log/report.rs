@@ -11,7 +11,8 @@ macro_rules! block_report {
     ($($field:ident: $type:ty,)*) => {
         /// The report of a connected block: the block's contents, and the stages of its arrival. `docs/journal.md`
         /// describes each field. Times of stages (`_us`) are measured from the first announcement. The time of a stage
-        /// that did not occur is `None`. If no peer announced the block, all fields from `announced_by` on are `None`.
+        /// that did not occur is `None`. If no peer announced the block, the fields from `announced_by` to `flush_us`
+        /// are `None`.
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {
@@ -75,7 +76,8 @@ block_report! {
 }
 
 impl BlockReport {
-    /// Sets the error of the wall clock. A clock that was set since the first announcement does not count as synchronized.
+    /// Sets the error of the wall clock. A clock that was set since the first announcement does not count as
+    /// synchronized.
     pub fn set_clock_error(&mut self, error: Option<ClockError>, was_set: bool) {
         self.clock_synchronized = error.map(|error| error.is_synchronized && !was_set);
         self.clock_max_error_us = error.map(|error| error.max_us);

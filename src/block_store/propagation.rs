@@ -8,7 +8,7 @@ use super::connection::StoreConnection;
 use super::settings::StoreSettings;
 use crate::block_log::read::{Rows, Value};
 
-/// Number of last blocks whose ranks are read. Each needs the rows of all nodes.
+/// Number of last blocks whose ranks are read. The query reads the rows of all nodes for each of these blocks.
 const RANKED_BLOCKS: i32 = 5;
 
 /// The ranks of a node for its last blocks up to this height, newest first.
@@ -43,8 +43,8 @@ pub(super) async fn ranks(
     Ok(rows.iter().map(rank).collect())
 }
 
-/// The nodes that reported the blocks of a height, in the order in which they connected them. Nodes whose clock was not synchronized come
-/// last, without offsets.
+/// The nodes that reported the blocks of a height, in the order in which they connected the blocks. Nodes whose clock
+/// was not synchronized come last, without offsets.
 ///
 /// # Errors
 /// The store cannot be queried, or it has several chains and none was selected.
@@ -115,9 +115,9 @@ pub fn excluded(rows: &Rows) -> Vec<String> {
     excluded.filter_map(name).collect()
 }
 
-/// The chain of the store's rows, if there is only one.
+/// The only chain of which the block store has rows. Returns an error if there are several chains, or no rows.
 async fn only_chain(connection: &StoreConnection) -> Result<String> {
-    // Jumps from one chain to the next in the index.
+    // The query finds the chains with one lookup in the index for each chain.
     const QUERY: &str = "
         WITH RECURSIVE chains AS (
             SELECT min(chain) AS chain FROM propagation.blocks

@@ -19,6 +19,9 @@ use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
 
 /// Opens a session on the sockets of a guard. The guard disconnects cleanly from the node even if the exporter fails.
+///
+/// # Errors
+/// The handshake failed, the node cannot be polled, or shutdown of the exporter was requested.
 pub async fn open_guarded(
     guarded: GuardedSockets,
     node: &SocketPeer,
@@ -30,6 +33,9 @@ pub async fn open_guarded(
 
 /// Performs the Cap'n Proto handshake, discovers the node's interfaces, and waits until the node has loaded its chain.
 /// `guard` is `None` only in the fuzzer, which plays the role of the node.
+///
+/// # Errors
+/// The handshake failed, the node cannot be polled, or shutdown of the exporter was requested.
 pub async fn open(
     stream: UnixStream,
     guard: Option<Guard>,
@@ -98,7 +104,7 @@ async fn add_http_rpc(
 }
 
 /// Waits until the node is shutting down. Over IPC, a node that is shutting down cannot be distinguished from a node
-/// that is starting, and it does not exit before the exporter disconnects.
+/// that is starting, and does not exit before the exporter disconnects.
 async fn wait_for_shutdown(node: &SocketPeer) {
     const CHECK_INTERVAL: Duration = Duration::from_millis(50);
     while node.is_shutting_down() != Some(true) {
@@ -140,8 +146,8 @@ async fn discover_node(
     if !interfaces.has_tip_source() {
         return Err(SessionEnd::NothingOffered);
     }
-    // A long poll follows the discovery, because its response shows whether the node is shutting down. No other call
-    // must be made to a node that is shutting down; for example, it never responds to estimatesmartfee.
+    // After the discovery, make a long poll, because its response shows whether the node is shutting down. No other
+    // call must be made to a node that is shutting down; for example, such a node never responds to estimatesmartfee.
     if let Some(mining) = &interfaces.mining
         && let Ok(None) =
             mining.on_thread(&waiting.with_extra_timeout(LONG_POLL)).wait_tip_changed(NO_BLOCK).await

@@ -144,7 +144,7 @@ impl SubscriptionTask {
     }
 }
 
-/// Returns a function that counts an event of the guard.
+/// Returns a function that counts an event that the guard has sent.
 fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEvent) {
     move |TimedEvent { event, waited }| {
         let metrics = &context.metrics;

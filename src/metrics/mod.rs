@@ -96,7 +96,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Creates all families. Only the families about the exporter itself have samples then.
+    /// Creates all families. At first, only the families about the exporter itself have samples.
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::default();
         let metrics = Metrics {
@@ -120,7 +120,7 @@ impl Metrics {
     }
 
     /// Sets the interval of polls. Values read from the node expire after two intervals. Before the first call of this
-    /// function, they do not expire.
+    /// function, values do not expire.
     pub fn set_poll_interval(&self, interval: Duration) {
         self.poll_lifetime.set(lifetime(interval));
     }

@@ -1,4 +1,4 @@
-//! Metrics about the next block: the contents of the block template that the node returns to a request now.
+//! Metrics about the next block: the contents of the last block template that the exporter requested.
 
 use super::model::{gauge, histogram};
 use super::pushed::{Gauge, Histogram, area};

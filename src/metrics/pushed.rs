@@ -46,7 +46,8 @@ macro_rules! area {
 }
 pub(super) use area;
 
-/// Time in milliseconds for which a value that is read at each poll is exported. The time is unlimited until it is set.
+/// Time in milliseconds for which a value that is read at each poll is exported. Until the poll interval is set, the
+/// time is unlimited.
 #[derive(Clone)]
 pub(super) struct PollLifetime(Arc<AtomicU64>);
 
@@ -119,8 +120,8 @@ impl PushedFamily {
         *self.state() = SampleState::default();
     }
 
-    /// Time for which values that are set at each poll are exported: two poll intervals for values of the node,
-    /// otherwise unlimited.
+    /// Time for which values that are set at each poll are exported: two poll intervals for values read from the node,
+    /// unlimited for all other values.
     fn lifetime(&self) -> Duration {
         if self.is_of_node() { self.poll_lifetime.get() } else { Duration::MAX }
     }
@@ -231,11 +232,11 @@ impl Gauge {
 pub struct GaugeVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> GaugeVec<N> {
-    /// Replaces all samples with `samples`. If `samples` is empty, the gauge is then absent.
+    /// Replaces all samples with `samples`. If `samples` is empty, the gauge becomes absent.
     pub fn replace<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace(self.0.lifetime(), samples);
     }
-    /// Sets one sample. All samples then expire together.
+    /// Sets one sample. All samples of the gauge get the same new expiry time.
     pub fn set(&self, labels: [&str; N], value: f64) {
         self.0
             .update(self.0.lifetime(), &labels, Value::Number(value), |shown| *shown = Value::Number(value));

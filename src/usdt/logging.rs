@@ -1,4 +1,5 @@
-//! Tracepoints of the thread that writes `debug.log`, provider `logging`. Only some FIBRE builds have this thread.
+//! Tracepoints of the node's thread that writes `debug.log`, provider `logging`. Only some FIBRE builds have this
+//! thread.
 
 use super::bpf::logging::{OBJECT, types};
 use super::group::GroupPrograms;
@@ -11,7 +12,7 @@ unsafe impl PerCpuCounts for types::counts {}
 // SAFETY: arrays of integers.
 unsafe impl Pod for types::rodata {}
 
-/// Buckets of the length of the debug.log queue, which holds 127 lines.
+/// Buckets for the length of the node's debug.log queue, which has room for 127 entries.
 const DEPTH: Buckets =
     Buckets::new(1.0, &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0, 80.0, 96.0, 112.0, 126.0, 127.0]);
 #[rustfmt::skip]

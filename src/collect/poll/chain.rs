@@ -17,7 +17,7 @@ const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
 /// Values of the field `status` in getchaintips, which become label values.
 const TIP_STATUSES: [&str; 5] = ["active", "valid-fork", "valid-headers", "headers-only", "invalid"];
 
-/// The tip that a poll has read. The other areas of the same poll use it.
+/// The tip that a poll has read, which the functions for other areas use in the same poll.
 pub struct PolledTip {
     pub height: Option<f64>,
     /// Hash of the tip; `None` if getblockchaininfo returned no response.

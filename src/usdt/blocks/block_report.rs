@@ -15,9 +15,11 @@ pub struct Race {
     pub time: f64,
     pub block_height: i32,
     pub block_hash: String,
-    /// Nanoseconds until FIBRE/UDP had delivered the block; `None` if FIBRE/UDP did not deliver it.
+    /// Time that FIBRE measured until FIBRE/UDP had delivered the block; `None` if FIBRE/UDP did not deliver the
+    /// block.
     pub udp_ns: Option<i64>,
-    /// Nanoseconds until a compact block had delivered the block; `None` if no compact block delivered it.
+    /// Time that FIBRE measured until a compact block had delivered the block; `None` if no compact block delivered
+    /// it.
     pub compact_ns: Option<i64>,
 }
 

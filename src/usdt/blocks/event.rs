@@ -65,7 +65,8 @@ pub struct ConnectedBlock {
 pub enum ConnectingThread {
     /// The main thread, which connects blocks only to check the database at startup.
     Main,
-    /// The thread that handles P2P messages, or the thread that imports block files. Neither checks the database.
+    /// The thread that handles P2P messages, or the thread that imports block files. Neither thread checks the
+    /// database.
     Validation,
     /// Another thread, for example a thread that serves RPC, which may check the database (`verifychain`).
     Other,
@@ -146,7 +147,7 @@ pub struct ConnectionType(usize);
 
 impl ConnectionType {
     /// Label values: the node's names of the connection types. `other` is a type that this exporter does not support.
-    /// `unknown` is a peer that has not sent a message from which the exporter reads the type yet.
+    /// `unknown` is used until the peer has sent a message from which the exporter reads the type.
     pub const LABELS: [&'static str; 9] = {
         let [a, b, c, d, e, f, g] = CONNECTION_TYPES;
         [a, b, c, d, e, f, g, "other", "unknown"]

@@ -102,8 +102,8 @@ impl BlockCounts {
     }
 }
 
-/// Tracepoints that feed the metrics about a block's arrival. [`REQUIRED_ARRIVAL_SOURCES`] are required. The others are
-/// optional, and make the metrics more accurate.
+/// Tracepoints that feed the metrics about a block's arrival. [`REQUIRED_ARRIVAL_SOURCES`] are required. The other
+/// tracepoints are optional, and make the metrics more accurate.
 pub const ARRIVAL_SOURCES: &[&str] = &[
     "net:inbound_message",
     "net:outbound_message",
