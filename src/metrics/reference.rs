@@ -30,10 +30,10 @@ the exporter has no connection to a node. Values read from the node expire by th
   `bitcoin_exporter_last_poll_timestamp_seconds` is the time of the last successful poll.
 
 The column *from* names the IPC method, JSON-RPC method, tracepoint or file from which the exporter gets the value. If the column
-has several sources, separated by semicolons, the exporter uses the first source that the node supports. *JSON-RPC* means JSON-RPC
-over IPC (`Rpc.executeRpc` in Bitcoin Core 32, `Node.executeRpc` in development branches), or JSON-RPC over HTTP if the node has
-no JSON-RPC over IPC. `bitcoin_bytes_recv_total` and `bitcoin_bytes_sent_total` are the node's own counters, and start again at 0
-when the node restarts.
+has several sources, separated by semicolons, the exporter uses the first source that the node supports. Sources separated by
+commas are used together. *JSON-RPC* means JSON-RPC over IPC (`Rpc.executeRpc` in Bitcoin Core 32, `Node.executeRpc` in
+development branches), or JSON-RPC over HTTP if the node has no JSON-RPC over IPC. `bitcoin_bytes_recv_total` and
+`bitcoin_bytes_sent_total` are the node's own counters, and start again at 0 when the node restarts.
 
 A counter of `bitcoind-usdt-exporter` is absent until the exporter has traced a node that has the counter's tracepoint. Counters
 of `bitcoind-usdt-exporter` continue to increase when the node restarts. Each metric of `bitcoind-usdt-exporter` also has the

@@ -134,7 +134,7 @@ impl GroupPrograms for NetGroup {
                 .by(&["direction"]).samples(by_direction(directions, |counts| entries(&ADDR_ENTRIES, counts.addr_entries))),
             gauge("bitcoin_connections",
                 "Open connections by direction, `in` (opened by the peer) or `out` (opened by the node). The value \
-                 appears when a connection is opened and none was closed in the two seconds before", OPENED)
+                 appears when a connection is opened and no connection was closed in the two seconds before", OPENED)
                 .by(&["direction"]).samples(open_connections(&connections)),
             counter("bitcoin_connections_opened_total",
                 "Connections opened, by direction, network and connection type", OPENED)

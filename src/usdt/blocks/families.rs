@@ -162,13 +162,14 @@ fn arrival_families(c: &BlockCounts) -> Vec<Family> {
         counter("bitcoin_block_announcements_total",
             "Announcements of connected blocks, by message type. Only the first announcement by each peer is counted, and only until a minute after the block was connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
         counter("bitcoin_block_first_announcements_total",
-            "Connected blocks by connection type of the first announcing peer, as named by the node; `unknown` until the \
-             peer has sent a ping, pong or verack", ARRIVAL_SOURCES)
+            "Connected blocks by connection type of the first announcing peer, as named by the node; `unknown` if \
+             the peer had not sent a ping, pong or verack yet", ARRIVAL_SOURCES)
             .by(&["connection_type"]).samples(by(ConnectionType::LABELS, c.first_announcements)),
         counter("bitcoin_block_arrivals_total",
-            "Connected blocks by how the node received them: `compact_complete` (a compact block without requests), \
-             `compact_requested` (a compact block and requested transactions), `full_block` (a full block), `fibre` \
-             (FIBRE), `other` (no announcement: a sync, a block mined by the node, a reconnected block)", ARRIVAL_SOURCES)
+            "Connected blocks by the way in which the node received them: `compact_complete` (a compact block \
+             without requests), `compact_requested` (a compact block and requested transactions), `full_block` (a \
+             full block), `fibre` (FIBRE), `other` (no announcement: a sync, a block mined by the node, a \
+             reconnected block)", ARRIVAL_SOURCES)
             .by(&["by"]).samples(by(ArrivalMethod::LABELS, c.arrivals)),
         histogram("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until its connection", ARRIVAL_SOURCES,
             ARRIVAL.bounds).value(c.arrival_ns.histogram(&ARRIVAL)),
