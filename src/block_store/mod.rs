@@ -87,13 +87,14 @@ pub fn families() -> Vec<Family> {
             .value_if_known(state.map(|state| f64::from(u8::from(state.is_up.load(Relaxed))))),
         gauge("bitcoin_block_store_rows_waiting", "Rows of the block log that the block store does not have yet", EXPORTER)
             .value_if_known(count(|state| &state.waiting)),
-        counter("bitcoin_block_store_rows_sent_total", "Rows that the block store has confirmed", EXPORTER)
+        counter("bitcoin_block_store_rows_sent_total", "Rows of the block log that the block store has confirmed", EXPORTER)
             .value_if_known(count(|state| &state.sent)),
         counter("bitcoin_block_store_rows_dropped_total",
-            "Rows dropped before they were sent to the block store, because a limit of the block log was reached", EXPORTER)
+            "Rows of the block log that were dropped before they were sent to the block store, because a limit of \
+             the block log was reached", EXPORTER)
             .value_if_known(count(|state| &state.dropped)),
         counter("bitcoin_block_store_rows_rejected_total",
-            "Rows that the block store rejected as invalid; the log has the reason", EXPORTER)
+            "Rows of the block log that the block store rejected as invalid; the exporter's log has the reason", EXPORTER)
             .value_if_known(count(|state| &state.rejected)),
     ]
 }

@@ -135,22 +135,25 @@ impl GroupPrograms for NetGroup {
                 .by(&["direction"]).samples(by_direction(directions, |counts| entries(&ADDR_ENTRIES, counts.addr_entries))),
             gauge("bitcoin_connections",
                 "Open connections by direction, `in` (opened by the peer) or `out` (opened by the node). The value \
-                 appears when a connection is opened and none was closed in the two seconds before", OPENED)
+                 appears when a connection is opened and no connection was closed in the two seconds before", OPENED)
                 .by(&["direction"]).samples(open_connections(&connections)),
             counter("bitcoin_connections_opened_total",
                 "Connections opened, by direction, network and connection type", OPENED)
                 .by(&["direction", "network", "connection_type"]).samples(opened_connections(directions)),
             counter("bitcoin_connections_closed_total", "Connections closed, by network", CLOSED)
                 .by(&["network"]).samples(NETWORKS.into_iter().zip(counts.closed).map(|(network, closed)| ([network], closed))),
-            counter("bitcoin_connections_evicted_total", "Inbound connections that the node evicted in favour of others",
+            counter("bitcoin_connections_evicted_total", "Inbound connections that the node evicted to accept new \
+                 connections",
                 EVICTED).value(counts.evicted),
-            histogram("bitcoin_connection_age_seconds", "Age of connections at their end, by direction and by whether the node \
-                 evicted the peer in favour of others (`evicted`) or the connection ended in another way (`closed`); 0 if the \
-                 clock was set back behind the time at which the connection was established", ENDED, AGE.bounds)
+            histogram("bitcoin_connection_age_seconds", "Age of connections at their end, by direction and by \
+                 whether the node evicted the peer to accept another connection (`evicted`) or the connection ended \
+                 in another way (`closed`); 0 if the clock was set back behind the time at which the connection was \
+                 established", ENDED, AGE.bounds)
                 .by(&["direction", "end"]).samples(connection_ages(&counts)),
             counter("bitcoin_connections_misbehaving_total",
-                "Misbehaving peers that the node has detected, by the node's reason; `N` is a number, `none` is no reason, \
-                 which the node gives for most invalid blocks. If there are more than 64 reasons, the least recent are added to `other`",
+                "Misbehaving peers that the node has detected, by the node's reason, in which `N` replaces each \
+                 number; `none` means that the node gave no reason, as for most invalid blocks. If there are more \
+                 than 64 reasons, the counts of the least recent reasons are added to `other`",
                 &["net:misbehaving_connection"])
                 .by(&["reason"]).samples(self.misbehaving.by_label(maps, counts.misbehaving_other, reason_label)),
         ]
