@@ -96,15 +96,9 @@ pub enum Event {
     /// `transactionRemovedFromMempool` with this removal reason.
     Removed(i32),
     /// `blockConnected` with this serialized block.
-    Connected {
-        height: i32,
-        data: Vec<u8>,
-    },
+    Connected { height: i32, data: Vec<u8> },
     /// `blockConnected` for a block of the background chainstate of an assumeutxo node.
-    Historical {
-        height: i32,
-        data: Vec<u8>,
-    },
+    Historical { height: i32, data: Vec<u8> },
     /// `blockDisconnected` for a block at this height.
     Disconnected(i32),
     /// `updatedBlockTip`.
