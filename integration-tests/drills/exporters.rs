@@ -42,8 +42,8 @@ pub fn exporter_that_does_not_answer_is_down() {
         usdt.signal(Signal::SIGKILL);
     }
     fleet.member("frozen").exporter().signal(Signal::SIGSTOP);
-    // This exporter requires a password, which Prometheus does not send.
-    let hash = "$2y$04$wqjcFCU6tDD60nk7jEOvcOdrZkmoRwCkqAAdUHV2vDKaTBFMBTIZO"; // the hash of any password
+    // The exporter of this node requires a password, which Prometheus does not send. The hash is that of any password.
+    let hash = "$2y$04$wqjcFCU6tDD60nk7jEOvcOdrZkmoRwCkqAAdUHV2vDKaTBFMBTIZO";
     let password = web(format!("basic_auth_users: {{prometheus: '{hash}'}}"));
     let member = fleet.member("password");
     member.plan = member.plan.clone().exporter(&["--web.config.file", &password]);
@@ -139,7 +139,7 @@ pub fn usdt_exporter_without_tracepoints_is_an_alert() {
 /// Drill 22: all targets of one scrape job vanish.
 pub fn job_without_targets_is_an_alert() {
     let fleet = Fleet::start("22 targets vanish", vec![Plan::new(Kind::Rpc)]);
-    // The rule compares the targets with the earlier targets, which it reads every 10 minutes.
+    // The rule reads the targets of the last day with a resolution of 10 minutes.
     fleet.quiet(12.0);
     let since = Instant::now();
     let targets: Vec<_> =

@@ -512,8 +512,8 @@ impl Fleet {
         self.expect_each(since, &each, within);
     }
 
-    /// Like [`Self::expect`], but with different alerts for each node. An empty name of a node stands for alerts without
-    /// the label `node`.
+    /// Like [`Self::expect`], but with different alerts for each node. An empty node name stands for alerts without the
+    /// label `node`.
     pub fn expect_each(&self, since: Instant, each: &[(String, Vec<Expected>)], within: f64) {
         let wanted: BTreeSet<_> =
             each.iter().flat_map(|(node, all)| all.iter().map(|it| it.of(node))).collect();

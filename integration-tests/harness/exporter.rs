@@ -72,7 +72,7 @@ impl Exporter {
             {
                 lines.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..read]));
             }
-            std::mem::forget(stderr); // the pipe stays open and fills up
+            std::mem::forget(stderr); // keeps the pipe open, which then fills up
         });
         let address = eventually("the exporter logs its address", || {
             let log = log.lock().unwrap();

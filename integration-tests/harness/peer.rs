@@ -95,8 +95,8 @@ impl Peer {
         }
     }
 
-    /// Waits until the node has handled all messages that this peer has sent, by a ping. Messages that arrive before the
-    /// pong are discarded.
+    /// Waits until the node has handled all messages that this peer has sent. The peer sends a ping, and discards the
+    /// messages that arrive before the pong.
     pub fn wait_until_handled(&mut self) {
         self.pings += 1;
         let ping = self.pings;

@@ -8,8 +8,9 @@ use crate::{all_dashboards, panels};
 
 pub const UID: &str = "bitcoin-propagation";
 
-/// A store with the shipped schema, and rows of this many nodes for each of this many blocks, the last one a minute ago. The clock of the
-/// last node is not synchronized. Node `n1` has each block first, `n2` one millisecond later, and so on.
+/// A store with the shipped schema, and rows of this many nodes for each of this many blocks, the last one a minute
+/// ago. The clock of the last node is not synchronized. Node `n1` has each block first, `n2` one millisecond later, and
+/// so on.
 fn store(nodes: u32, blocks: u32) -> Postgres {
     let postgres = Postgres::start();
     let schema = std::fs::read_to_string(contrib().join("postgresql/propagation.sql")).unwrap();
@@ -68,7 +69,8 @@ pub fn every_query_returns_data() {
             assert!(!postgres.rows(&query(panel, stage, 24)).is_empty(), "{title}: {stage}");
         }
     }
-    // 24 hours have 144 blocks. One node is excluded, and the lead of the first node is certain: 1 ms with an error of 802 µs.
+    // 24 hours have 144 blocks. One node is excluded, and the lead of the first node is certain: 1 ms with an error of
+    // 802 µs.
     assert_eq!(shown(&postgres, "First node", "connected"), [["n1", "144", "0"]]);
     assert_eq!(
         shown(&postgres, "First by mechanism", "connected"),
