@@ -92,7 +92,7 @@ async fn measure(socket: &Path) {
         let arguments = if method == Method::GetBlockStats { "tip".into() } else { params.to_string() };
         println!("{} {arguments}, {:.2}, {:.2}, {cpu:.2}", method.name(), took[CALLS / 2], took[CALLS - 1]);
     }
-    // A node can crash if a client disconnects while the node's worker thread is still cleaning up after a call.
+    // Before this client disconnects, the node's worker thread gets time to clean up after the last call.
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 

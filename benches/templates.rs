@@ -70,7 +70,7 @@ async fn measure(socket: &Path, time: Duration, rounds: u64) {
         ratio(|it| it.median),
         ratio(|it| it.tail)
     );
-    // A node can crash if a client disconnects while the node's worker thread is still cleaning up after a call.
+    // Before this client disconnects, the node's worker thread gets time to clean up after the last call.
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
