@@ -188,8 +188,8 @@ impl Kernel {
         program
     }
 
-    /// Boots the kernel in a virtual machine, in which this program runs and is sent `commands`. `variables` are
-    /// arguments of `integration-tests/kernels/boot`. Returns the exporter's metrics and log.
+    /// Boots the kernel in a virtual machine with these kernel parameters. In it, this program runs and gets `commands`
+    /// on standard input. Returns the exporter's metrics and log.
     fn boot(&self, program: &Path, commands: &str, variables: &[&str]) -> (String, String) {
         let (Some(folder), Some(exporter)) = (&self.folder, &self.exporter) else { unreachable!("checked") };
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
