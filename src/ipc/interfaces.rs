@@ -4,7 +4,7 @@ use capnp::capability::FromClientHook;
 
 use super::connection::{BoundCapability, call};
 use super::error::ok_if_offered;
-use super::json_rpc::ExecuteRpc;
+use super::execute_rpc::ExecuteRpc;
 use super::{CallError, Chain, IpcConnection, Mining, Node, NodeThread, Tracing};
 use crate::json_rpc::JsonRpc;
 use crate::json_rpc::http::HttpRpc;

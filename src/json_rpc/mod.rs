@@ -1,4 +1,4 @@
-//! JSON-RPC calls to the node, and the trait of the two transports: IPC (`src/ipc/json_rpc.rs`) and [`http`].
+//! JSON-RPC calls to the node, and the trait of the two transports: IPC (`src/ipc/execute_rpc.rs`) and [`http`].
 //!
 //! `methods` lists the permitted methods, which only read the node's state. `error` contains the error type
 //! of calls, and `http_failure` the failures of requests over HTTP. This file encodes requests and decodes responses.

@@ -9,7 +9,7 @@
 //! and closes the connection.
 //!
 //! - `protocol` decides how each message is handled, without I/O; `allow_list` lists the calls that the guard forwards;
-//!   `relay` is the poll loop.
+//!   `relay` is the loop around poll(2).
 //! - `message` parses messages, `outgoing` encodes the messages that originate in the guard, and `frame` implements
 //!   Cap'n Proto's framing on sockets.
 //! - `events` defines the events for the exporter. `busy_poll` shortens the time for which the node waits for a

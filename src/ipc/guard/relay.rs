@@ -1,4 +1,4 @@
-//! The poll loop that reads, handles and forwards the messages of the node and of the exporter.
+//! The loop around poll(2) that reads, handles and forwards the messages of the node and of the exporter.
 //! [`protocol`](super::protocol) decides how each message is handled.
 
 use std::io;
@@ -112,7 +112,7 @@ fn relay_with_log(
     ended
 }
 
-/// State of the poll loop: the sockets, the protocol state, and the times at which timers started.
+/// State of the loop around poll(2): the sockets, the protocol state, and the times at which timers started.
 struct Relay {
     node: FramedSocket,
     exporter: FramedSocket,
