@@ -10,9 +10,9 @@ use crate::sys::ClockError;
 macro_rules! block_report {
     ($($field:ident: $type:ty,)*) => {
         /// The report of a connected block: the block's contents, and the stages of its arrival. `docs/journal.md`
-        /// describes each field. Times of stages (`_us`) are measured from the first announcement. The time of a stage
-        /// that did not occur is `None`. If no peer announced the block, the fields from `announced_by` to `flush_us`
-        /// are `None`.
+        /// (names in upper case) and `docs/usdt.md` describe the fields. Times of stages (`_us`) are measured from the
+        /// first announcement. The time of a stage that did not occur is `None`. If no peer announced the block, the
+        /// fields from `announced_by` to `flush_us` are `None`.
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {
@@ -36,7 +36,7 @@ macro_rules! block_report {
     };
 }
 
-// A new field also needs a migration in file.rs and a line in docs/journal.md.
+// CONTRIBUTING.md lists the files to change for a new field.
 block_report! {
     block_height: i64,
     block_hash: String,

@@ -234,14 +234,14 @@ static __always_inline void message(struct pt_regs *ctx, struct direction *direc
 	__u64 size = fetch(ctx, spec, 5);
 	__u64 type[NAME_LEN / 8] = {};
 	struct messages *messages;
-	__u32 number, kind;
+	__u32 index, kind;
 	const void *from;
 
 	fetch_text(ctx, spec, 4, type);
-	number = number_of_text(&types_map, multiplier, type, TYPES - 1) % TYPES;
-	messages = &direction->messages[number];
+	index = number_of_text(&types_map, multiplier, type, TYPES - 1) % TYPES;
+	messages = &direction->messages[index];
 	count_up(&messages->bytes, size);
-	kind = kinds[number];
+	kind = kinds[index];
 	if (kind == INV || kind == SENT_INV)
 		/* An inv of N entries has more than N * INV_ENTRY bytes, and fewer than (N + 1) * INV_ENTRY. */
 		count_up(&direction->inv_sizes[bucket_of(inv_bounds, size - (INV_ENTRY - 1))], 1);
