@@ -96,8 +96,8 @@ async fn measure(socket: &Path) {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// Measures the duration of a client's calls over HTTP, with and without a running exporter. These measurements
-/// alternate, because other load on the machine must affect both equally.
+/// Measures the duration of a client's calls over HTTP, alternately with and without a running exporter, because other
+/// load on the machine must affect both durations equally.
 fn measure_other_callers(address: &str, cookie: &str) {
     const ROUNDS: usize = 10;
     let (mut alone, mut beside) = (Vec::new(), Vec::new());

@@ -18,7 +18,7 @@ use libbpf_rs::{Object, ObjectBuilder};
 /// Number of rounds. A round is so short that most rounds are not interrupted by other processes, and the medians are
 /// therefore valid also on a busy machine.
 const ROUNDS: usize = 500;
-/// Number of hits in a round. This is less than the number of events (WAKEUP in net.bpf.c) after which the exporter's
+/// Number of hits in a round. It is less than the number of events (WAKEUP in net.bpf.c) after which the exporter's
 /// BPF program wakes up user space. The events of a round are read from the ring buffer before the next round.
 const HITS: usize = 200;
 

@@ -116,7 +116,8 @@ pub fn two_tips_of_equal_height_are_a_split() {
         let since = Instant::now();
         fleet.network.hub.mine(1);
         other.cli(&["generatetodescriptor", "1", "raw(52)"]);
-        // The alert fires for the node whose tip hash has the lower last 13 digits.
+        // The alert fires for one of the two nodes: the node whose tip hash ends in the lower 13-digit hexadecimal
+        // number.
         let suffix = |node: &Node| {
             let hash = node.cli(&["getbestblockhash"]);
             u64::from_str_radix(&hash[hash.len() - 13..], 16).unwrap()
@@ -175,7 +176,7 @@ pub fn tip_of_three_hours_ago_is_stale() {
 /// Drill 7: the height does not change for two hours, and the exporters cannot read the timestamp of the tip.
 pub fn no_new_block_for_two_hours_is_an_alert() {
     const FACTOR: u32 = 120;
-    // The rules detect the network of a node without JSON-RPC by its difficulty, here that of regtest.
+    // The rules detect by the difficulty that this node, which has no JSON-RPC, is on regtest.
     let plan = Plan::new(Kind::MiningOnly);
     let fleet = Fleet::start_scaled("7 no block for 2 h", FACTOR, vec![plan, Plan::new(Kind::Subscribed)]);
     let since = Instant::now();
@@ -210,8 +211,8 @@ pub fn conditions_alert_though_polls_fail() {
     beside(hang, || fleet.expect(since, &names, &expected, 30.0));
 }
 
-/// Stops the nodes for 600 ms after every eight polls. This is longer than the exporter's timeout for a call, and
-/// shorter than three poll intervals.
+/// Stops the nodes after every eight polls for 600 ms, a time longer than the exporter's timeout for a call and shorter
+/// than three poll intervals.
 fn hang_each_ninth_poll(nodes: &[&Node]) {
     use nix::sys::signal::Signal;
     std::thread::sleep(Duration::from_millis(8 * 250));

@@ -13,9 +13,9 @@ use crate::harness::node::rpcauth;
 use crate::harness::{eventually, fixture};
 use crate::stack::Target;
 
-/// Drill 18: Prometheus cannot scrape the exporters of four nodes. The exporters of the first node are killed, that of
-/// the second node is stopped, that of the third node requires a password, and that of the fourth node has an expired
-/// certificate.
+/// Drill 18: Prometheus cannot scrape the exporters of four nodes. The exporters of the first node are killed, the
+/// exporter of the second node is stopped, the third exporter requires a password, and the fourth exporter has an
+/// expired certificate.
 pub fn exporter_that_does_not_answer_is_down() {
     let authority = Authority::new();
     let web = |text: String| {
@@ -42,7 +42,8 @@ pub fn exporter_that_does_not_answer_is_down() {
         usdt.signal(Signal::SIGKILL);
     }
     fleet.member("frozen").exporter().signal(Signal::SIGSTOP);
-    // The exporter of this node requires a password, which Prometheus does not send. The hash is that of any password.
+    // The exporter of this node requires a password, which Prometheus does not send. The value of the hash is
+    // irrelevant.
     let hash = "$2y$04$wqjcFCU6tDD60nk7jEOvcOdrZkmoRwCkqAAdUHV2vDKaTBFMBTIZO";
     let password = web(format!("basic_auth_users: {{prometheus: '{hash}'}}"));
     let member = fleet.member("password");
@@ -148,7 +149,7 @@ pub fn job_without_targets_is_an_alert() {
     fleet.expect(since, &[String::new()], &[critical("BitcoinNothingScraped")], 15.0);
 }
 
-/// Drill 22: a rule fails to evaluate. Then Alertmanager is killed, and then Prometheus.
+/// Drill 22: a rule of Prometheus fails to evaluate, then Alertmanager is stopped, and then Prometheus is stopped.
 pub fn monitoring_watches_itself() {
     let mut fleet = Fleet::start("22 monitoring", vec![Plan::new(Kind::Rpc), Plan::new(Kind::HttpOnly)]);
     fleet.quiet(2.0);

@@ -46,8 +46,8 @@ pub fn fleet_from_a_snapshot(
     for member in &fleet.members {
         let node = member.real();
         snapshot.load(node);
-        // A node in initial block download does not request blocks from a pruned peer. It therefore gets the blocks
-        // above the snapshot over JSON-RPC.
+        // The test submits the blocks above the snapshot over JSON-RPC, because a node in initial block download does
+        // not request blocks from a pruned peer.
         Snapshot::submit_blocks_above(&fleet.network.hub, node);
     }
     let hub = &fleet.network.hub;

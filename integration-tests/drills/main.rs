@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     hidden_rpc::serve_if_asked();
     let _priority = Priority::raise();
     let mut arguments = Arguments::from_args();
-    // Number of drills that run at the same time. It may exceed the number of processors, because a drill waits most of
+    // Number of drills that run at the same time, also on machines with fewer processors, because a drill waits most of
     // the time.
     const AT_A_TIME: usize = 4;
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(AT_A_TIME));
@@ -125,8 +125,8 @@ fn main() -> ExitCode {
 
 /// Raised CPU priority of the drills' processes, if the user is allowed to raise it. Drills are sensitive to delays:
 /// for example, a scrape has a timeout of 250 ms instead of 10 s. Linux distributes CPU time between sessions by their
-/// nice values, and then between the processes of a session by their nice values (sched(7), autogroup). Both nice
-/// values are therefore set to -20. The session's nice value is restored when this value is dropped.
+/// nice values, and then between the processes of a session by their nice values (sched(7), autogroup). [`Priority`]
+/// therefore sets both nice values to -20. The session's nice value is restored when this value is dropped.
 struct Priority {
     session_before: Option<String>,
 }

@@ -16,8 +16,8 @@ use crate::network::Network;
 /// Factor by which durations of rules are divided. With 120, six simulated hours take three minutes of real time.
 const FACTOR: u32 = 120;
 
-/// A plan for a node whose exporter requests no block templates, because the time to build a template depends on the
-/// load of the machine that runs the drill, and there is an alert about it.
+/// A plan for a node whose exporter requests no block templates. On a busy machine, the alert about slow templates
+/// could fire.
 fn rpc() -> Plan {
     Plan::new(Kind::Rpc).exporter(&["--next-block", "off"])
 }

@@ -1,5 +1,5 @@
 //! Writes an assumeutxo snapshot, and loads the snapshot into nodes. On regtest, Bitcoin Core accepts the snapshot of
-//! one chain of 200 blocks (`m_assumeutxo_data` of regtest in kernel/chainparams.cpp). This module builds that chain.
+//! one chain of 200 blocks (`m_assumeutxo_data` of regtest in kernel/chainparams.cpp).
 
 use std::path::{Path, PathBuf};
 

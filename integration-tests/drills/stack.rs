@@ -183,8 +183,8 @@ impl Stack {
         self.watchdog.swap(false, Relaxed)
     }
 
-    /// Discards the alert about missing targets. This alert fires because Prometheus reads its targets five seconds of
-    /// real time after its start.
+    /// Discards the alert about missing targets, which fires because Prometheus reads its targets five seconds of real
+    /// time after its start.
     pub fn discard_startup_alert(&self) {
         const ALERT: &str = "BitcoinNothingScraped";
         eventually("the alert about missing targets has ended", || {

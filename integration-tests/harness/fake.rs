@@ -57,7 +57,7 @@ pub struct Offers {
     pub node: bool,
     pub tracing: bool,
     pub ibd: bool,
-    /// Whether responses contain negative or huge values.
+    /// Whether the fake node's responses contain negative or huge values.
     pub absurd: bool,
     /// Whether the long poll (`waitTipChanged`) returns an error at once.
     pub tip_fails: bool,
@@ -183,8 +183,8 @@ impl FakeNode {
         let listener = std::os::unix::net::UnixListener::bind(dir.path().join("node.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let shared = counts.clone();
-        // Core 30 does not report over IPC that it has loaded its chain. The exporter detects it by a thread with the
-        // name `b-msghand` in the node's process.
+        // Core 30 does not report over IPC when its chain is loaded. The exporter therefore waits until the node's
+        // process has a thread with the name `b-msghand`.
         let name = if offers.loading { "b-init" } else { "b-msghand" };
         std::thread::Builder::new()
             .name(name.into())
@@ -282,7 +282,7 @@ impl FakeNode {
         self.counts.templates.load(Relaxed)
     }
 
-    /// Makes the fake chain's block number `block` the tip. Its height is 35 + `block`.
+    /// Makes the fake chain's block number `block`, at height 35 + `block`, the tip.
     pub fn set_tip(&self, block: u8) {
         assert!(self.commands.send(Command::SetTip(block)).is_ok(), "the fake node runs");
     }
@@ -532,6 +532,7 @@ impl Init {
         }
     }
 
+    /// The object that implements all other interfaces for this connection.
     fn fake(&self) -> Fake {
         Fake { state: self.state.clone(), connection: self.connection }
     }

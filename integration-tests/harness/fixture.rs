@@ -71,6 +71,7 @@ impl Fixture {
         assert_eq!(line.trim(), what);
     }
 
+    /// PID of the process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

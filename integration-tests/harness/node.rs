@@ -340,10 +340,12 @@ impl Node {
         self.arguments.retain(|it| it != argument);
     }
 
+    /// Sends a signal to the node's process.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("the node runs");
     }
 
+    /// PID of the node's process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

@@ -44,6 +44,8 @@ impl Peer {
         Self::connect_as(port, 0, true)
     }
 
+    /// Connects to the node with this P2P port. The peer's clock is `offset` seconds ahead. If `relay` is true, the
+    /// node announces transactions to the peer.
     fn connect_as(port: u16, offset: i64, relay: bool) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let stream = TcpStream::connect(address).unwrap();

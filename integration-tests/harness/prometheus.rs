@@ -75,10 +75,12 @@ impl Server {
         });
     }
 
+    /// The URL of this path of the program.
     fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}/{path}", self.port)
     }
 
+    /// The program's output on stderr so far.
     fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
@@ -168,18 +170,22 @@ impl Prometheus {
         ))
     }
 
+    /// Stops the program with SIGTERM, and waits until it exits.
     pub fn stop(&mut self) {
         self.0.stop();
     }
 
+    /// Starts the stopped program again with the same data and port, and waits until it responds.
     pub fn start_again(&mut self) {
         self.0.start_again();
     }
 
+    /// PID of Prometheus' process.
     pub fn pid(&self) -> u32 {
         self.0.child.id()
     }
 
+    /// Prometheus' log so far, which has only warnings and errors.
     pub fn log(&self) -> String {
         self.0.log()
     }
@@ -204,6 +210,7 @@ impl Prometheus {
 pub struct Alertmanager(Server);
 
 impl Alertmanager {
+    /// Starts Alertmanager with this configuration, and waits until it responds.
     pub fn start(config: &str) -> Self {
         let arguments = [
             "--config.file=config.yml",
@@ -214,14 +221,17 @@ impl Alertmanager {
         Alertmanager(Server::start(program("ALERTMANAGER"), config, &arguments, "-/ready"))
     }
 
+    /// The host and port on which the program listens.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.0.port)
     }
 
+    /// Stops the program with SIGTERM, and waits until it exits.
     pub fn stop(&mut self) {
         self.0.stop();
     }
 
+    /// Starts the stopped program again with the same data and port, and waits until it responds.
     pub fn start_again(&mut self) {
         self.0.start_again();
     }
@@ -245,6 +255,7 @@ impl Alertmanager {
 pub struct VictoriaMetrics(Server);
 
 impl VictoriaMetrics {
+    /// Starts VictoriaMetrics, and waits until it responds.
     pub fn start() -> Self {
         let arguments = [
             "-storageDataPath=data",
@@ -257,18 +268,22 @@ impl VictoriaMetrics {
         VictoriaMetrics(Server::start(program("VICTORIA_METRICS"), "", &arguments, "health"))
     }
 
+    /// The host and port on which the program listens.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.0.port)
     }
 
+    /// Stops the program with SIGTERM, and waits until it exits.
     pub fn stop(&mut self) {
         self.0.stop();
     }
 
+    /// Starts the stopped program again with the same data and port, and waits until it responds.
     pub fn start_again(&mut self) {
         self.0.start_again();
     }
 
+    /// The result of a MetricsQL expression at the current time.
     pub fn query(&self, expression: &str) -> Value {
         self.0.query(expression)
     }

@@ -1,5 +1,5 @@
-//! A proxy that forwards IPC connections to a real node and hides the node's Rpc interface. A client of the proxy sees
-//! the same interfaces as those of Bitcoin Core 31.
+//! A proxy that forwards IPC connections to a real node and hides the node's Rpc interface. For a client of the
+//! proxy, the node has the same interfaces as Bitcoin Core 31.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;

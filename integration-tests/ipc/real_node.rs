@@ -206,7 +206,8 @@ fn two_connected_nodes_show_peers_and_bytes_by_direction() {
         );
         exporter.wait_for(&by, 1.0);
     }
-    // The bytes of blocks that one node sends must equal the bytes that the other node receives.
+    // The bytes of block messages that `inbound` counts as sent must equal the bytes that `outbound` counts as
+    // received.
     let sample = |exporter: &Exporter, direction: &str, kind: &str| {
         exporter
             .value(&format!("bitcoin_p2p_message_bytes_total{{direction=\"{direction}\",type=\"{kind}\"}}"))

@@ -39,7 +39,8 @@ fn traffic_is_counted_once_over_a_reconnect_to_the_same_node() {
     eventually("the blocks are relayed", || (node.cli(&["getblockcount"]) == "20").then_some(()));
     let proxy = Proxy::start(&node.socket());
     let exporter = Exporter::start(&proxy.socket(), &["--poll-interval", "100ms"]).ready();
-    // The exporter does not count bytes that were exchanged before its start. This difference must stay constant.
+    // The exporter's count is lower than the node's count by the bytes before the exporter's start, a constant
+    // difference.
     let counted = || sum(&exporter, "bitcoin_p2p_message_bytes_total{");
     let before = eventually("no messages are on their way", || {
         let difference = || message_bytes(&node) - counted();

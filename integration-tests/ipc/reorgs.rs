@@ -110,7 +110,7 @@ fn thousand_invalidations_and_reconnects_are_counted() {
     exporter.wait_for("bitcoin_chain_height", height);
     assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
 
-    // The chain tips are compared with those of a new exporter, because an exporter reads them only at times.
+    // A running exporter reads the chain tips only at intervals. A new exporter reads them in its first poll.
     let mut by_status: BTreeMap<String, u32> = BTreeMap::new();
     for tip in node.json(&["getchaintips"]).as_array().unwrap() {
         *by_status.entry(tip["status"].as_str().unwrap().into()).or_default() += 1;

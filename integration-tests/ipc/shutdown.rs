@@ -317,8 +317,8 @@ impl Drop for Container {
 }
 
 impl Container {
-    /// Starts the exporter as PID 1 of the namespace if `program` is empty. Otherwise PID 1 is the command `program`,
-    /// which starts the exporter. Returns `None` if this machine cannot create a PID namespace.
+    /// Starts the exporter in a new PID namespace. PID 1 is the exporter or, if `program` is not empty, the command
+    /// `program`, which starts the exporter. Returns `None` if this machine cannot create a PID namespace.
     fn start(socket: &Path, program: &[&str]) -> Option<Self> {
         let unshare = |arguments: &[&str]| {
             let mut unshare = Command::new("unshare");

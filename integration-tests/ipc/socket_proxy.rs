@@ -117,8 +117,8 @@ fn traffic_of_another_long_running_node_is_not_counted() {
     let exporter = Exporter::start(&proxy.socket, &["--poll-interval", "500ms"]).ready();
     exporter.wait_for("bitcoin_peers", 0.0);
     let polls = || exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
-    // The node reports the times of connections in seconds. After four polls, the last poll of the first node is in a
-    // later second than the connection of the other node's peer.
+    // The node reports the times of connections in seconds. Four polls (two seconds) after the peer of `other`
+    // connected, the exporter can distinguish this time from the time of its last poll.
     let before = polls();
     eventually("polls continue", || (polls() >= before + 4.0).then_some(()));
     proxy.forward_to(&other.socket());

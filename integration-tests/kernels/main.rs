@@ -188,7 +188,7 @@ impl Kernel {
         program
     }
 
-    /// Boots the kernel in a virtual machine with these kernel parameters. In it, this program runs and gets `commands`
+    /// Boots the kernel in a virtual machine with these kernel parameters, and runs this program there with `commands`
     /// on standard input. Returns the exporter's metrics and log.
     fn boot(&self, program: &Path, commands: &str, variables: &[&str]) -> (String, String) {
         let (Some(folder), Some(exporter)) = (&self.folder, &self.exporter) else { unreachable!("checked") };

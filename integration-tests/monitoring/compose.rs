@@ -25,7 +25,7 @@ pub fn compose_images_are_pinned_and_hardened() {
     );
     for (name, service) in services {
         let (image, tag) = service["image"].as_str().unwrap().rsplit_once(':').expect("a tag");
-        // Versions of PostgreSQL have two parts.
+        // A version of PostgreSQL has two numbers. The versions of the other images have three.
         let parts = if name == "postgres" { 2 } else { 3 };
         assert!(tag.split('.').count() == parts, "{image}: {tag} is not one version");
         // The YAML merge key, as in `<<: *hardened`.

@@ -267,7 +267,7 @@ in
       };
     };
   };
-  # The node of nix-bitcoin. One exporter uses its socket, and one exporter uses HTTP.
+  # The node of nix-bitcoin, with an exporter that uses the node's socket, and with an exporter that uses HTTP.
   flat-owner = evaluateWith nodes.nix-bitcoin {
     services.bitcoind.enable = true;
     services.bitcoind-ipc-exporter = {

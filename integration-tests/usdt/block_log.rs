@@ -1,5 +1,5 @@
 //! Tests of the block log with a real node: that the exporter writes blocks, that the subcommand `blocks` prints them,
-//! and that a full disk or a corrupt file has no other effect than a log line.
+//! and how the exporter handles a full disk and a corrupt file.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -163,9 +163,9 @@ pub fn full_disk_is_logged_once_and_costs_no_row() {
     scene.node.mine(2);
     scene.until(1..=2);
     let filler = disk.0.join("filler");
-    // This write fails when the file system has no space left.
+    // The write of 2 MB fails, because it fills the file system of 1 MB.
     std::fs::write(&filler, vec![0; 2 << 20]).unwrap_err();
-    // 60 rows are more than fit into the free part of the SQLite file's last page.
+    // The SQLite file must grow, because 60 rows do not fit into the free space of its last page.
     scene.node.mine(60);
     eventually("the exporter logs that the disk is full", || {
         (scene.logged("cannot write") == 1).then_some(())

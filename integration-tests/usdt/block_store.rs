@@ -373,7 +373,7 @@ pub fn outbox_is_bounded_and_drops_are_counted() {
         exporter(&node, "a", dir.path(), &url, &[&password[0], &password[1], "--block-log-keep", "5"]);
     node.mine(12);
     exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 5.0);
-    // The block log keeps five rows. Of the seven rows before them, some were dropped and the others are in memory.
+    // The block log keeps the last five rows. Of the first seven rows, some were dropped and the others are in memory.
     let dropped = exporter.value("bitcoin_block_store_rows_dropped_total{node=\"a\"}").unwrap() as usize;
     assert!((1..=7).contains(&dropped), "{dropped}");
     exporter.wait_for("bitcoin_block_store_up{node=\"a\"}", 0.0);

@@ -83,7 +83,7 @@ pub fn check_at_startup_and_background_validation_count_no_block() {
         crate::assert_samples(&exporter, &expected);
     };
     // The arguments of the fixture's command `block` are the height, the byte that fills the block's hash, and the
-    // duration. Here the byte is the height, except for blocks of other branches.
+    // duration. For blocks of the first branch, the byte is the height.
     (94..=100).for_each(|height| fixture.fire(&format!("main block {height} {height} 1000")));
     fixture.fire("named b-msghand block 101 101 1000");
     connected(1, 101);
@@ -233,7 +233,8 @@ pub fn three_announcing_peers_are_distinguished() {
         (inv == 2.0 && asked == 1.0).then_some(())
     });
 
-    // Three announcements by the same peer count as one. This time the peer's compact block completes the block.
+    // Three announcements of a block by the same peer count as one. The compact block that the first peer sends after
+    // the node's request completes this block.
     let next = scene.block(&[]);
     first.send(NetworkMessage::Headers(vec![next.header]));
     fetched(&mut first, Inventory::CompactBlock(next.block_hash()));

@@ -113,7 +113,7 @@ pub fn misbehaving_reasons_are_bounded() {
     let series = || exporter.metrics().matches("\nbitcoin_connections_misbehaving_total{").count();
     assert_eq!((misbehaving(""), misbehaving("\"other\""), series()), (85.0, 21.0, 65));
     assert_eq!((misbehaving(&letters(79)), misbehaving(&letters(15))), (1.0, 0.0));
-    // These reasons are more than the map of the BPF programs can hold.
+    // The test fires more reasons than the map of the BPF programs can hold.
     (0..400).for_each(|number| {
         misbehave(&format!("{} {}", letters((number % 200) as u8), letters((number / 200) as u8)))
     });

@@ -58,7 +58,7 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
         node.mine(1);
     }
     eventually("the peer follows", || (peer.cli(&["getblockcount"]) == "109").then_some(()));
-    // The exporter of the peer does not trace `validation:block_connected`. It must not export the metric about block
+    // The exporter of the peer does not trace `validation:block_connected`, and must not export the metric about block
     // announcements, which counts only announcements of connected blocks.
     assert!(exporter.metrics().contains("\nbitcoin_block_announcements_total{"));
     assert!(!of_peer.metrics().contains("\nbitcoin_block_announcements_total{"));
@@ -160,8 +160,8 @@ pub fn full_table_of_rejections_removes_the_least_recent() {
         |reason: &str| sum(&exporter, "bitcoin_mempool_tx_rejected_total", &format!("reason=\"{reason}\""));
     (0..80).for_each(|number| reject(&mut fixture, &format!("reason-{number}")));
     assert_eq!((total(), of("other"), of("reason-79"), of("reason-15")), (80.0, 16.0, 1.0, 0.0));
-    // A reason whose series was removed occurs again. Its new series replaces the series whose last rejection is
-    // oldest.
+    // A reason whose series was removed occurs again. A new series for the reason replaces the
+    // series whose last rejection is oldest.
     reject(&mut fixture, "reason-0");
     reject(&mut fixture, "reason-0");
     assert_eq!((total(), of("other"), of("reason-0"), of("reason-16")), (82.0, 17.0, 2.0, 0.0));

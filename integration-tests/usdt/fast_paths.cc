@@ -1,5 +1,5 @@
-// A program that fires tracepoints whose arguments have all kinds of locations and all widths. It reads a text from
-// each line of standard input, fires the tracepoints with the text, and prints `fired`. The test sends texts that are
+// A program that fires tracepoints whose arguments have all kinds of locations and all widths. The program reads a text
+// from each line of standard input, fires the tracepoints with the text, and prints `fired`. The test sends texts that are
 // stored inside a std::string and texts that are too long for that.
 #define _SDT_HAS_SEMAPHORES 1
 #include <cstdint>

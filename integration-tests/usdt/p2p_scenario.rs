@@ -14,7 +14,7 @@ use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
 
-/// Amount that the coinbase of each block pays. It is less than the subsidy at any height in these tests.
+/// Amount that the coinbase of each block pays, which is less than the subsidy at any height in these tests.
 pub const REWARD: Amount = Amount::from_sat(1000);
 
 /// A node that logs compact blocks (`-debug=cmpctblock`), and an exporter that traces the node.

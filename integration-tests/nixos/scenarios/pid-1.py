@@ -19,8 +19,8 @@ def run(name, command):
 
 def start(name):
     run(name, RUN)
-    # The main process of the unit is `unshare`. Its child process is PID 1 of the namespace, the supervisor. The child
-    # processes of the supervisor are the exporter and the guard.
+    # The main process of the unit is `unshare`. The child process of `unshare` is the supervisor, which is PID 1 of the
+    # namespace. The child processes of the supervisor are the exporter and the guard.
     unshare = machine.succeed(f"systemctl show -P MainPID {name}").strip()
     init = child(unshare, "bitcoind-ipc-ex")
     exporter = child(init, "bitcoind-export")

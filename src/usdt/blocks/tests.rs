@@ -48,7 +48,7 @@ fn arrivals(blocks: &BlockTracker) -> Vec<(&'static str, u64)> {
 #[test]
 fn block_reconstructed_by_fibre_first_is_fibres() {
     let blocks = BlockTracker::default();
-    // The exporter can read events in another order than that of their times.
+    // The exporter may read the events in an order that differs from the order of their times.
     happen(
         &blocks,
         [
