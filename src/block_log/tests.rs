@@ -65,7 +65,7 @@ fn one_exporter_at_a_time_writes_a_file() {
     let path = dir.path().join("blocks");
     let mut file = BlockLogFile::open(&path, 10).unwrap();
     let error = BlockLogFile::open_within(Duration::ZERO, &path, 10).err().unwrap().to_string();
-    assert!(error.contains("is written by another exporter: name another file"), "{error}");
+    assert!(error.contains("is written by another exporter: choose another file"), "{error}");
     file.add_reports([&report(1)]).unwrap();
     assert_eq!(heights(&path, &BlockFilter::default()), [1], "readers are not kept out");
     drop(file);
