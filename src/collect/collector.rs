@@ -138,9 +138,9 @@ impl Collector {
     /// Repeats attempts to connect until one succeeds. Logs the reason of a failure when the reason changes. Logs the
     /// successful connection if `is_logged` is set.
     ///
-    /// Attempts on a socket are repeated every 500 ms, because an attempt fails only if no node listens there, and then
-    /// costs the node nothing. If the exporter may poll over HTTP only, attempts back off, because a running node may
-    /// receive and reject each request.
+    /// Attempts on a socket are repeated every 500 ms, because a failed attempt reaches no node: attempts fail only
+    /// while no node listens on the socket. If the exporter may poll over HTTP only, attempts back off, because a
+    /// running node may receive and reject each request.
     async fn connect(&self, source: &mut NodeEndpoint, is_logged: bool) -> NodeTransport {
         /// Interval between two attempts to connect to the socket.
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);

@@ -120,8 +120,8 @@ async fn discover_node(
     // Each type of work has its own thread, so a call of one type does not wait for a call of another type.
     let polling = connection.thread("exporter-poll").await?;
     let waiting = connection.thread("exporter-wait").await?;
-    // Calls on this thread have no deadline, because the exporter needs the response to a subscribe call to end the
-    // subscription.
+    // Calls on this thread have no deadline, because without the response to a subscribe call the exporter
+    // could not end the subscription.
     let subscribing = connection.thread("exporter-subscribe").await?.without_deadline();
     let mut interfaces = Interfaces::discover(connection, &polling).await?.ok_or(SessionEnd::NodeShutDown)?;
     match interfaces.json_rpc() {

@@ -59,7 +59,7 @@ pub struct ConnectedBlock {
     pub thread: ConnectingThread,
 }
 
-/// The thread of the node that connected a block. The thread shows whether the connection can be part of a check of the
+/// The node's thread that connected a block. The thread shows whether the connection can be part of a check of the
 /// database.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ConnectingThread {
@@ -132,7 +132,7 @@ impl Announcement {
     }
 }
 
-/// The properties of a received compact block that the reports use.
+/// The header timestamp and the number of short IDs of a received compact block.
 #[derive(Clone, Copy)]
 pub struct CompactBlock {
     /// Timestamp in the block's header, Unix seconds.
