@@ -17,7 +17,7 @@ use crate::supervisor::GuardedSockets;
 
 /// An open connection to a node, over one of two transports.
 pub(super) enum NodeTransport {
-    /// A connection to the node's IPC socket, through a guard.
+    /// A connection to the node's IPC socket, through a guard process.
     Ipc(GuardedSockets),
     /// JSON-RPC over HTTP, to which the node has responded. The string is the reason why there is no connection over
     /// IPC.

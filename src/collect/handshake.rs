@@ -18,7 +18,8 @@ use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
 
-/// Opens a session on the sockets of a guard. The guard disconnects cleanly from the node even if the exporter fails.
+/// Opens a session on the sockets of a guard, the process that relays between the node and the exporter. The guard
+/// disconnects cleanly from the node even if the exporter fails.
 ///
 /// # Errors
 /// The handshake failed, the node cannot be polled, or shutdown of the exporter was requested.

@@ -116,7 +116,7 @@ impl SubscriptionTask {
     }
 
     /// Subscribes to chain notifications if the node has the Chain interface. Must be called only after the blocks up
-    /// to the first tip of this connection are counted, because notifications count only later blocks.
+    /// to the first tip of this connection are counted, or cannot be counted.
     async fn start_chain(&mut self) {
         let Some(chain) = &self.chain else { return };
         match chain.subscribe().await {

@@ -27,8 +27,8 @@ impl Registry {
     }
 }
 
-/// Declares the metrics of an area. Generates a struct that has a field for each metric, whose value is the handle of
-/// the metric.
+/// Declares the metrics of an area, for example of the active chain. Generates a struct that has a field for each
+/// metric, whose value is the handle of the metric.
 macro_rules! area {
     ($(#[$doc:meta])* pub struct $Area:ident { $($field:ident: $Handle:ty = $declaration:expr;)* }) => {
         $(#[$doc])*

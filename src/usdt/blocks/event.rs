@@ -42,8 +42,8 @@ pub enum BlockEventKind {
     Fibre { height: Option<i32> },
     /// FIBRE reports which mechanism delivered the block first.
     RaceWon { height: i32, mechanism: &'static str },
-    /// FIBRE reports the time until each mechanism had delivered the block, in nanoseconds; `None` for a mechanism that
-    /// did not deliver the block.
+    /// FIBRE reports its time for the delivery by each mechanism, in nanoseconds; `None` for a mechanism that did
+    /// not take part in the race.
     RaceFinished { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
     /// The node connected the block.
     Connected(ConnectedBlock),
