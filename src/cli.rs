@@ -77,14 +77,14 @@ impl CommonArgs {
         WebConfig::from_option(self.web_config_file.as_deref())
     }
 
-    /// The files that the sandbox has to allow because the endpoint reads them while it serves.
+    /// The web configuration file, and the certificate and key files that it names, which the sandbox has to allow.
     pub fn files(&self) -> AllowedFiles {
         let read = self.web_config_file.as_deref().map(WebConfig::reloaded_files).unwrap_or_default();
         let read_once = self.web_config_file.iter().cloned().collect();
         AllowedFiles { read, read_once, ..AllowedFiles::default() }
     }
 
-    /// An endpoint with all pages, configured by `--web.config.file` and `--web.allowed-host`.
+    /// An HTTP endpoint that serves all paths, configured by `--web.config.file` and `--web.allowed-host`.
     ///
     /// # Errors
     /// The errors of [`Self::web_config`].

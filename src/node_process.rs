@@ -61,7 +61,7 @@ impl NodeProcess {
     /// The process cannot be watched, for example because it is in another PID namespace.
     pub fn end(&self) -> Result<Option<OwnedFd>> {
         match sys::pidfd_open(self.pid) {
-            // The kernel may have assigned the PID to another process in the meantime.
+            // Before the pidfd was opened, the kernel may have assigned the PID to another process.
             Ok(end) => Ok(self.is_running().then_some(end)),
             Err(error) if error.raw_os_error() == Some(ESRCH) && self.is_running() => bail!(
                 "cannot watch process {}: /proc belongs to another PID namespace; in a container, use --pid=host",

@@ -65,7 +65,7 @@ impl InheritedFds {
 
 /// Closes every inherited descriptor that was not taken over, except 0, 1 and 2. A node that starts the exporter
 /// passes all descriptors of the node to the exporter. If these descriptors stayed open in the exporter, the node's
-/// listening sockets and its lock would stay in use after the node has exited.
+/// listening sockets would stay in use after the node has exited.
 pub fn close_inherited() {
     let taken = taken_over();
     let open: Vec<RawFd> = match std::fs::read_dir("/proc/self/fd") {

@@ -27,7 +27,8 @@ pub enum HeaderAccess {
     Available,
 }
 
-/// The state of the connection that [`next_action`] needs for its decision.
+/// The inputs of [`next_action`] besides the tips: whether earlier blocks are counted, whether notifications count
+/// blocks, whether headers can be requested, and whether the restart check was made.
 #[derive(Clone, Copy, Debug)]
 pub struct CountingConditions {
     pub reconnected: ReconnectState,

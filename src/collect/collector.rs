@@ -17,7 +17,7 @@ use crate::supervisor::GuardedSockets;
 
 /// An open connection to a node, over one of two transports.
 pub(super) enum NodeTransport {
-    /// A connection to the node's IPC socket, through a guard.
+    /// A connection to the node's IPC socket, through a guard process.
     Ipc(GuardedSockets),
     /// JSON-RPC over HTTP, to which the node has responded. The string is the reason why there is no connection over
     /// IPC.
@@ -138,9 +138,9 @@ impl Collector {
     /// Repeats attempts to connect until one succeeds. Logs the reason of a failure when the reason changes. Logs the
     /// successful connection if `is_logged` is set.
     ///
-    /// Attempts on a socket are repeated every 500 ms, because an attempt fails only if no node listens there, and then
-    /// costs the node nothing. If the exporter may poll over HTTP only, attempts back off, because a running node may
-    /// receive and reject each request.
+    /// Attempts on a socket are repeated every 500 ms, because a failed attempt reaches no node: attempts fail only
+    /// while no node listens on the socket. If the exporter may poll over HTTP only, attempts back off, because a
+    /// running node may receive and reject each request.
     async fn connect(&self, source: &mut NodeEndpoint, is_logged: bool) -> NodeTransport {
         /// Interval between two attempts to connect to the socket.
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);

@@ -78,7 +78,7 @@ pub(super) struct NewTip {
 /// counted exactly once.
 #[derive(Default)]
 pub(super) struct PersistentState {
-    /// Traffic of each peer that is already in the counters.
+    /// Traffic totals of each peer that were already added to the traffic counters.
     pub peers: PeerTraffic,
     /// Start time, number of restarts and identity of the node's process.
     pub node_start: NodeStartTracker,

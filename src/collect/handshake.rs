@@ -18,7 +18,8 @@ use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
 
-/// Opens a session on the sockets of a guard. The guard disconnects cleanly from the node even if the exporter fails.
+/// Opens a session on the sockets of a guard, the process that relays between the node and the exporter. The guard
+/// disconnects cleanly from the node even if the exporter fails.
 ///
 /// # Errors
 /// The handshake failed, the node cannot be polled, or shutdown of the exporter was requested.
@@ -120,8 +121,8 @@ async fn discover_node(
     // Each type of work has its own thread, so a call of one type does not wait for a call of another type.
     let polling = connection.thread("exporter-poll").await?;
     let waiting = connection.thread("exporter-wait").await?;
-    // Calls on this thread have no deadline, because the exporter needs the response to a subscribe call to end the
-    // subscription.
+    // Calls on this thread have no deadline, because without the response to a subscribe call the exporter
+    // could not end the subscription.
     let subscribing = connection.thread("exporter-subscribe").await?.without_deadline();
     let mut interfaces = Interfaces::discover(connection, &polling).await?.ok_or(SessionEnd::NodeShutDown)?;
     match interfaces.json_rpc() {

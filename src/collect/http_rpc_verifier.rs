@@ -109,9 +109,9 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// Compares the blocks that both interfaces return at the height of the IPC tip. Returns a description of the
-    /// difference if the node behind HTTP has another block at that height. If the blocks differ, the IPC tip is read
-    /// again, because the tip may have changed during the call.
+    /// Compares the blocks that both interfaces return at the height of the IPC tip, the tip that the node returned
+    /// over IPC. Returns a description of the difference if the node behind HTTP has another block at that height. If
+    /// the blocks differ, the IPC tip is read again, because the tip may have changed during the call.
     async fn find_tip_difference(&self, mining: &Mining) -> Result<Option<String>, CallError> {
         /// Maximum number of comparisons that are repeated because the tip changed during the call.
         const MAX_TIP_CHANGES: u32 = 5;

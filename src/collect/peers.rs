@@ -76,7 +76,8 @@ impl PeerTotal {
     }
 }
 
-/// Values of the node with which the values of its peers are combined or compared.
+/// The node's announcement backlog and the height of its tip, with which the values of its peers are combined or
+/// compared.
 #[derive(Clone, Copy, Default)]
 pub struct NodeState {
     /// Transactions that the node holds back from all inbound or all outbound peers.
@@ -85,8 +86,8 @@ pub struct NodeState {
     pub height: Option<f64>,
 }
 
-/// The traffic of each peer that is already in the counters. The state is kept between polls, and when the exporter
-/// reconnects.
+/// The traffic totals of each peer that were already added to the traffic counters. They are kept between polls, and
+/// when the exporter reconnects.
 #[derive(Default)]
 pub struct PeerTraffic {
     /// Totals that the node reported at the last poll, by peer; `None` before the first poll.
@@ -115,8 +116,8 @@ impl PeerTraffic {
         self.count_traffic(peers, network, now() as i64);
     }
 
-    /// Adds the increase of each peer's byte totals since the last poll to the counters. A peer that has disconnected
-    /// is removed from the state, and its counted bytes remain in the counters.
+    /// Adds the increase of each peer's traffic totals (bytes and addresses) since the last poll to the counters. A
+    /// peer that has disconnected is removed from the state, and its counted traffic remains in the counters.
     ///
     /// The totals at the first poll are not counted, because an exporter that was restarted would count them again. If
     /// another long-running node responds, the totals of its peers that connected before the last poll are also not

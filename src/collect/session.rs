@@ -175,8 +175,8 @@ impl Session {
         TemplatePoller::new(&self.interfaces, self.ipc.as_ref()?.building.as_ref()?, &self.context)
     }
 
-    /// Subscribes, polls and follows the tip until the session ends. Then closes the connection and waits until the
-    /// guard has unsubscribed and disconnected.
+    /// Subscribes to the node's events, polls the node and follows its tip until the session ends. Then closes the
+    /// connection and waits until the guard has unsubscribed and disconnected.
     pub async fn run(self) -> SessionEnd {
         self.run_until(|| false).await
     }

@@ -38,8 +38,8 @@ const EARLY_TOLERANCE: Duration = Duration::from_millis(100);
 /// headers.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Number of failed attempts to count the earlier blocks, one per second, after which the exporter subscribes to
-/// notifications without having counted these blocks.
+/// Number of failed attempts, one per second, to count the blocks up to the first tip of a connection, after which the
+/// exporter subscribes to notifications without having counted these blocks.
 const MAX_FAILURES_BEFORE_NOTIFICATIONS: u32 = 30;
 
 /// The reason why the watch for new tips has ended.
@@ -173,7 +173,7 @@ async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Resu
     Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
 }
 
-/// State of the task of a [`TipWatch`], which follows the tip and counts the blocks up to each new tip.
+/// The task of a [`TipWatch`], which follows the tip and counts the blocks up to each new tip.
 struct TipFollower {
     interfaces: Rc<Interfaces>,
     source: TipSource,
@@ -236,7 +236,7 @@ impl TipFollower {
                 }
             }
             // Dropping the sender starts the subscription to notifications, which then count blocks. The sender is kept
-            // until the earlier blocks are counted by their headers.
+            // until the blocks up to the first tip are counted by their headers.
             if !(self.notified() && self.pending) {
                 first_done.take();
             }

@@ -13,7 +13,7 @@ use super::poll::PollResult;
 use crate::ipc::{CoinEvent, Subscription, Tracing};
 use crate::metrics::Metrics;
 
-/// State of the UTXO cache trace on one connection.
+/// Whether the exporter is subscribed to the UTXO cache trace on one connection, and if not, the reason.
 enum TraceState {
     /// The node has no Tracing interface, or no Mining interface, without which the exporter does not subscribe to the
     /// trace.

@@ -80,7 +80,8 @@ area! {
 }
 
 impl BlockMetrics {
-    /// Starts the counters of the contents of connected blocks, except the fees, which notifications do not contain.
+    /// Exports the counters of the contents of connected blocks, at 0 if they have no value yet. Omits the counter of
+    /// the fees, which notifications do not contain.
     pub fn start_contents(&self) {
         for counter in [
             &self.connected_transactions,

@@ -45,7 +45,7 @@ area! {
 }
 
 impl NextBlockMetrics {
-    /// Starts the histograms with no observations. Called when the exporter starts to request templates.
+    /// Exports the histograms, without observations at first. Called when the exporter begins to request templates.
     pub fn start(&self) {
         self.duration.start();
         self.after_tip.start();

@@ -27,8 +27,8 @@ impl Registry {
     }
 }
 
-/// Declares the metrics of an area. Generates a struct that has a field for each metric, whose value is the handle of
-/// the metric.
+/// Declares the metrics of an area, for example of the active chain. Generates a struct that has a field for each
+/// metric, whose value is the handle of the metric.
 macro_rules! area {
     ($(#[$doc:meta])* pub struct $Area:ident { $($field:ident: $Handle:ty = $declaration:expr;)* }) => {
         $(#[$doc])*
@@ -271,12 +271,12 @@ impl<const N: usize> GaugeVec<N> {
     }
 }
 
-/// Handle of a counter without labels. The counter is absent until it is started, because a count of 0 would mean that
-/// no events occurred.
+/// Handle of a counter without labels. The counter is absent until the exporter begins to count its events, because
+/// before that a count of 0 would mean that no events occurred.
 pub struct Counter(Arc<PushedFamily>);
 
 impl Counter {
-    /// Starts the counter at 0. Called when the exporter begins to count the events.
+    /// Exports the counter, at 0 if it has no value yet. Called when the exporter begins to count the events.
     pub fn start(&self) {
         self.inc_by(0u64);
     }
@@ -320,16 +320,16 @@ impl<const N: usize> CounterVec<N> {
     }
 }
 
-/// Handle of a histogram without labels. The histogram is absent until it is started.
+/// Handle of a histogram without labels. The histogram is absent until [`Histogram::start`] is called.
 pub struct Histogram(Arc<PushedFamily>);
 
 impl Histogram {
-    /// Starts the histogram with no observations. Called when the exporter begins to observe values.
+    /// Exports the histogram, without observations at first. Called when the exporter begins to observe values.
     pub fn start(&self) {
         let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
         self.0.update(Duration::MAX, &[], model::HistogramValue::empty(bounds).into(), |_| {});
     }
-    /// Adds one observed value. Does nothing if the histogram was not started.
+    /// Adds one observed value. Does nothing if [`start`](Self::start) was not called before.
     pub fn observe(&self, value: f64) {
         let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
         let mut state = self.0.state();

@@ -23,9 +23,9 @@ use crate::sys::watched;
 /// reason why no node is traced.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
-/// Interval at which the exporter reads the ring buffers if no event wakes it up. P2P messages wake it up only after
-/// 256 events, because they may be read late. At the same interval, the BPF programs receive the time of the wall
-/// clock.
+/// Interval at which the exporter reads the ring buffers if no event wakes it up. P2P messages wake up the exporter
+/// only after 256 events, because these events may be read late. At the same interval, the exporter passes the time of
+/// the wall clock to the BPF programs.
 const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval at which the exporter checks whether a process other than the traced one is the node.
@@ -38,7 +38,7 @@ const EARLY_INTERVAL: Duration = Duration::from_millis(500);
 const MAX_EARLY_CHECKS: u32 = 20;
 
 /// Minimum time between two searches for the node. While no node is found, this time grows up to
-/// [`MAX_RETRY_INTERVAL`]. With a thousand processes, an idle exporter uses less than 0.2 % of a core.
+/// [`MAX_RETRY_INTERVAL`]. With a thousand processes on the machine, the search uses less than 0.2 % of a core.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Maximum time between two searches for the node.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(1500);

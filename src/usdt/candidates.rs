@@ -90,7 +90,7 @@ impl Candidate {
     }
 }
 
-/// Scanner of `/proc` that lists the candidates among all processes. Each scan inspects all new processes and at most
+/// Scanner of `/proc` that lists the processes that may be the node. Each scan inspects all new processes and at most
 /// [`MAX_REVIEWS`] older ones.
 #[derive(Default)]
 pub struct Scanner {

@@ -178,7 +178,7 @@ impl GroupPrograms for NetGroup {
 }
 
 /// Inbound messages that the BPF programs pass to user space: messages about blocks, and verack, ping and pong, which
-/// every peer sends after connecting or every two minutes. Of messages with addresses, the programs count the entries.
+/// every peer sends after connecting or every two minutes. For messages with addresses, the programs count the entries.
 const INBOUND: [(&str, kind); 10] = [
     ("addr", kind::ADDR),
     ("addrv2", kind::ADDRV2),

@@ -144,8 +144,8 @@ impl Programs {
     }
 
     /// The groups that have a ring buffer, each with its ring buffer. The ring buffer of connected blocks is the first
-    /// element and is therefore read first. The earlier events of a block that was read from this ring buffer are
-    /// already in the other ring buffers, and are read in the same pass.
+    /// element and is therefore read first. When the event of a connected block is read from this ring buffer,
+    /// the earlier events of the block are already in the other ring buffers, and are read in the same pass.
     pub(super) fn events(&self) -> Result<Vec<(Arc<dyn GroupPrograms>, MapHandle)>> {
         let mut loaded: Vec<_> = self.loaded.iter().collect();
         loaded.sort_by_key(|it| it.group.provider() != validation::PROVIDER);

@@ -88,7 +88,7 @@ fn show_last(calls: &RateLimitedCalls, tip: Option<&str>, stats: &Value) {
         (&metrics.last_utxo_increase, field("utxo_increase")),
     ];
     for (gauge, value) in shown {
-        // Without a new value, the exported value would belong to an earlier block.
+        // If the response has no value for this tip, remove the exported value, which belongs to an earlier block.
         if tip.is_some() && value.is_none() {
             gauge.clear();
         }
@@ -108,10 +108,10 @@ fn show_last(calls: &RateLimitedCalls, tip: Option<&str>, stats: &Value) {
     }
 }
 
-/// Counts the contents of connected blocks, for at most 1 % of the time. The remaining blocks are counted at the next
-/// polls. The tip needs no call, because its statistics are already stored.
+/// Counts the contents of connected blocks with getblockstats calls that take at most 1 % of the node's time. The
+/// remaining blocks are counted at the next polls. The tip needs no call, because its statistics are already stored.
 async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
-    /// Name of the rate limit of these calls.
+    /// Name of the rate limit of the getblockstats calls for connected blocks.
     const BLOCKS: &str = "connected blocks";
     /// Minimum time between the starts of two batches of calls, as a multiple of the duration of the first batch.
     const SHARE: u32 = 100;

@@ -157,7 +157,7 @@ impl RateLimitedCalls {
                 match error {
                     CallError::TooLarge(_) => self.limit(name, costly).failed_permanently(ended),
                     // After these errors a call that is not costly gets no back-off, because the next poll may need
-                    // it. Polls and checks of HTTP have their own back-off.
+                    // its response. Polls and checks of HTTP have their own back-off.
                     CallError::Http(_) if !costly && (ends_poll || !error.is_timeout()) => {}
                     _ if !costly && ends_poll => {}
                     _ => self.limit(name, costly).failed(ended),

@@ -46,8 +46,8 @@ pub async fn poll(
     if let (Some(version), Some(subversion), Some(protocol)) = versions {
         calls.versions = [version.to_string(), subversion, protocol.to_string()];
     }
-    // The metric is exported even without versions (`-rpcwhitelist` may not permit getnetworkinfo), because the
-    // alerting rules need its label `chain`.
+    // The metric `bitcoin_node_info` is exported even without versions (`-rpcwhitelist` may not permit getnetworkinfo),
+    // because the alerting rules need its label `chain`.
     if let Some(chain) = label(chain_info, "chain") {
         let [version, subversion, protocol] = &calls.versions;
         calls.metrics().node.node_info.replace([([&**version, &**subversion, &**protocol, &*chain], 1.0)]);

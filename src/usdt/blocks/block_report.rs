@@ -15,11 +15,11 @@ pub struct Race {
     pub time: f64,
     pub block_height: i32,
     pub block_hash: String,
-    /// Time that FIBRE measured until FIBRE/UDP had delivered the block; `None` if FIBRE/UDP did not deliver the
-    /// block.
+    /// FIBRE's time for the delivery by FIBRE/UDP, as `udp:block_race_time` passes it; `None` if FIBRE/UDP did not take
+    /// part in the race.
     pub udp_ns: Option<i64>,
-    /// Time that FIBRE measured until a compact block had delivered the block; `None` if no compact block delivered
-    /// it.
+    /// FIBRE's time for the delivery by compact block, as `udp:block_race_time` passes it; `None` if no compact block
+    /// took part in the race.
     pub compact_ns: Option<i64>,
 }
 

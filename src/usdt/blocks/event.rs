@@ -42,8 +42,8 @@ pub enum BlockEventKind {
     Fibre { height: Option<i32> },
     /// FIBRE reports which mechanism delivered the block first.
     RaceWon { height: i32, mechanism: &'static str },
-    /// FIBRE reports the time until each mechanism had delivered the block, in nanoseconds; `None` for a mechanism that
-    /// did not deliver the block.
+    /// FIBRE reports its time for the delivery by each mechanism, in nanoseconds; `None` for a mechanism that did
+    /// not take part in the race.
     RaceFinished { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
     /// The node connected the block.
     Connected(ConnectedBlock),
@@ -59,7 +59,7 @@ pub struct ConnectedBlock {
     pub thread: ConnectingThread,
 }
 
-/// The thread of the node that connected a block. The thread shows whether the connection can be part of a check of the
+/// The node's thread that connected a block. The thread shows whether the connection can be part of a check of the
 /// database.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ConnectingThread {
@@ -132,7 +132,7 @@ impl Announcement {
     }
 }
 
-/// The properties of a received compact block that the reports use.
+/// The header timestamp and the number of short IDs of a received compact block.
 #[derive(Clone, Copy)]
 pub struct CompactBlock {
     /// Timestamp in the block's header, Unix seconds.

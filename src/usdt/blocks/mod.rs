@@ -10,7 +10,8 @@
 //!   are counted.
 //! - `tracker` applies the events to the timelines of a bounded number of blocks.
 //! - `block_report` makes the report of a connected block, for the log, the block log and the page.
-//! - `families` has the metrics about blocks. In the histograms, each bucket has the last block as its exemplar.
+//! - `families` has the metrics about blocks. In the histograms, the exemplar of each bucket is the last block that was
+//!   counted in the bucket.
 
 mod active_chain;
 mod block_report;

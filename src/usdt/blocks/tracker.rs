@@ -52,8 +52,8 @@ pub struct TrackerState {
     counts: BlockCounts,
     /// Events that are not processed yet.
     queue: Vec<BlockEvent>,
-    /// Whether the node reports reconstructed compact blocks. If the node reports them, the report determines when a
-    /// compact block was complete. If not, the P2P messages determine when it was complete.
+    /// Whether the tracepoint `RECONSTRUCTED` is attached, which then determines when a compact block was complete. If
+    /// it is not attached, the P2P messages determine the time.
     reports_reconstruction: bool,
     /// Reports of blocks that were connected since [`BlockTracker::process_queue`] last returned reports.
     connected: Vec<BlockReport>,
@@ -123,7 +123,7 @@ impl BlockTracker {
     }
 
     /// Called after the programs were attached to a node. `has` returns whether a tracepoint is attached. Records
-    /// whether the node reports reconstructed compact blocks.
+    /// whether the tracepoint `RECONSTRUCTED` is attached.
     pub fn attached(&self, has: impl Fn(&str) -> bool) {
         self.state().reports_reconstruction = has(RECONSTRUCTED);
     }

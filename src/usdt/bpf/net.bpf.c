@@ -31,7 +31,7 @@ struct direction {
 	__u64 opened[NETWORKS][CONNECTION_TYPES];
 	/* Number of inv messages by size. inv messages are not counted in `messages[].number`, and the sum of their
 	 * entries is computed from `messages[].bytes`. Counting an inv message therefore needs as many additions as
-	 * any other message. */
+	 * counting any other message. */
 	__u64 inv_sizes[BOUNDS + 1];
 	struct histogram addr_entries;
 	struct histogram closed_age_s;
@@ -399,8 +399,8 @@ TRACEPOINT(evicted_inbound_connection)
 }
 
 /* Replaces each digit in eight characters by `N`. The first sum sets the highest bit of each byte whose character is
- * at least '0', the second sum of each byte whose character is above '9'. Characters that are not ASCII have the
- * highest bit and are excluded. */
+ * at least '0', the second sum sets the highest bit of each byte whose character is above '9'. Bytes of characters that
+ * are not ASCII already have the highest bit set, and are excluded. */
 static __always_inline __u64 without_digits(__u64 text)
 {
 	const __u64 each = 0x0101010101010101, ascii = text & 0x7f * each;
