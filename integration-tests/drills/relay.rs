@@ -22,7 +22,7 @@ fn rpc() -> Plan {
     Plan::new(Kind::Rpc).exporter(&["--next-block", "off"])
 }
 
-/// Drill 21: the node rejects the transactions that are mined later, because of its -minrelaytxfee.
+/// Drill 21: because of its -minrelaytxfee, the node rejects the transactions that the hub then mines.
 pub fn compact_blocks_without_transactions_are_an_alert() {
     if fixture::cannot_bpf() {
         return eprintln!("drill 21 needs BPF");

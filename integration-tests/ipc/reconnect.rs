@@ -73,7 +73,8 @@ fn blocks_that_come_during_a_reconnect_are_counted() {
     node.mine(4);
     let tip = node.cli(&["getbestblockhash"]);
     node.cli(&["invalidateblock", &tip]);
-    // With the same script (51), the first new block would be identical to the invalidated block.
+    // The coinbases of the new blocks pay to another script (52 instead of 51). With the same script, the first new
+    // block would be identical to the invalidated block.
     node.cli(&["generatetodescriptor", "30", "raw(52)"]);
     proxy.resume(&node.socket());
     // The exporter counts the blocks at the heights 11 to 44. The invalidated block is not counted, because it was

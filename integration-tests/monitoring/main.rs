@@ -137,7 +137,7 @@ fn all_dashboards() -> Vec<Value> {
     files.map(|file| serde_json::from_slice(&std::fs::read(file.unwrap().path()).unwrap()).unwrap()).collect()
 }
 
-/// The panels of a dashboard, including the panels in collapsed rows. Rows are not included.
+/// The panels of a dashboard, including the panels in collapsed rows, but without the rows themselves.
 fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
     let all = dashboard["panels"].as_array().unwrap().iter();
     let all =

@@ -287,8 +287,8 @@ fn lintian_finds_nothing_in_the_package() -> Result<(), Failed> {
 /// Checks that build.rs uses the revision in BUILD_REVISION. The flake sets this variable, because Nix builds without a
 /// Git repository.
 fn build_has_the_given_revision() -> Result<(), Failed> {
-    // OUT_DIR is target/debug/build/bitcoind-exporter-…/out. The binary of the build script is in a second folder with
-    // such a name.
+    // OUT_DIR is target/debug/build/bitcoind-exporter-…/out. The build script's binary is in another folder whose name
+    // begins with `bitcoind-exporter-`.
     let builds = Path::new(env!("OUT_DIR")).ancestors().nth(2).expect("the folder of all builds");
     let scripts = std::fs::read_dir(builds)?.filter_map(|folder| {
         let folder = folder.unwrap();
