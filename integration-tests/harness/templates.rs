@@ -136,7 +136,7 @@ struct Template {
 impl Drop for Template {
     fn drop(&mut self) {
         let mut held = self.templates.held.borrow_mut();
-        let at = held.iter().position(|of| *of == self.connection).expect("it is held");
+        let at = held.iter().position(|of| *of == self.connection).expect("an unreleased template");
         held.swap_remove(at);
         if self.busy.get() {
             self.templates.counts.fault("a template was let go while a call on it was under way");

@@ -433,6 +433,6 @@ fn http_has_low_priority_and_guard_short_timeslices() {
     if procfs::KernelVersion::current().unwrap() >= procfs::KernelVersion::new(6, 12, 0) {
         assert!(slice(guard).is_none_or(|it| it == 100_000), "{:?}", slice(guard));
     } else {
-        eprintln!("SKIPPED: this kernel gives everyone the same slices");
+        eprintln!("SKIPPED: this kernel does not support setting the time slice of a process");
     }
 }

@@ -254,7 +254,7 @@ fn exporter_start_time_needs_no_proc_stat() {
         unshare
     };
     if !isolated("true").status().is_ok_and(|status| status.success()) {
-        return eprintln!("SKIPPED: this machine does not let us mount /proc");
+        return eprintln!("SKIPPED: /proc cannot be mounted on this machine");
     }
     let before = bitcoind_exporter::metrics::now();
     let mut command_in_namespace = isolated(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));

@@ -244,7 +244,7 @@ fn supervisor_outlives_the_guard_of_a_killed_exporter() {
     std::thread::sleep(Duration::from_millis(300)); // A supervisor that does not wait for the guard would have exited.
     assert!(
         !is_gone(supervised.supervisor.supervisor()),
-        "it has ended before the guard, which a container's end would kill"
+        "the supervisor exited before the guard, which the end of a container would kill"
     );
     assert!(!is_gone(supervised.guard));
     node.hang(false);
@@ -328,7 +328,7 @@ impl Container {
             unshare
         };
         if !unshare(&["true"]).output().is_ok_and(|output| output.status.success()) {
-            eprintln!("SKIPPED: this machine gives no user and PID namespaces");
+            eprintln!("SKIPPED: user and PID namespaces cannot be created on this machine");
             return None;
         }
         let child = unshare(program)

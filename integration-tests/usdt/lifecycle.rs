@@ -166,7 +166,7 @@ pub fn node_is_selected_by_its_unit() {
     });
     let unit = format!("test-{}.service", std::process::id());
     let made = mounts.map(|at| at.join(&unit)).find(|group| std::fs::create_dir(group).is_ok());
-    let Some(group) = made else { return eprintln!("SKIPPED: this machine lets us make no control group") };
+    let Some(group) = made else { return eprintln!("SKIPPED: this machine cannot create a control group") };
     let dir = TempDir::new().unwrap();
     let binary = compile(dir.path(), &[]);
     let (_other, mut node) = (Fixture::start(&binary), Fixture::start(&binary));
