@@ -353,7 +353,7 @@ fn node_that_misses_polls_keeps_its_values_for_two_intervals() {
 }
 
 /// Bitcoin Core 30 aborts when a client makes a second call on a thread whose first call is unfinished. The exporter
-/// must not make such a call, and the guard disconnects if the exporter does.
+/// must not make such a call, and the guard disconnects if the exporter makes one.
 #[test]
 fn calls_without_answer_are_not_repeated_on_their_thread() {
     let node = Node::start(&[]);

@@ -117,9 +117,9 @@ fn traffic_of_another_long_running_node_is_not_counted() {
     let exporter = Exporter::start(&proxy.socket, &["--poll-interval", "500ms"]).ready();
     exporter.wait_for("bitcoin_peers", 0.0);
     let polls = || exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
-    // The exporter must count no earlier traffic of a peer that connected before the exporter's last poll. The node
-    // reports connection times in whole seconds, and the test therefore waits for four polls (two seconds) after the
-    // peer of `other` connected.
+    // The exporter must not count the previous traffic of a peer that connected before the exporter's last poll. The
+    // node reports connection times in whole seconds, and the test therefore waits for four polls (two seconds) after
+    // the peer of `other` connected.
     let before = polls();
     eventually("polls continue", || (polls() >= before + 4.0).then_some(()));
     proxy.forward_to(&other.socket());
