@@ -103,8 +103,8 @@ fn median(mut times: Vec<Duration>) -> Duration {
 /// A function that reads the response to a callback from a socket into a buffer.
 type Reads = fn(&mut UnixStream, &mut Vec<u8>);
 
-/// Sends a request, reads the response, and then sends `after`. Returns the time from the first byte of the request to
-/// the last byte of the response.
+/// Sends a request, reads the response, and then sends the message `after`. Returns the time from the first byte of the
+/// request to the last byte of the response.
 fn ask(socket: &mut UnixStream, read: Reads, request: &[u8], answer: &mut Vec<u8>, after: &[u8]) -> Duration {
     let asked = Instant::now();
     socket.write_all(request).unwrap();

@@ -127,7 +127,7 @@ fn main() {
     for percent in [50, 90, 99] {
         let (alone, scraped) = (percentile(&mut alone, percent), percentile(&mut scraped, percent));
         let ratio = scraped.as_secs_f64() / alone.as_secs_f64();
-        println!("percentile {percent}: alone {alone:?}, with 64 scrapers {scraped:?}, {ratio:.2} times");
+        println!("percentile {percent}: alone {alone:?}, with 64 scrapers {scraped:?}, ratio {ratio:.2}");
     }
     println!("{scrapes} scrapes");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();

@@ -1,6 +1,7 @@
 # Makes CMake compile the source files of Bitcoin Core's largest library in groups of eight (unity build), which parses
-# headers less often. With `-O1`, the build takes less than half of the time. CMake includes this file at Bitcoin Core's
-# `project()` command, before the targets exist. The function is therefore called at the end of the configuration.
+# headers less often. Together with the compiler option `-O1`, this reduces the build time to less than half. CMake
+# includes this file at Bitcoin Core's `project()` command, before the targets exist. The function `_unity_build` is
+# therefore called at the end of the configuration.
 cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL _unity_build)
 function(_unity_build)
     set_target_properties(bitcoin_node PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)

@@ -1,4 +1,4 @@
-//! Repeats a part of a drill on another thread while the drill waits for alerts.
+//! Repeats an action on another thread while a drill waits for alerts.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 

@@ -29,7 +29,8 @@ pub fn reorganization_of_four_blocks_is_deep() {
     let tip = height(hub);
     let fork = hub.cli(&["getblockhash", &(tip - 3).to_string()]);
     hub.cli(&["invalidateblock", &fork]);
-    // With the same script (51), the new blocks could be identical to the invalidated blocks.
+    // The coinbases of the new blocks pay to another script (52 instead of 51), because blocks with the same script
+    // could be identical to the invalidated blocks.
     hub.cli(&["generatetodescriptor", "5", "raw(52)"]);
     let hash = hub.cli(&["getblockhash", &(tip + 1).to_string()]);
     for member in &fleet.members {
@@ -69,8 +70,8 @@ pub fn branch_with_more_work_that_the_node_rejects_is_critical() {
     }
 }
 
-/// Starts two nodes on the same chain. The first node is a peer of the hub, and the second node is a peer of another
-/// node that mines, which is returned.
+/// Starts two nodes on the same chain. The first node is a peer of the hub. The second node is a peer of another node
+/// that can mine. Returns the fleet of the two nodes, and this other node.
 fn two_sides(drill: &'static str, kind: Kind) -> (Fleet, Node) {
     let network = Network::start(FACTOR);
     network.pace.blocks.store(0, Relaxed);
@@ -140,8 +141,8 @@ pub fn two_tips_of_different_heights_are_a_split() {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Drills 6 and 7: the tip is three hours old. In drill 7, the exporters can read the timestamp of the tip. In drill 6,
-/// the RPC whitelist of the exporters' user lacks getnetworkinfo.
+/// Drills 6 and 7: the tip is three hours old, and the exporters can read its timestamp. For the nodes of drill 6, the
+/// RPC whitelist of the exporters' user lacks getnetworkinfo.
 pub fn tip_of_three_hours_ago_is_stale() {
     let methods: Vec<_> =
         bitcoind_exporter::testing::method_names().filter(|it| *it != "getnetworkinfo").collect();

@@ -58,7 +58,7 @@ pub fn others_alerts_are_not_counted() {
     for expression in &expressions {
         assert_eq!(sum(&fleet, expression), 0.0, "{expression}");
     }
-    // An alert of this project fires. The dashboards must count it.
+    // Kill a node, which makes an alert of this project fire. The dashboards must count this alert.
     let since = Instant::now();
     fleet.member("rpc").kill();
     let name = "NodeFilesystemSpaceFillingUp";

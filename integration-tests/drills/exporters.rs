@@ -49,8 +49,7 @@ pub fn exporter_that_does_not_answer_is_down() {
     let member = fleet.member("password");
     member.plan = member.plan.clone().exporter(&["--web.config.file", &password]);
     member.restart_exporter();
-    // The restart of the exporter closes Prometheus' existing TLS connection, for which the certificate is not checked
-    // again.
+    // The test restarts the exporter, because Prometheus checks the certificate only when it opens a TLS connection.
     authority.write_certificate(true);
     fleet.member("certificate").restart_exporter();
     fleet.expect(since, &fleet.names(), &[critical("BitcoinExporterDown")], 8.0);
@@ -140,7 +139,8 @@ pub fn usdt_exporter_without_tracepoints_is_an_alert() {
 /// Drill 22: all targets of one scrape job vanish.
 pub fn job_without_targets_is_an_alert() {
     let fleet = Fleet::start("22 targets vanish", vec![Plan::new(Kind::Rpc)]);
-    // The rule reads the targets of the last day with a resolution of 10 minutes.
+    // The alert needs a target that existed within the last day, and reads the targets of this day in steps of 10
+    // minutes. The target must therefore exist for more than 10 minutes.
     fleet.quiet(12.0);
     let since = Instant::now();
     let targets: Vec<_> =

@@ -77,8 +77,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A plan for a node of this kind. The kind is the node's name. A relabel rule replaces the value `regtest` of the
-    /// label `chain` with `main`.
+    /// A plan for a node of this kind. The node's name is the name of the kind. A relabel rule replaces the value
+    /// `regtest` of the label `chain` with `main`.
     pub fn new(kind: Kind) -> Self {
         Plan {
             name: kind.name().into(),
@@ -504,9 +504,9 @@ impl Fleet {
         assert_eq!(self.stack.alerts("firing"), BTreeSet::new(), "{}: before the fault", self.drill);
     }
 
-    /// Waits until the webhook has received the expected alerts about each of these nodes, and three simulated minutes
-    /// longer. Panics if an expected alert is missing or if the webhook has received another alert. `within` is the
-    /// limit in the report, in simulated minutes since `since`.
+    /// Waits until the webhook has received the expected alerts about each of these nodes, and then for another three
+    /// simulated minutes. Panics if an expected alert is missing or if the webhook has received another alert. `within`
+    /// is the required maximum time in the report, in simulated minutes since `since`.
     pub fn expect(&self, since: Instant, nodes: &[String], expected: &[Expected], within: f64) {
         let each: Vec<_> = nodes.iter().map(|node| (node.clone(), expected.to_vec())).collect();
         self.expect_each(since, &each, within);

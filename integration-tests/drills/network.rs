@@ -43,7 +43,8 @@ impl Network {
         Self::start_with(factor, Duration::ZERO, &[])
     }
 
-    /// Like [`Self::start`], but with additional arguments for the hub, whose clock is `age` behind.
+    /// Like [`Self::start`], but with additional arguments for the hub, whose clock is `age` behind the machine's
+    /// clock.
     pub fn start_with(factor: u32, age: Duration, arguments: &[&str]) -> Self {
         Self::start_from(factor, age, arguments, |_| ())
     }

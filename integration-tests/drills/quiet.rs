@@ -162,7 +162,7 @@ pub fn background_validation_is_quiet() {
     assert_quiet(&fleet, since);
 }
 
-/// A FIBRE node that repeatedly connects no blocks for hours, and then connects the missed blocks without FIBRE.
+/// A FIBRE node that repeatedly gets no blocks for hours, and then connects the missed blocks without FIBRE.
 pub fn fibre_that_catches_up_is_quiet() {
     if cannot_bpf() {
         return eprintln!("FIBRE needs BPF");

@@ -16,13 +16,13 @@ use crate::network::Network;
 /// Factor by which durations of rules are divided. With 120, six simulated hours take three minutes of real time.
 const FACTOR: u32 = 120;
 
-/// A plan for a node whose exporter requests no block templates. On a busy machine, the alert about slow templates
-/// could fire.
+/// A plan for a node whose exporter requests no block templates. If the exporter requested templates, the alert about
+/// slow templates could fire on a busy machine.
 fn rpc() -> Plan {
     Plan::new(Kind::Rpc).exporter(&["--next-block", "off"])
 }
 
-/// Drill 21: the node rejects the transactions that are mined later, because of its -minrelaytxfee.
+/// Drill 21: because of its -minrelaytxfee, the node rejects the transactions that the hub then mines.
 pub fn compact_blocks_without_transactions_are_an_alert() {
     if fixture::cannot_bpf() {
         return eprintln!("drill 21 needs BPF");
@@ -50,8 +50,8 @@ pub fn blocks_that_come_slowly_are_an_alert() {
     let tip = |node: &Node| node.cli(&["getbestblockhash"]);
     eventually("the peer has the chain", || (tip(&peer) == tip(&network.hub)).then_some(()));
     peer.cli(&["setnetworkactive", "false"]);
-    // The node closes its connections some time after `setnetworkactive false`. A `setnetworkactive true` before that
-    // would keep them open.
+    // The node closes its connections some time after `setnetworkactive false`. If `setnetworkactive true` were called
+    // earlier, these connections would stay open.
     eventually("the peer is alone", || (peer.cli(&["getconnectioncount"]) == "0").then_some(()));
     peer.cli(&["setnetworkactive", "true"]);
     let connect = format!("-connect=127.0.0.1:{}", peer.p2p_port);

@@ -213,7 +213,8 @@ fn is_span(tokens: &[Token], at: usize) -> Result<bool, String> {
     }
 }
 
-/// State of the search for the second arguments of `predict_linear`, which are numbers of seconds.
+/// The calls of `predict_linear` that contain the current token. Their second arguments are numbers of seconds, which
+/// must be divided by the factor.
 #[derive(Default)]
 struct Horizons {
     depth: u32,
@@ -223,7 +224,8 @@ struct Horizons {
 }
 
 impl Horizons {
-    /// The text of a token. A second argument of `predict_linear` gets parentheses and a division by the factor.
+    /// The text of a token. Encloses a second argument of `predict_linear` in parentheses, and adds a division by the
+    /// factor.
     fn divided(&mut self, text: &str, before: Option<&Token>, factor: u32) -> String {
         match text {
             "(" => {

@@ -359,7 +359,7 @@ enum Callback {
 /// The callback of a subscription; `None` after the fake node has released the callback.
 type Held = Rc<RefCell<Option<Callback>>>;
 
-/// The state of a fake node, which its interfaces share.
+/// The settings, subscriptions, tip and block templates of a fake node, which its interfaces share.
 struct State {
     offers: Offers,
     ibd: Cell<bool>,
@@ -532,7 +532,7 @@ impl Init {
         }
     }
 
-    /// The object that implements all other interfaces for this connection.
+    /// The object that implements all interfaces except Init for this connection.
     fn fake(&self) -> Fake {
         Fake { state: self.state.clone(), connection: self.connection }
     }
@@ -596,7 +596,7 @@ struct Fake {
 }
 
 impl Fake {
-    /// Waits until requests for subscriptions may be answered.
+    /// Waits while the test has set that requests for subscriptions get no response.
     async fn subscriptions_pass(&self) {
         if *self.state.subscriptions_hang.borrow() {
             let mut call = InCall { state: self.state.clone(), answered: false };
@@ -704,7 +704,8 @@ impl mining::Server for Fake {
         let params = params.get()?;
         let mut milliseconds = params.get_timeout();
         if this.state.offers.core30 {
-            // In the schema of Core 30 the timeout has no default value, with which Cap'n Proto would XOR the bits.
+            // Cap'n Proto XORs a value with its default. This project's schema has the default f64::MAX and the schema
+            // of Core 30 has none. For Core 30, the XOR must therefore be undone.
             milliseconds = f64::from_bits(milliseconds.to_bits() ^ f64::MAX.to_bits());
         }
         let timeout = Duration::from_secs_f64(milliseconds / 1000.0);

@@ -20,7 +20,7 @@ pub fn cannot_bpf() -> bool {
     let machine_can = kernel.is_ok() && is_privileged;
     let loaded = kernel.and_then(|()| usdt::Programs::load(&[usdt::TracepointGroup::Validation]));
     let Err(why) = loaded else { return false };
-    skip(&format!("all that needs BPF, which this machine cannot do: {why:#}"), machine_can);
+    skip(&format!("the tests that need BPF, which does not work on this machine: {why:#}"), machine_can);
     true
 }
 

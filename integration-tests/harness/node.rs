@@ -38,7 +38,7 @@ fn bitcoind() -> (PathBuf, Vec<String>) {
     match std::env::var_os("BITCOIND").map(PathBuf::from).or(Some(beside).filter(|path| path.exists())) {
         Some(bitcoind) => (bitcoind, Vec::new()),
         None => {
-            eprintln!("there is no bitcoind beside bitcoin-cli: bitcoin-node -noipcbind takes its place");
+            eprintln!("there is no bitcoind beside bitcoin-cli: using bitcoin-node -noipcbind instead");
             (bitcoin_node(), vec!["-noipcbind".into()])
         }
     }

@@ -15,7 +15,7 @@ pub struct Proxy {
     state: Arc<Mutex<State>>,
 }
 
-/// State of a proxy, shared with its threads.
+/// The node's socket and the open connections of a proxy, shared with the proxy's threads.
 #[derive(Default)]
 struct State {
     /// Path of the node's socket. While the value is `None`, the proxy does not forward new connections.

@@ -40,7 +40,7 @@ pub enum Step {
     Destroy,
 }
 
-/// State of a fake node's block templates, with the settings of the test.
+/// The unreleased block templates of a fake node, and the test's settings for its responses to calls about templates.
 #[derive(Clone)]
 pub struct Templates {
     pub outcome: Rc<Cell<Outcome>>,
@@ -51,7 +51,7 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// Creates the state of a fake node that returns templates with two transactions.
+    /// Creates the settings of a fake node that returns templates with two transactions.
     pub fn new(counts: &Arc<Counts>) -> Self {
         Templates {
             outcome: Rc::new(Cell::new(Outcome::Transactions(2))),
@@ -136,7 +136,7 @@ struct Template {
 impl Drop for Template {
     fn drop(&mut self) {
         let mut held = self.templates.held.borrow_mut();
-        let at = held.iter().position(|of| *of == self.connection).expect("it is held");
+        let at = held.iter().position(|of| *of == self.connection).expect("an unreleased template");
         held.swap_remove(at);
         if self.busy.get() {
             self.templates.counts.fault("a template was let go while a call on it was under way");

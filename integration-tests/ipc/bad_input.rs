@@ -187,8 +187,8 @@ fn text_of_a_node_is_bounded_in_labels_and_logs() {
     assert!(log.len() < 5000, "{}", log.len());
 }
 
-/// An exporter that a script of a systemd service starts inherits the script's variables LISTEN_FDS and LISTEN_PID, and
-/// must ignore them.
+/// If a script of a systemd service starts the exporter, the exporter inherits the script's variables LISTEN_FDS and
+/// LISTEN_PID, and must ignore them.
 #[test]
 fn descriptors_for_another_process_are_ignored() {
     let mut command = command();

@@ -16,7 +16,7 @@ fn number(rows: &[Vec<String>], column: usize) -> f64 {
 #[test]
 fn tips_are_stored_with_their_resolution_and_the_rank_is_shown() {
     if postgres::programs().is_none() {
-        return skip("what needs PostgreSQL (integration-tests/debian-packages postgresql)", true);
+        return skip("the tests that need PostgreSQL (integration-tests/debian-packages postgresql)", true);
     }
     let dir = TempDir::new().unwrap();
     let mut postgres = Postgres::start();

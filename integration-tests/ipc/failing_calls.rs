@@ -1,5 +1,5 @@
-//! Tests that a call which fails, hangs or is too slow affects only the metrics that are read with this call. Their
-//! last values stay until they expire.
+//! Tests that a call which fails, hangs or is too slow affects only the metrics that are read with this call. The
+//! exporter exports the last values of these metrics until the values expire.
 
 use std::sync::Arc;
 
@@ -41,8 +41,8 @@ fn costly_call_without_answer_is_repeated_soon() {
     exporter.wait_for(UP, 1.0);
     assert_eq!(exporter.value(CONNECTS), Some(1.0), "the other calls work");
     http.set_method("getorphantxs", None);
-    // The exporter repeats a call that timed out after a back-off of some seconds. The rate limit of a successful call
-    // of this method is a thousand times the duration of the call.
+    // When a call has timed out, the exporter repeats it after a back-off of some seconds. When a call of this method
+    // has succeeded, the exporter repeats it only after a thousand times the call's duration.
     exporter.wait_for("bitcoin_orphan_transactions", 1.0);
     let asked = http.calls_of("getorphantxs");
     exporter.wait_for_polls(10.0);
@@ -353,7 +353,7 @@ fn node_that_misses_polls_keeps_its_values_for_two_intervals() {
 }
 
 /// Bitcoin Core 30 aborts when a client makes a second call on a thread whose first call is unfinished. The exporter
-/// must not make such a call, and the guard disconnects if the exporter does.
+/// must not make such a call, and the guard disconnects if the exporter makes one.
 #[test]
 fn calls_without_answer_are_not_repeated_on_their_thread() {
     let node = Node::start(&[]);
@@ -362,7 +362,8 @@ fn calls_without_answer_are_not_repeated_on_their_thread() {
         Exporter::start(&node.socket(), &["--poll-interval", "10s", "--call-timeout", "500ms"]).ready();
     node.signal(Signal::SIGSTOP);
     eventually("a call has no answer", || exporter.log().contains("no response within").then_some(()));
-    // Within six call timeouts, a faulty exporter would make further calls on the same thread.
+    // Wait for six times the call timeout. In this time, a faulty exporter would make another call on a thread of the
+    // node that has not responded to its last call.
     std::thread::sleep(std::time::Duration::from_secs(3));
     node.signal(Signal::SIGCONT);
     node.mine(2);

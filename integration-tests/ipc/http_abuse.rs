@@ -58,7 +58,7 @@ fn authenticated_scraper_skips_the_password_queue() {
     for mut stream in strangers {
         stream.set_nonblocking(true).unwrap();
         let mut answer = [0; 1024];
-        // The exporter has closed the connections without a response, or has not yet checked their passwords.
+        // If there is nothing to read, the exporter has closed the connection or has not yet checked its password.
         let read = stream.read(&mut answer).unwrap_or(0);
         let answer = String::from_utf8_lossy(&answer[..read]).to_lowercase();
         if answer.starts_with("http/1.1 429") {

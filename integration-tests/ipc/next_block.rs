@@ -183,7 +183,7 @@ fn endless_template_build_delays_nothing() {
     assert_eq!(
         (exporter.value("bitcoin_up"), node.templates()),
         (Some(1.0), asked),
-        "and no other is asked for"
+        "and no other template is requested"
     );
     assert_eq!(exporter.log().matches("has not built a block template").count(), 1);
     // A node that shuts down stops building the template and returns no template. The guard must wait for this

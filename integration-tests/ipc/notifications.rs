@@ -150,8 +150,6 @@ fn each_subset_of_interfaces_gives_what_it_can_and_nothing_else() {
         ),
     ] {
         let node = FakeNode::start(offers);
-        // The exporter waits before it polls a node without JSON-RPC whose process has just started. The fake node's
-        // process is this test process.
         let exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
         for line in present.split('|').map(str::trim) {
             eventually(line, || exporter.metrics().lines().any(|present| present == line).then_some(()));
@@ -236,7 +234,7 @@ fn one_failing_call_costs_only_its_own_metrics() {
     for gone in ["bitcoin_banned", "bitcoin_warnings{kind=\"other\"}", "bitcoin_mempool_bytes"] {
         assert_eq!(exporter.value(gone), None, "{gone}");
     }
-    // The node does not have this method. The exporter must not count a failure.
+    // The node lacks the method getmempoolfeeratediagram, which the exporter must not count as a failure.
     let diagram = "bitcoin_exporter_poll_failures_total{call=\"getmempoolfeeratediagram\"}";
     assert_eq!(exporter.value(diagram), Some(0.0));
     assert!(!exporter.metrics().contains("bitcoin_mempool_feerate_"), "but its metrics are absent");
@@ -435,6 +433,6 @@ fn http_has_low_priority_and_guard_short_timeslices() {
     if procfs::KernelVersion::current().unwrap() >= procfs::KernelVersion::new(6, 12, 0) {
         assert!(slice(guard).is_none_or(|it| it == 100_000), "{:?}", slice(guard));
     } else {
-        eprintln!("SKIPPED: this kernel gives everyone the same slices");
+        eprintln!("SKIPPED: this kernel does not support setting the time slice of a process");
     }
 }

@@ -122,7 +122,7 @@ fn guard_forwards_no_json_rpc_that_changes_the_node() {
     let before = state();
     attack(&node, async |attacker| {
         let answer = attacker.execute(&request("uptime", "[]"), "").await.unwrap();
-        assert!(answer.contains("result"), "what reads is answered: {answer}");
+        assert!(answer.contains("result"), "the node responds to a reading call: {answer}");
         for (method, params, uri) in [
             ("stop", "[]".to_string(), ""),
             ("sendtoaddress", format!("[\"{address}\",1]"), ""),
@@ -165,7 +165,7 @@ fn guard_forwards_no_method_that_changes_the_node() {
             let error = attacker.call(MINING, method).await.unwrap_err();
             assert!(error.contains("not permitted"), "{method:?}: {error}");
         }
-        attacker.execute(&request("uptime", "[]"), "").await.expect("what reads is answered");
+        attacker.execute(&request("uptime", "[]"), "").await.expect("a response to a reading call");
     });
     assert_eq!(node.cli(&["getbestblockhash"]), tip[0]);
     assert!(node.stop().success(), "{}", node.stderr());

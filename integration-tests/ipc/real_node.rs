@@ -125,7 +125,8 @@ fn blocks_and_reorgs_are_counted_exactly() {
     let fork = node.cli(&["getblockhash", "50"]);
     node.cli(&["invalidateblock", &fork]);
     expect(43.0, 4.0, 49.0);
-    // With the same script (51), the new blocks would be identical to the old blocks.
+    // The coinbases of the new blocks pay to another script (52 instead of 51), because blocks with the same script
+    // would be identical to the old blocks.
     node.cli(&["generatetodescriptor", "3", "raw(52)"]);
     expect(46.0, 4.0, 52.0);
     node.cli(&["reconsiderblock", &fork]);
@@ -164,8 +165,8 @@ fn mempool_is_exported_by_mining_feerate() {
     for (block, fee) in [(0, 72), (1, 720), (2, 7_200)] {
         node.spend_coinbase_of(&blocks[block], fee);
     }
-    // Send a parent transaction with a fee rate in the band from 0.1 sat/vB, and a child transaction that pays for its
-    // parent (CPFP). The parent and the child together have a fee rate of about 20 sat/vB.
+    // Send a parent transaction with a fee rate in the band that begins at 0.1 sat/vB, and a child transaction that
+    // pays for its parent (CPFP). The parent and the child together have a fee rate of about 20 sat/vB.
     let (parent, ..) = node.spend(node.coinbase_of(&blocks[3]), 10);
     node.spend(parent, 2_901);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
@@ -301,7 +302,7 @@ fn settings_of_the_operator_are_exported() {
     eventually("no node is added", || {
         exporter.value("bitcoin_added_nodes{state=\"disconnected\"}").is_none().then_some(())
     });
-    // A node without ZMQ does not have this method. The exporter must not count a failure.
+    // A node without ZMQ lacks the method getzmqnotifications, which the exporter must not count as a failure.
     assert_eq!(
         exporter.value("bitcoin_exporter_poll_failures_total{call=\"getzmqnotifications\"}"),
         Some(0.0)

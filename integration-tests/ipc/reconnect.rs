@@ -73,7 +73,8 @@ fn blocks_that_come_during_a_reconnect_are_counted() {
     node.mine(4);
     let tip = node.cli(&["getbestblockhash"]);
     node.cli(&["invalidateblock", &tip]);
-    // With the same script (51), the first new block would be identical to the invalidated block.
+    // The coinbases of the new blocks pay to another script (52 instead of 51). With the same script, the first new
+    // block would be identical to the invalidated block.
     node.cli(&["generatetodescriptor", "30", "raw(52)"]);
     proxy.resume(&node.socket());
     // The exporter counts the blocks at the heights 11 to 44. The invalidated block is not counted, because it was
@@ -253,7 +254,7 @@ fn exporter_start_time_needs_no_proc_stat() {
         unshare
     };
     if !isolated("true").status().is_ok_and(|status| status.success()) {
-        return eprintln!("SKIPPED: this machine does not let us mount /proc");
+        return eprintln!("SKIPPED: /proc cannot be mounted on this machine");
     }
     let before = bitcoind_exporter::metrics::now();
     let mut command_in_namespace = isolated(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));

@@ -37,7 +37,7 @@ fn ends_in_the_middle_of_polls_harm_no_node() {
     node.mine(3);
     for i in 0..30 {
         let mut exporter = Exporter::start(&node.socket(), &["--poll-interval", "1ms"]);
-        // After this delay, the exporter is still starting, is making its first poll, or is making a later poll.
+        // Depending on the delay, the exporter is still starting, is making its first poll, or is making a later poll.
         std::thread::sleep(Duration::from_millis(5 * (i % 10)));
         match i % 3 {
             0 => drop(exporter.terminate()),
@@ -244,7 +244,7 @@ fn supervisor_outlives_the_guard_of_a_killed_exporter() {
     std::thread::sleep(Duration::from_millis(300)); // A supervisor that does not wait for the guard would have exited.
     assert!(
         !is_gone(supervised.supervisor.supervisor()),
-        "it has ended before the guard, which a container's end would kill"
+        "the supervisor exited before the guard, which the end of a container would kill"
     );
     assert!(!is_gone(supervised.guard));
     node.hang(false);
@@ -258,7 +258,8 @@ fn supervisor_outlives_the_guard_of_a_killed_exporter() {
 fn supervisor_forwards_sigterm() {
     let node = FakeNode::start(TRACING);
     let mut supervised = Supervised::start(&node);
-    // A real-time signal must not end the supervisor. Some containers get such a signal to stop them.
+    // A real-time signal must not end the supervisor. Some container images are configured to be stopped with such a
+    // signal.
     let supervisor = supervised.supervisor.supervisor();
     assert!(Command::new("sh").args(["-c", &format!("kill -37 {supervisor}")]).status().unwrap().success());
     let pending = || Process::new(supervisor.as_raw()).and_then(|it| it.status()).map(|it| it.shdpnd);
@@ -327,7 +328,7 @@ impl Container {
             unshare
         };
         if !unshare(&["true"]).output().is_ok_and(|output| output.status.success()) {
-            eprintln!("SKIPPED: this machine gives no user and PID namespaces");
+            eprintln!("SKIPPED: user and PID namespaces cannot be created on this machine");
             return None;
         }
         let child = unshare(program)

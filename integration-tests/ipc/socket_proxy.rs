@@ -19,8 +19,8 @@ const NODE: &str = "TEST_IS_A_SOCKET_PROXY_OF";
 /// The process of a proxy: this test binary with the environment variable [`NODE`].
 struct ProxyProcess {
     child: Child,
-    /// The proxy's stdout. It must stay open, because Rust's test harness in the proxy's process writes to it at the
-    /// end.
+    /// The proxy's stdout. It must stay open, because Rust's test harness in the proxy's process writes to it after the
+    /// test.
     _output: BufReader<ChildStdout>,
     socket: PathBuf,
     dir: TempDir,
@@ -117,8 +117,9 @@ fn traffic_of_another_long_running_node_is_not_counted() {
     let exporter = Exporter::start(&proxy.socket, &["--poll-interval", "500ms"]).ready();
     exporter.wait_for("bitcoin_peers", 0.0);
     let polls = || exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
-    // The node reports the times of connections in seconds. Four polls (two seconds) after the peer of `other`
-    // connected, the exporter can distinguish this time from the time of its last poll.
+    // The exporter must not count the previous traffic of a peer that connected before the exporter's last poll. The
+    // node reports connection times in whole seconds, and the test therefore waits for four polls (two seconds) after
+    // the peer of `other` connected.
     let before = polls();
     eventually("polls continue", || (polls() >= before + 4.0).then_some(()));
     proxy.forward_to(&other.socket());

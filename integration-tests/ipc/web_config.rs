@@ -198,7 +198,7 @@ fn password_guesses_delay_no_authenticated_client() {
 }
 
 /// The sandbox permits reading the folders with certificates. The exporter must also be able to read `web.yml` again if
-/// it configures no certificate.
+/// this file configures no certificate.
 #[test]
 fn web_config_of_users_only_is_read_in_the_sandbox() {
     let dir = TempDir::new().unwrap();

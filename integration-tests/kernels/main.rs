@@ -33,8 +33,8 @@ misbehaving inv message size = 50001
 standard 8 2 3 4 5000000 block text
 ";
 
-/// Samples, without the label `node`, that the exporter must export after [`COMMANDS`]. For each tracepoint, a sample
-/// has a value other than 0.
+/// Samples, without the label `node`, that the exporter must export after [`COMMANDS`]. Each tracepoint has at least
+/// one sample here whose value is not 0.
 const SAMPLES: &str = r#"
     fibre_exporter_probes_attached 27
     fibre_exporter_errors_total{error_type="argument"} 0
@@ -119,7 +119,7 @@ const REAL_NODE: &str = "a_real_node_on_arm64_is_counted";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Virtual machines that run at the same time take longer in total than one after the other.
+    // Run one virtual machine at a time: all tests take longer if several virtual machines run at the same time.
     arguments.test_threads = Some(1);
     let missing_node = std::env::var_os("NODE_ARM64")
         .is_none()

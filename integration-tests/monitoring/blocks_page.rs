@@ -70,7 +70,8 @@ pub fn page_shows_blocks_as_the_log_has_them() {
     );
     keep(&browser, "blocks.png");
 
-    // The first block has all stages. The second block was complete before the peer responded to the node's request.
+    // The first block has all stages. The second block was complete before the peer responded to the node's request,
+    // and the stage `trip` therefore ends when the block is complete.
     let stages = |block: &str| browser.run(&format!("return stages({block}).map(it => it.slice(0, 3))"));
     assert_eq!(
         stages(

@@ -33,11 +33,11 @@ fn main() -> ExitCode {
     let cannot = cannot_bpf();
     let sdk = std::env::var_os("GRAFANA_SDK");
     if sdk.is_none() {
-        skip("what needs GRAFANA_SDK (integration-tests/python-packages)", true);
+        skip("the tests that need GRAFANA_SDK (integration-tests/python-packages)", true);
     }
     let schemas = std::env::var_os("KUBERNETES_SCHEMAS");
     if schemas.is_none() {
-        skip("what needs KUBERNETES_SCHEMAS (integration-tests/python-packages)", true);
+        skip("the tests that need KUBERNETES_SCHEMAS (integration-tests/python-packages)", true);
     }
     let (no_sdk, no_schemas) = (sdk.is_none(), schemas.is_none());
     let mut trials = vec![
@@ -89,7 +89,7 @@ fn main() -> ExitCode {
     ];
     let no_postgres = harness::postgres::programs().is_none();
     if no_postgres {
-        skip("what needs PostgreSQL (integration-tests/debian-packages postgresql)", true);
+        skip("the tests that need PostgreSQL (integration-tests/debian-packages postgresql)", true);
     }
     let of_store = [
         trial("propagation_queries_return_data", propagation::every_query_returns_data),
@@ -137,7 +137,7 @@ fn all_dashboards() -> Vec<Value> {
     files.map(|file| serde_json::from_slice(&std::fs::read(file.unwrap().path()).unwrap()).unwrap()).collect()
 }
 
-/// The panels of a dashboard, including the panels in collapsed rows. Rows are not included.
+/// The panels of a dashboard, including the panels in collapsed rows, but without the rows themselves.
 fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
     let all = dashboard["panels"].as_array().unwrap().iter();
     let all =

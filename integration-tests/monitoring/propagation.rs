@@ -95,7 +95,8 @@ pub fn every_query_returns_data() {
     // With clock errors of 600 µs, the possible error is longer than the lead of 1 ms, and the first node is uncertain.
     postgres.rows("UPDATE propagation.blocks SET clock_max_error_us = 600");
     assert_eq!(shown(&postgres, "First node", "connected"), [["n1", "0", "144"]]);
-    // The dashboard must ignore a node that connects a block two hours late, because this node was not running.
+    // A node that connects a block two hours late was not running when the block was mined, and the dashboard must
+    // ignore it for this block.
     postgres.rows(
         "UPDATE propagation.blocks SET connected_at = connected_at + interval '2 hours' WHERE node = 'n3'",
     );

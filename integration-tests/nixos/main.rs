@@ -60,14 +60,14 @@ fn main() -> ExitCode {
     let images = move || run(&[&runner], &slim);
     trials.push(Trial::test("images", images).with_ignored_flag(!(boots && can_build)));
     if trials.iter().any(Trial::has_ignored_flag) {
-        let needs = "TRIXIE, BOOKWORM, SLIM, DEB, TARBALL, INSTALLED, root, and leave to mount";
-        skip(&format!("scenarios, which need {needs}"), boots);
+        let needs = "TRIXIE, BOOKWORM, SLIM, DEB, TARBALL, INSTALLED, root, and permission to mount";
+        skip(&format!("the scenarios, which need {needs}"), boots);
     }
     trials.sort_by(|one, other| one.name().cmp(other.name()));
     let revision = Trial::test("build_has_the_given_revision", build_has_the_given_revision);
     let no_package = std::env::var_os("DEB").is_none();
     if no_package {
-        skip("what needs DEB (contrib/debian/package)", true);
+        skip("the tests that need DEB (contrib/debian/package)", true);
     }
     let lintian = Trial::test("lintian_finds_nothing_in_the_package", lintian_finds_nothing_in_the_package)
         .with_ignored_flag(no_package);
@@ -81,7 +81,7 @@ fn main() -> ExitCode {
 fn nix() -> Vec<Trial> {
     let has_nix = Command::new("nix-instantiate").arg("--version").output().is_ok();
     if !has_nix {
-        skip("the Nix files, which need nix-instantiate", true);
+        skip("the tests of the Nix files, which need nix-instantiate", true);
     }
     /// A function with a test of the Nix files.
     type Test = fn() -> Result<(), Failed>;
@@ -287,8 +287,8 @@ fn lintian_finds_nothing_in_the_package() -> Result<(), Failed> {
 /// Checks that build.rs uses the revision in BUILD_REVISION. The flake sets this variable, because Nix builds without a
 /// Git repository.
 fn build_has_the_given_revision() -> Result<(), Failed> {
-    // OUT_DIR is target/debug/build/bitcoind-exporter-…/out. The binary of the build script is in a second folder with
-    // such a name.
+    // OUT_DIR is target/debug/build/bitcoind-exporter-…/out. The build script's binary is in another folder whose name
+    // begins with `bitcoind-exporter-`.
     let builds = Path::new(env!("OUT_DIR")).ancestors().nth(2).expect("the folder of all builds");
     let scripts = std::fs::read_dir(builds)?.filter_map(|folder| {
         let folder = folder.unwrap();

@@ -396,8 +396,8 @@ pub fn report_has_the_utxo_flush_a_block_waited_for() {
     let duration = |line: &str| -> i64 {
         line.split_once("duration_us=").unwrap().1.split(' ').next().unwrap().parse().unwrap()
     };
-    // The field counts the time of flushes between the block's first announcement and its connection, which is at most
-    // the sum of all flushes.
+    // The field `flush_us` is the total duration of flushes between the block's first announcement and its connection,
+    // which is at most the sum of all flushes.
     assert!(told > 0 && told <= flushed.map(duration).sum(), "{told}: {log}");
 
     let next = scene.block(&[]);

@@ -300,7 +300,8 @@ pub fn addr_entries_are_counted_as_the_nodes_log_them() {
     peer.wait_until_handled();
     assert_eq!(entries(&exporter, "bitcoin_addr_entries", "in"), (6.0, 1516.0 + 11.0));
 
-    // The node responds to getaddr with at most a quarter of its addresses, and therefore needs many addresses.
+    // The node responds to getaddr with at most a quarter of its known addresses. The test therefore adds 100
+    // addresses.
     let add = |addr: u32| ("addpeeraddress", json!([std::net::Ipv4Addr::from(addr).to_string(), 8333]));
     node.batch(&addresses(100).map(add).collect::<Vec<_>>());
     // The node sends addr messages to the test's peer, which has not requested addrv2, and addrv2 messages to another

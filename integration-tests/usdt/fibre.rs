@@ -157,8 +157,8 @@ pub fn newest_fibre_tracepoint_arguments_are_read() {
 
 pub fn log_writer_thread_is_traced() {
     let (_dir, mut fixture, exporter) = fibre(&["-DNEWEST"]);
-    // Two writes and a reopen request are queued and executed. Then operations are executed that were queued before the
-    // exporter attached to the node.
+    // Two writes to debug.log and a request to reopen it are queued and executed. Then two writes are executed that
+    // were queued before the exporter attached to the node.
     for line in [
         "log_queued 254 1",
         "log_queued 255 2",
@@ -206,7 +206,7 @@ pub fn last_block_is_the_last_seen_by_any_tracepoint() {
     assert_samples(&exporter, "fibre_last_block_height 800002");
     fixture.fire("time 800003 1 a 2 b");
     assert_samples(&exporter, "fibre_last_block_height 800003");
-    // A reorg to a lower height sets the gauge back.
+    // A reorg to a lower height must decrease the gauge.
     fixture.fire("block 800001 3 1000");
     assert_samples(
         &exporter,
@@ -226,7 +226,8 @@ pub fn restarted_node_does_not_finish_what_the_last_one_queued() {
     });
     let mut fixture = crate::Fixture::start(&compile(dir.path(), &["-DNEWEST"]));
     eventually("the exporter attaches to the new node", || (exporter.get("/ready").0 == 200).then_some(()));
-    // The exporter does not know the waiting time of operations that were queued before it attached to the node.
+    // The exporter does not know the waiting time of writes to debug.log that were queued before it attached to the
+    // node.
     fixture.fire("log_completed 1 1 0");
     fixture.fire("log_started 2 1");
     fixture.fire("log_completed 2 1 0");

@@ -136,7 +136,7 @@ struct event {
 	char hash_text[65];
 	char what[32], texts[2][128], reason[160];
 	int64_t numbers[5];
-	char thread[16]; /* Name of the thread that fires the event. Empty: the thread keeps its name. */
+	char thread[16]; /* Name of the thread that fires the event. If empty, the thread keeps its name. */
 	long times;
 };
 

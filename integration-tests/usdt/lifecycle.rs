@@ -40,8 +40,8 @@ pub fn another_node_of_the_same_binary_is_not_the_next_one() {
     let binary = compile(dir.path(), &[]);
     let (first, mut other) = (Fixture::start(&binary), Fixture::start(&binary));
     let exporter = crate::exporter(first.pid(), &["--node-name", "relay"]);
-    // The exporter notices the exit of a node with a delay, and the restarted node can be younger than this delay. The
-    // second process must be older.
+    // Wait until the exporter has recorded that the second process runs beside the first process. In the first seconds
+    // of tracing, the exporter lists the processes every 500 ms.
     std::thread::sleep(std::time::Duration::from_secs(3));
     drop(first);
     eventually("the exporter waits for the node", || {
@@ -166,7 +166,7 @@ pub fn node_is_selected_by_its_unit() {
     });
     let unit = format!("test-{}.service", std::process::id());
     let made = mounts.map(|at| at.join(&unit)).find(|group| std::fs::create_dir(group).is_ok());
-    let Some(group) = made else { return eprintln!("SKIPPED: this machine lets us make no control group") };
+    let Some(group) = made else { return eprintln!("SKIPPED: this machine cannot create a control group") };
     let dir = TempDir::new().unwrap();
     let binary = compile(dir.path(), &[]);
     let (_other, mut node) = (Fixture::start(&binary), Fixture::start(&binary));

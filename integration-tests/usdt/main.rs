@@ -121,7 +121,7 @@ fn main() -> ExitCode {
     let as_root_with_postgres = tests![block_store::full_disk_of_the_outbox_costs_no_row];
     let no_postgres = harness::postgres::programs().is_none();
     if no_postgres {
-        skip("what needs PostgreSQL (integration-tests/debian-packages postgresql)", true);
+        skip("the tests that need PostgreSQL (integration-tests/debian-packages postgresql)", true);
     }
     let is_root = nix::unistd::Uid::effective().is_root();
     let with_postgres =

@@ -128,8 +128,8 @@ fn counts_each_block(exporter: &Exporter, node: &Restarted, name: &str) {
     assert!(mined.iter().all(|hash| logged(hash) == 1), "{}", exporter.log());
 }
 
-/// Ends a node that has these arguments with this signal, and restarts it, three times. During the second restart, the
-/// exporter is stopped (SIGSTOP). If `upgrade` is true, the node's binary is replaced before each restart.
+/// Starts a node with these arguments. Three times, ends the node with this signal and restarts it. During the second
+/// restart, the exporter is stopped (SIGSTOP). If `upgrade` is true, the node's binary is replaced before each restart.
 fn restarts(arguments: &'static [&'static str], signal: Signal, upgrade: bool) {
     let dir = TempDir::new().unwrap();
     let program = dir.path().join("bitcoin-node");
