@@ -299,7 +299,7 @@ impl BlockLogFile {
     }
 }
 
-/// Adds the result of a block's race to the last row of the block.
+/// Adds the result of the race between FIBRE and compact blocks for a block to the last row of the block.
 fn update_race(connection: &Connection, report: &BlockReport) -> rusqlite::Result<()> {
     let update = "UPDATE blocks SET race_udp_ns = ?, race_compact_ns = ? \
                   WHERE id = (SELECT max(id) FROM blocks WHERE block_height = ? AND block_hash = ?)";

@@ -34,7 +34,7 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct LogEntry {
     /// The report of the block.
     pub report: BlockReport,
-    /// Whether the block already has a row, to which the result of the block's race is added.
+    /// Whether the block already has a row, to which the result of the race between FIBRE and compact blocks is added.
     pub is_update: bool,
 }
 
@@ -52,7 +52,8 @@ impl ReportQueue {
         self.send(LogEntry { report, is_update: false });
     }
 
-    /// Adds the report of a block that already has a row, because the result of its race was reported later.
+    /// Queues a second report of a block, to add the result of the race between FIBRE and compact blocks to the row of
+    /// the block.
     pub fn update(&self, report: BlockReport) {
         self.send(LogEntry { report, is_update: true });
     }
@@ -85,7 +86,7 @@ impl OutboxBatch {
 pub struct Forwarding {
     /// Chain, node and exporter, which are part of each row.
     pub origin: RowOrigin,
-    /// The state of the forwarding, for the metrics and the status page.
+    /// The row counts and ranks for the metrics and the status page.
     pub counts: Arc<StoreState>,
     /// Batches to forward.
     pub batches: tokio::sync::mpsc::Sender<OutboxBatch>,
@@ -101,9 +102,9 @@ pub struct BlockLogThread {
 }
 
 impl BlockLogThread {
-    /// Starts the thread. If the disk is full, or the file is corrupt, locked or cannot be read because of an I/O
-    /// error, the thread starts and tries again later. With `forwarding`, the rows are also forwarded to the block
-    /// store.
+    /// Opens the file and starts the thread. If the disk is full, or the file is corrupt, locked or cannot be read
+    /// because of an I/O error, the thread starts without the file and tries to open the file later. With `forwarding`,
+    /// the rows are also forwarded to the block store.
     ///
     /// # Errors
     /// The file cannot be created, belongs to another program, is written by another exporter or has an unsupported

@@ -27,8 +27,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// nodes may report a block later.
 const RANK_DELAYS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
 
-/// Maximum number of compared nodes. With more nodes the ranks are no longer read, because each exporter would read
-/// the rows of all nodes for each block.
+/// Maximum number of nodes whose times for one block are compared. With more nodes this exporter no longer reads its
+/// ranks, because each exporter would read the rows of all nodes for each block.
 const MAX_RANKED_NODES: i64 = 1000;
 
 /// Starts the thread that forwards rows. The thread ends when the returned value is dropped.
@@ -61,7 +61,7 @@ pub fn start(settings: StoreSettings, origin: RowOrigin) -> Result<Forwarding> {
     Ok(Forwarding { origin, counts: state, batches, stored })
 }
 
-/// The state of the thread that forwards rows.
+/// The settings, the channels, the connection and the last failure of the thread that forwards rows.
 struct Forwarder {
     application: String,
     settings: StoreSettings,
@@ -77,7 +77,7 @@ struct Forwarder {
     failures: u32,
     /// Times at which the ranks will be read.
     rank_times: VecDeque<Instant>,
-    /// Whether the ranks are read: false if the block store has more than [`MAX_RANKED_NODES`] nodes.
+    /// Whether the ranks are read: false after more than [`MAX_RANKED_NODES`] nodes had a rank for one block.
     reads_ranks: bool,
     /// Height of the last sent block.
     last_height: Option<i32>,

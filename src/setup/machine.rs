@@ -227,8 +227,8 @@ impl OpenFiles {
         Some(open)
     }
 
-    /// The directory of the chain, in which the node has the file `.lock` open. The node also has a `.lock` file open
-    /// in the directory of the blocks.
+    /// The directory of the chain, in which the node has the file `.lock` open. The second open `.lock` file, in the
+    /// directory of the blocks, is ignored.
     fn chain_dir(&self) -> Option<PathBuf> {
         let locks = self.paths.iter().filter(|path| path.ends_with(".lock"));
         locks.filter_map(|path| path.parent()).find(|dir| !dir.ends_with("blocks")).map(Path::to_path_buf)

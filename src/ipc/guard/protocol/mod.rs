@@ -86,8 +86,9 @@ pub enum ExporterMessageAction {
     Violation(&'static str),
 }
 
-/// The protocol state of one connection. The state determines how the guard handles each message, and which messages
-/// the guard itself sends.
+/// The protocol state of one connection: unfinished calls, the node's capabilities, the long polls, the block template
+/// and the subscriptions. The state determines how the guard handles each message, and which messages the guard itself
+/// sends.
 #[derive(Default)]
 pub struct ProtocolState {
     questions: Questions,

@@ -65,7 +65,7 @@ impl LongPollResult {
     }
 }
 
-/// State of the thread of the node that runs the guard's long polls.
+/// The thread of the node that runs the guard's long polls: not requested, requested, or created (its export ID).
 #[derive(Debug, Default)]
 enum WatchThread {
     #[default]
@@ -74,8 +74,9 @@ enum WatchThread {
     Made(u32),
 }
 
-/// State of the long polls of a connection. After the node's first response to a long poll of the exporter, the guard
-/// keeps a long poll always under way. The first response shows that the node has loaded its chain state.
+/// The parameters, the thread, the last result and the next time of the long polls of a connection. After the node's
+/// first response to a long poll of the exporter, a long poll is always under way. The first response shows that the
+/// node has loaded its chain state.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
     thread_map: Option<u32>,

@@ -209,8 +209,8 @@ fn endless_build_delays_no_shutdown_or_unsubscribe() {
 }
 
 /// The exporter had a template when its guard was killed. The replacement guard does not release the template, because
-/// the node frees it when the connection is closed. A late response of the node restarts the replacement guard's wait
-/// until the node is silent.
+/// the node frees it when the connection is closed. After a late response of the node, the replacement guard waits for
+/// another `SILENCE_TIMEOUT` before it may close the connection.
 #[test]
 fn replacement_has_no_template() {
     let now = Duration::from_secs(1);
