@@ -19,9 +19,10 @@ use super::report::BlockReport;
 use crate::block_store::StoreState;
 use crate::scheduling;
 
-/// Limit on the blocks in the queue to the thread, and separately on the blocks that the thread keeps until the file
-/// can be written. The ring buffer in the kernel (validation.bpf.c) holds about as many blocks for an exporter that is
-/// stopped (SIGSTOP), and all of them are read at once when the exporter is resumed. A full queue takes 4 MB of memory.
+/// Maximum number of blocks in the queue to the thread, and of blocks that the thread keeps until the file can be
+/// written. The ring buffer in the kernel (validation.bpf.c) holds about the same number of blocks for an exporter that
+/// is stopped (SIGSTOP), and the exporter reads all of them at once when it is resumed. A full queue takes 4 MB of
+/// memory.
 const MAX_QUEUED: usize = 8192;
 /// Minimum time between a failed attempt to write and the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);

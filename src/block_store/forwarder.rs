@@ -169,7 +169,9 @@ impl Forwarder {
         };
         match read.await {
             Ok(ranks) if ranks.iter().any(|rank| rank.nodes > Some(MAX_RANKED_NODES)) => {
-                info!("the block store has more than {MAX_RANKED_NODES} nodes: the page shows no rank");
+                info!(
+                    "the block store has more than {MAX_RANKED_NODES} nodes: the status page shows no rank"
+                );
                 self.reads_ranks = false;
             }
             Ok(ranks) => *self.state.ranks.lock().expect("nobody panics holding it") = ranks,

@@ -114,7 +114,7 @@ impl Planner<'_> {
         self.plan.notes.push(text);
     }
 
-    /// Plans to add `text` to a file, whose `path` is below the root.
+    /// Plans to add `text` to the file at `path`, which is relative to the root directory.
     fn add(&mut self, path: &str, text: String) {
         let path = self.machine.root.join(path);
         let is_secret = text.contains("PASSWORD=");
@@ -242,7 +242,7 @@ impl Planner<'_> {
         }
         conf.push(secret.rpcauth.clone());
         // Without `rpcwhitelistdefault=0`, a whitelist for one user would lock out all other users. If the operator
-        // has set `rpcwhitelist` or `rpcwhitelistdefault`, the default is not changed.
+        // has set `rpcwhitelist` or `rpcwhitelistdefault`, setup does not change the operator's choice.
         if ["rpcwhitelist", "rpcwhitelistdefault"].iter().all(|name| node.settings.value(name).is_none()) {
             conf.push("rpcwhitelistdefault=0".into());
         }
@@ -330,7 +330,7 @@ impl Planner<'_> {
         let node = name.map_or(host.clone(), |name| format!("{host}-{name}"));
         let target = format!("- targets: [\"{address}\"]\n  labels:\n    node: \"{node}\"\n");
         match &self.machine.prometheus {
-            None => self.note(format!("Prometheus is not on this machine. Its target, with an address that it can reach (docs/endpoint.md):\n{target}")),
+            None => self.note(format!("Prometheus is not on this machine. Add this target to Prometheus, with an address that Prometheus can reach (docs/endpoint.md):\n{target}")),
             Some(prometheus) if prometheus.targets.contains(&address) => {}
             Some(prometheus) => {
                 if !prometheus.config.contains("targets/ipc") {

@@ -12,7 +12,7 @@ use crate::schema::mining_capnp::mining;
 /// poll immediately, so without this minimum the guard would repeat the call in a tight loop.
 pub(super) const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Minimum time between the starts of two long polls of the guard while there are subscriptions. The guard has to end
-/// the subscriptions before the node has shut down. A shutdown takes 40 to 90 ms on regtest.
+/// the subscriptions before the node has shut down, which takes 40 to 90 ms on regtest.
 pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Time after the end of the exporter's long poll after which the guard starts a long poll, if the exporter has not
 /// started another long poll. The delay is shorter than a shutdown of the node, so the guard's long poll can still

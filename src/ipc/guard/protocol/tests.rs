@@ -947,8 +947,8 @@ fn parameters_refer_to_the_capabilities_of_the_message() {
     assert_eq!(verdict, ExporterMessageAction::Violation("handshake without a thread map"));
 }
 
-/// The guard rejects calls with options of Cap'n Proto. Some options make a node close the connection during other
-/// calls.
+/// The guard rejects calls with options of Cap'n Proto. Some options make a node close the connection while other calls
+/// are under way.
 #[test]
 fn calls_have_no_options() {
     let with = |set: fn(rpc::call::Builder)| {

@@ -178,7 +178,8 @@ fn template_calls_before_its_answer_are_rejected() {
     guard.is_refused(pipelined(), why);
     guard.node(results(30, &[TEMPLATE]));
     guard.is_refused(pipelined(), why);
-    // After the guard has released the template, the node keeps it until the `createNewBlock` call is finished.
+    // After the guard has released the template, the node keeps the template until it receives the `Finish` for the
+    // `createNewBlock` call.
     guard.exporter(release(TEMPLATE, 1));
     assert_eq!(guard.calls(), RELEASED);
     guard.is_refused(pipelined(), why);
