@@ -59,8 +59,8 @@ pub(super) const VERSIONS: [(i32, &str); 2] = [
         );
         CREATE INDEX blocks_by_height ON blocks (block_height);",
     ),
-    // Rows of bitcoind-ipc-exporter have no contents of a block. The table is copied because SQLite cannot drop NOT
-    // NULL from a column.
+    // Rows of bitcoind-ipc-exporter have no contents of a block, so the columns of the contents must permit NULL. The
+    // table is copied because SQLite cannot drop NOT NULL from a column.
     (
         3,
         "ALTER TABLE blocks RENAME TO old;

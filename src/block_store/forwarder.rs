@@ -21,7 +21,8 @@ use crate::scheduling;
 
 /// Delay before the next attempt after a failure. The delay doubles with each failure, up to the second value.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Time without rows after which the connection is closed, because a server has a limited number of connections.
+/// Time without rows to send after which the connection is closed, because a server has a limited number of
+/// connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Delays after a stored batch at which the ranks of the last blocks are read. The ranks are read again because other
 /// nodes may report a block later.
@@ -73,7 +74,7 @@ struct Forwarder {
     connection: Option<StoreConnection>,
     /// The last logged failure; `None` after a success.
     last_logged: Option<String>,
-    /// Number of failures in a row.
+    /// Number of consecutive failures.
     failures: u32,
     /// Times at which the ranks will be read.
     rank_times: VecDeque<Instant>,

@@ -14,8 +14,8 @@ use tokio_postgres::config::{Host, SslMode};
 use super::tls::{self, Verification};
 use crate::files;
 
-/// The arguments of the block store. The names of environment variables lack the prefix, which [`crate::cli::Cli`]
-/// adds.
+/// The command line arguments that configure the block store. The names of environment variables lack the prefix, which
+/// [`crate::cli::Cli`] adds.
 #[derive(Args, Debug)]
 pub struct StoreArgs {
     /// PostgreSQL database for the rows of many nodes' block logs:

@@ -93,8 +93,8 @@ impl ProtocolState {
             && now.saturating_sub(self.last_message_at) >= silence
     }
 
-    /// Whether a replacement guard may send, because the node was silent for [`QUIET_TIME`] or the replacement has
-    /// waited for [`MAX_QUIET_WAIT`]. Always true for a guard that is not a replacement.
+    /// Whether a replacement guard may send messages, because the node was silent for [`QUIET_TIME`] or the replacement
+    /// has waited for [`MAX_QUIET_WAIT`]. Always true for a guard that is not a replacement.
     fn is_quiet(&self, now: Duration) -> bool {
         let Some(since) = self.replacing_since else { return true };
         now.saturating_sub(self.last_message_at) >= QUIET_TIME || now.saturating_sub(since) >= MAX_QUIET_WAIT

@@ -619,7 +619,7 @@ fn guard_polls_only_without_the_exporters_long_poll() {
     guard.passes(Duration::from_secs(3600));
     assert_eq!((guard.calls(), guard.protocol.next_wakeup(guard.now)), (vec![], None));
     // After the node's response to its long poll, the exporter starts another long poll within `TAKEOVER_DELAY`. The
-    // guard starts none.
+    // guard starts no long poll.
     guard.node(tip_results(20, Some(TIP)));
     guard.passes(TAKEOVER_DELAY - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
