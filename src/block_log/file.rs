@@ -59,8 +59,8 @@ pub(super) const VERSIONS: [(i32, &str); 2] = [
         );
         CREATE INDEX blocks_by_height ON blocks (block_height);",
     ),
-    // Rows of bitcoind-ipc-exporter have no contents of a block. The table is copied because SQLite cannot drop NOT
-    // NULL from a column.
+    // Rows of bitcoind-ipc-exporter have no contents of a block, so the columns of the contents must permit NULL. The
+    // table is copied because SQLite cannot drop NOT NULL from a column.
     (
         3,
         "ALTER TABLE blocks RENAME TO old;
@@ -299,7 +299,7 @@ impl BlockLogFile {
     }
 }
 
-/// Adds the result of a block's race to the last row of the block.
+/// Adds the result of the race between FIBRE and compact blocks for a block to the last row of the block.
 fn update_race(connection: &Connection, report: &BlockReport) -> rusqlite::Result<()> {
     let update = "UPDATE blocks SET race_udp_ns = ?, race_compact_ns = ? \
                   WHERE id = (SELECT max(id) FROM blocks WHERE block_height = ? AND block_hash = ?)";

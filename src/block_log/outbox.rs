@@ -41,9 +41,9 @@ pub fn push(connection: &Connection, report: &BlockReport, origin: &RowOrigin) -
     connection.prepare("INSERT INTO outbox (block_height, row) VALUES (?, ?)")?.execute(row).map(drop)
 }
 
-/// Deletes the oldest rows beyond the limit of `keep` rows. Returns the number of deleted rows with IDs above
-/// `under_way`. Rows up to `under_way` are not counted, because they are in memory and are being sent to the block
-/// store.
+/// Deletes the oldest rows of the outbox if it has more than `keep` rows. Returns the number of deleted rows with IDs
+/// above `under_way`. Rows up to `under_way` are not counted, because they are in memory and are being sent to the
+/// block store.
 ///
 /// # Errors
 /// SQLite cannot delete the rows.
@@ -125,8 +125,10 @@ pub fn store_row(report: &BlockReport, origin: &RowOrigin) -> Value {
     })
 }
 
-/// The time at which the node had the whole block, Unix seconds. If no peer announced the block: the time at which
-/// FIBRE delivered the block, or the time at which the node began to connect it; `None` if unknown.
+/// The time at which the node had the whole block, in Unix seconds. If the report does not contain this time, for
+/// example because no peer announced the block, returns the time at which FIBRE delivered the block, or for a block
+/// that did not arrive over FIBRE, the time at which the node began to connect the block. `None` if the time is
+/// unknown.
 fn complete(report: &BlockReport) -> Option<f64> {
     let before_connection = match (report.complete_us, report.connected_us) {
         (Some(complete), Some(connected)) => Some(connected - complete),

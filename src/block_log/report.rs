@@ -1,4 +1,4 @@
-//! The report of a connected block, which is logged, written to the block log as a row, and shown on the page.
+//! The report of a connected block, which is logged, written to the block log as a row, and shown on the status page.
 
 use rusqlite::ToSql;
 use serde::Serialize;

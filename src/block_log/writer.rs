@@ -19,9 +19,10 @@ use super::report::BlockReport;
 use crate::block_store::StoreState;
 use crate::scheduling;
 
-/// Limit on the blocks in the queue to the thread, and separately on the blocks that the thread keeps until the file
-/// can be written. The ring buffer in the kernel (validation.bpf.c) holds about as many blocks for an exporter that is
-/// stopped (SIGSTOP), and all of them are read at once when the exporter is resumed. A full queue takes 4 MB of memory.
+/// Maximum number of blocks in the queue to the thread, and of blocks that the thread keeps until the file can be
+/// written. The ring buffer in the kernel (validation.bpf.c) holds about the same number of blocks for an exporter that
+/// is stopped (SIGSTOP), and the exporter reads all of them at once when it is resumed. A full queue takes 4 MB of
+/// memory.
 const MAX_QUEUED: usize = 8192;
 /// Minimum time between a failed attempt to write and the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -34,7 +35,7 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct LogEntry {
     /// The report of the block.
     pub report: BlockReport,
-    /// Whether the block already has a row, to which the result of the block's race is added.
+    /// Whether the block already has a row, to which the result of the race between FIBRE and compact blocks is added.
     pub is_update: bool,
 }
 
@@ -52,7 +53,8 @@ impl ReportQueue {
         self.send(LogEntry { report, is_update: false });
     }
 
-    /// Adds the report of a block that already has a row, because the result of its race was reported later.
+    /// Queues a second report of a block, to add the result of the race between FIBRE and compact blocks to the row of
+    /// the block.
     pub fn update(&self, report: BlockReport) {
         self.send(LogEntry { report, is_update: true });
     }
@@ -85,7 +87,7 @@ impl OutboxBatch {
 pub struct Forwarding {
     /// Chain, node and exporter, which are part of each row.
     pub origin: RowOrigin,
-    /// The state of the forwarding, for the metrics and the status page.
+    /// The row counts and ranks for the metrics and the status page.
     pub counts: Arc<StoreState>,
     /// Batches to forward.
     pub batches: tokio::sync::mpsc::Sender<OutboxBatch>,
@@ -101,9 +103,9 @@ pub struct BlockLogThread {
 }
 
 impl BlockLogThread {
-    /// Starts the thread. If the disk is full, or the file is corrupt, locked or cannot be read because of an I/O
-    /// error, the thread starts and tries again later. With `forwarding`, the rows are also forwarded to the block
-    /// store.
+    /// Opens the file and starts the thread. If the disk is full, or the file is corrupt, locked or cannot be read
+    /// because of an I/O error, the thread starts without the file and tries to open the file later. With `forwarding`,
+    /// the rows are also forwarded to the block store.
     ///
     /// # Errors
     /// The file cannot be created, belongs to another program, is written by another exporter or has an unsupported

@@ -104,7 +104,8 @@ impl StoreConnection {
     }
 
     /// Waits for the result of a statement, and cancels the statement after the timeout. Without the cancellation the
-    /// server would continue to wait, for example for a lock, and each new attempt would add an open connection.
+    /// server would continue to run the statement, for example to wait for a lock, and each new attempt of the exporter
+    /// would leave one more open connection on the server.
     async fn run<T>(&self, statement: impl Future<Output = Result<T>>) -> Result<T> {
         match tokio::time::timeout(TIMEOUT, statement).await {
             Ok(result) => result,
@@ -179,8 +180,8 @@ impl StoreConnection {
 
     /// Creates the schema, unless another exporter creates it at the same time.
     async fn create_schema(&mut self) -> Result<()> {
-        // The lock is held until the end of the transaction. The check for the schema after the lock therefore finds
-        // the schema of another exporter that held the lock before.
+        // The lock is held until the end of the transaction. If another exporter held the lock before, the check after
+        // the lock therefore finds the schema that the other exporter has created.
         let lock = "BEGIN; SELECT pg_advisory_xact_lock(hashtext('propagation'))";
         self.execute(lock).await?;
         let created = match self.has_schema().await {

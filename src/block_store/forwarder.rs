@@ -21,14 +21,15 @@ use crate::scheduling;
 
 /// Delay before the next attempt after a failure. The delay doubles with each failure, up to the second value.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Time without rows after which the connection is closed, because a server has a limited number of connections.
+/// Time without rows to send after which the connection is closed, because a server has a limited number of
+/// connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Delays after a stored batch at which the ranks of the last blocks are read. The ranks are read again because other
 /// nodes may report a block later.
 const RANK_DELAYS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
 
-/// Maximum number of compared nodes. With more nodes the ranks are no longer read, because each exporter would read
-/// the rows of all nodes for each block.
+/// Maximum number of nodes whose times for one block are compared. With more nodes this exporter no longer reads its
+/// ranks, because each exporter would read the rows of all nodes for each block.
 const MAX_RANKED_NODES: i64 = 1000;
 
 /// Starts the thread that forwards rows. The thread ends when the returned value is dropped.
@@ -61,7 +62,7 @@ pub fn start(settings: StoreSettings, origin: RowOrigin) -> Result<Forwarding> {
     Ok(Forwarding { origin, counts: state, batches, stored })
 }
 
-/// The state of the thread that forwards rows.
+/// The settings, the channels, the connection and the last failure of the thread that forwards rows.
 struct Forwarder {
     application: String,
     settings: StoreSettings,
@@ -73,11 +74,11 @@ struct Forwarder {
     connection: Option<StoreConnection>,
     /// The last logged failure; `None` after a success.
     last_logged: Option<String>,
-    /// Number of failures in a row.
+    /// Number of consecutive failures.
     failures: u32,
     /// Times at which the ranks will be read.
     rank_times: VecDeque<Instant>,
-    /// Whether the ranks are read: false if the block store has more than [`MAX_RANKED_NODES`] nodes.
+    /// Whether the ranks are read: false after more than [`MAX_RANKED_NODES`] nodes had a rank for one block.
     reads_ranks: bool,
     /// Height of the last sent block.
     last_height: Option<i32>,
@@ -169,7 +170,9 @@ impl Forwarder {
         };
         match read.await {
             Ok(ranks) if ranks.iter().any(|rank| rank.nodes > Some(MAX_RANKED_NODES)) => {
-                info!("the block store has more than {MAX_RANKED_NODES} nodes: the page shows no rank");
+                info!(
+                    "the block store has more than {MAX_RANKED_NODES} nodes: the status page shows no rank"
+                );
                 self.reads_ranks = false;
             }
             Ok(ranks) => *self.state.ranks.lock().expect("nobody panics holding it") = ranks,

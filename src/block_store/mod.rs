@@ -1,12 +1,12 @@
 //! The block store (`--block-store`): a PostgreSQL database in which the exporters of many nodes store their rows of
-//! the block log, to compare when each node had a block.
+//! the block log, to compare the times at which the nodes received and connected each block.
 //!
 //! - [`settings`] parses the URL and finds the password. `tls` verifies the server's certificate as `sslmode`
 //!   requires.
 //! - `connection` connects, creates or checks the schema, and stores rows. The schema is
 //!   `contrib/postgresql/propagation.sql`.
 //! - `forwarder` forwards the rows of the block log's outbox on a dedicated thread.
-//! - [`propagation`] queries the store: the lateness of each node for a block.
+//! - [`propagation`] queries the store for the delay of each node after the first node that connected a block.
 
 mod connection;
 mod forwarder;
@@ -33,9 +33,9 @@ pub struct Rank {
     /// Height of the block.
     pub block_height: i32,
     /// Position of this node in the order in which the nodes connected the block; `None` if this node's clock was not
-    /// synchronized.
+    /// synchronized, or if this node connected the block more than an hour after the first node.
     pub rank: Option<i64>,
-    /// Number of compared nodes.
+    /// Number of nodes that have a rank for this block.
     pub nodes: Option<i64>,
     /// Time from the connection of the block by the first node to the connection by this node, in microseconds.
     pub offset_us: Option<i64>,
@@ -43,7 +43,8 @@ pub struct Rank {
     pub error_us: Option<i64>,
 }
 
-/// The state of the forwarding of rows to the block store, for the metrics and the status page.
+/// Counts of forwarded rows, the availability of the block store, and the ranks of this node, for the metrics and the
+/// status page.
 #[derive(Debug, Default)]
 pub struct StoreState {
     /// Rows that the store has confirmed.
@@ -69,7 +70,7 @@ impl StoreState {
 
 const EXPORTER: &[&str] = &["the exporter"];
 
-/// The state of the forwarding in this process; unset without a block store.
+/// The row counts and ranks of this process; unset without a block store.
 static STATE: OnceLock<Arc<StoreState>> = OnceLock::new();
 
 /// The ranks of this node for its last blocks, newest first; `None` without a block store.

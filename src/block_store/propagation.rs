@@ -1,4 +1,4 @@
-//! Queries of the block store: when each node had a block.
+//! Queries of the block store for the times at which each node received and connected a block.
 
 use anyhow::{Result, bail};
 use tokio_postgres::types::Type;
@@ -43,8 +43,9 @@ pub(super) async fn ranks(
     Ok(rows.iter().map(rank).collect())
 }
 
-/// The nodes that reported the blocks of a height, in the order in which they connected the blocks. Nodes whose clock
-/// was not synchronized come last, without offsets.
+/// For each block of a height, the nodes that reported the block, in the order in which they connected the block. Nodes
+/// whose clock was not synchronized, and nodes that connected the block more than an hour after the first node, come
+/// last, without offsets.
 ///
 /// # Errors
 /// The store cannot be queried, or it has several chains and none was selected.

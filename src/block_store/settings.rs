@@ -14,8 +14,8 @@ use tokio_postgres::config::{Host, SslMode};
 use super::tls::{self, Verification};
 use crate::files;
 
-/// The arguments of the block store. The names of environment variables lack the prefix, which [`crate::cli::Cli`]
-/// adds.
+/// The command line arguments that configure the block store. The names of environment variables lack the prefix, which
+/// [`crate::cli::Cli`] adds.
 #[derive(Args, Debug)]
 pub struct StoreArgs {
     /// PostgreSQL database for the rows of many nodes' block logs:
@@ -209,7 +209,7 @@ impl LibpqSslMode {
 /// all of them.
 fn split_tls_options(url: &str) -> Result<(String, LibpqSslMode, Option<PathBuf>)> {
     let (mut mode, mut authorities, mut uses_system) = (None, None, false);
-    // A password before the `@` can have a `?`.
+    // Search for the `?` of the options after the `@`, because a password in front of the `@` can contain a `?`.
     let host = url.find('@').unwrap_or_default();
     let Some(mark) = url[host..].find('?') else { return Ok((url.into(), LibpqSslMode::Prefer, None)) };
     let (base, query) = (&url[..host + mark], &url[host + mark + 1..]);

@@ -51,9 +51,9 @@ impl Chain {
         Chain(self.0.on_thread(thread))
     }
 
-    /// Whether the Chain interface has the method ordinals of the exporter's schema, which differ between public
-    /// branches of the node; `None` if the capability is not a Chain. With the exporter's schema, this call runs
-    /// `relayMinFee`, which returns bytes. In the other schema of a node with Mining, the same ordinal is
+    /// Whether the node's Chain interface has the method ordinals of the exporter's schema; `None` if the capability is
+    /// not a Chain. The ordinals differ between public branches of the node. On a branch with the exporter's schema,
+    /// this call runs `relayMinFee`, which returns bytes. On the other branches with Mining, the same ordinal is
     /// `estimateMaxBlocks`, which returns a number. Both methods are safe to call at any time, and change nothing.
     pub(super) async fn has_our_schema(&self) -> Result<Option<bool>, CallError> {
         let answer = ok_if_offered(call!(self.0, relay_min_fee_request))?;

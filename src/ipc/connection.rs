@@ -30,7 +30,8 @@ pub struct NodeThread {
     calls: Rc<ThreadCalls>,
 }
 
-/// State of the calls on one thread of the node, shared by all clones of its [`NodeThread`].
+/// The lock for the calls on one thread of the node, and the task that waits for the last response. All clones of the
+/// thread's [`NodeThread`] share this value.
 #[derive(Default)]
 struct ThreadCalls {
     /// A lock that the exporter holds from before it sends a call until the response to the call arrives.

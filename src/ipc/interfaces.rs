@@ -183,7 +183,8 @@ impl Interfaces {
         {
             let client = BoundCapability { client, thread: thread.clone() };
             let rpc = ExecuteRpc::Node(client.clone());
-            // If the node's schema of Node has other ordinals, another method responds, and the response is not JSON.
+            // If the node's schema of Node has other ordinals than the exporter's schema, this call runs another
+            // method, and the response is not JSON.
             let is_node = match JsonRpc::new(rpc.clone()).is_offered().await {
                 Err(CallError::Malformed(_)) => false,
                 offered => offered?,

@@ -81,7 +81,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         write("four ");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "four ");
-        // No file can be created under the path, and the open file is therefore kept.
+        // After this rename no file can be created at the path, so `log` continues to write to the open file.
         std::fs::rename(dir.path(), dir.path().with_extension("moved")).unwrap();
         write("five ");
         std::fs::rename(dir.path().with_extension("moved"), dir.path()).unwrap();

@@ -6,13 +6,13 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Maximum number of queued lines; further lines are dropped. The queue fills only with debug logging, or if the
-/// target is not read.
+/// Maximum number of queued lines; further lines are dropped. The queue fills only with debug logging, or if no process
+/// reads the target.
 pub const MAX_WAITING_LINES: usize = 10_000;
 /// Maximum wait at exit for the queued lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Number of lines that were not written, for all targets.
+/// Number of lines that were not written, summed over all targets.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
 /// Number of log lines that were not written because their target accepted them too slowly or not at all.

@@ -81,7 +81,10 @@ impl Confinement {
             if self.missing.is_empty() {
                 debug!("the sandbox is on");
             } else {
-                warn!("the sandbox is incomplete: {}; continuing without", self.missing.join("; "));
+                warn!(
+                    "the sandbox is incomplete: {}; continuing without these restrictions",
+                    self.missing.join("; ")
+                );
             }
         }
         *PARTS.lock().expect("nobody panics holding it") = self.parts;

@@ -1,5 +1,5 @@
-//! Adds lines to files, and removes them. Before the first file is replaced, every file is checked, and every new text
-//! is on disk in a temporary file.
+//! Adds the lines of setup to configuration files, and removes these lines. Before setup replaces the first file, it
+//! checks every file, and writes every new text to a temporary file on disk.
 
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Read, Write};
@@ -14,13 +14,13 @@ use tempfile::NamedTempFile;
 const BEGIN: &str =
     "# BEGIN bitcoind-ipc-exporter setup (`bitcoind-ipc-exporter setup --undo` removes these lines)\n";
 const END: &str = "# END bitcoind-ipc-exporter setup\n";
-/// Path of the list of the changed files, below the root.
+/// Path of the list of the files that setup has changed, relative to the root directory.
 const MANIFEST: &str = "etc/bitcoind-ipc-exporter/setup";
 /// Maximum size of a file that setup changes, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Lines that setup adds at the beginning of a file, between two comments. Lines at the beginning of `bitcoin.conf`
-/// belong to no section.
+/// Lines that setup adds at the beginning of a file, between two comments. At the beginning of `bitcoin.conf`, lines
+/// belong to no section (`[main]`, `[test]`).
 #[derive(Debug, PartialEq)]
 pub struct Block {
     /// Path of the file, which may not exist.
@@ -92,8 +92,8 @@ impl Change {
                 path.display()
             );
         }
-        // Add a line break to an existing empty file, because `undo` would otherwise remove it, and a node does not
-        // start without the file that -conf names.
+        // Add a line break to an existing empty file, because `undo` removes a file that contains only the block, and a
+        // node does not start without the file that -conf names.
         let rest = if change.old.as_deref() == Some("") { "\n" } else { &rest };
         change.new = Some(format!("{BEGIN}{}{END}{rest}", block.text));
         Ok(Some(change).filter(|change| change.old != change.new))
@@ -108,7 +108,8 @@ impl Change {
         Ok(block.map(|_| change))
     }
 
-    /// Reads a file, which need not exist, and checks that it can be replaced. The change's new text is the old text.
+    /// Reads a file, which need not exist, and checks that it can be replaced. The returned change has the current text
+    /// of the file as its old and new text.
     fn read(path: &Path) -> Result<Self> {
         let at = || path.display().to_string();
         check_writable(path)?;
@@ -175,8 +176,8 @@ impl Change {
     }
 
     /// Sets the thread's file access rights to the rights of the file's owner, unless only root can change the path. A
-    /// user who owns a directory of the path can replace the directory with a link at any time. Root would then create
-    /// a file of this user in any directory.
+    /// user who owns a directory of the path can replace the directory with a link at any time. With root's rights,
+    /// setup would follow the link, and create a file of this user in a directory that the user cannot write to.
     fn rights(&self) -> Result<Option<FileRights>> {
         let owner = self.owner.filter(|(uid, _)| *uid != 0);
         let user = owner.filter(|_| Uid::effective().is_root() && !is_of_root(&self.path));
@@ -189,7 +190,7 @@ impl Change {
     }
 }
 
-/// While this value exists, this thread accesses files with the rights of another user.
+/// The file access rights of another user, which this thread has until the value is dropped.
 struct FileRights;
 
 impl FileRights {
@@ -238,7 +239,7 @@ fn check_writable(path: &Path) -> Result<()> {
 /// Adds the files of these changes to the list for `undo`, and makes the changes: all or none.
 ///
 /// # Errors
-/// A file cannot be written. No file has changed, unless the error names it.
+/// A file cannot be written. All files are unchanged, except a file that the error describes as changed already.
 pub fn write(root: &Path, mut changes: Vec<Change>) -> Result<()> {
     let mut manifest = Change::read(&root.join(MANIFEST))?;
     let mut paths: Vec<_> = manifest.old.iter().flat_map(|text| text.lines()).map(String::from).collect();
@@ -254,7 +255,7 @@ pub fn write(root: &Path, mut changes: Vec<Change>) -> Result<()> {
 /// files.
 ///
 /// # Errors
-/// A file cannot be changed. No file has changed, unless the error names it.
+/// A file cannot be changed. All files are unchanged, except a file that the error describes as changed already.
 pub fn undo(root: &Path) -> Result<Vec<Change>> {
     let mut manifest = Change::read(&root.join(MANIFEST))?;
     let Some(paths) = manifest.old.clone() else { return Ok(Vec::new()) };
@@ -372,7 +373,7 @@ mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
         let conf = Block { node: Some((NOBODY, NOBODY)), ..block(own.join("bitcoin.conf"), "a=1\n") };
-        // The directory belongs to root, as after a user has replaced it with a directory of root.
+        // The directory belongs to root. A user could redirect the path to such a directory with a link.
         let change = Change::add(&conf).unwrap().unwrap();
         assert!(format!("{:#}", write(dir.path(), vec![change]).unwrap_err()).contains("Permission denied"));
         assert!(!conf.path.exists());

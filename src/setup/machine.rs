@@ -1,4 +1,5 @@
-//! Inspects the machine and its running nodes, to collect all facts on which the plan depends. Changes nothing.
+//! Inspects the machine and its running nodes, to collect all facts on which the plan of the changes depends. This
+//! module changes nothing.
 
 use std::fmt::Write as _;
 use std::os::unix::process::CommandExt;
@@ -18,7 +19,8 @@ use crate::bitcoin_core::{CHAINS, ChainParams};
 use crate::files;
 use crate::node_process::without_mark;
 
-/// The facts about the machine on which the plan depends.
+/// The facts about the machine on which the plan depends. The operator's lines in a file are all lines that no earlier
+/// setup has added.
 #[derive(Default)]
 pub struct Machine {
     /// `/`, or a directory that replaces it in tests.
@@ -58,7 +60,7 @@ pub struct Exporter {
     pub is_installed: bool,
     /// Whether the operator has configured a user or a cookie for JSON-RPC over HTTP.
     pub has_credentials: bool,
-    /// Ports of the metrics endpoints of the other instances.
+    /// Ports of the metrics endpoints of the other instances of the template unit.
     pub ports: Vec<u16>,
 }
 
@@ -94,7 +96,7 @@ impl Exporter {
         }
     }
 
-    /// Path of the environment file below the root.
+    /// Path of the environment file, relative to the root directory.
     pub fn environment_file(&self) -> String {
         match &self.instance {
             Some(instance) => format!("etc/default/bitcoind-ipc-exporter-{instance}"),
@@ -149,7 +151,8 @@ pub struct Node {
 pub struct Unit {
     /// Name, for example `bitcoind.service`.
     pub name: String,
-    /// The effective `ExecStart=`, without the drop-in of an earlier setup; `None` if there is not exactly one.
+    /// The effective `ExecStart=`, without the drop-in of an earlier setup; `None` unless the unit has exactly one
+    /// effective `ExecStart=`.
     pub command: Option<String>,
     /// Whether an earlier setup wrote a drop-in for this unit.
     pub has_drop_in: bool,
@@ -186,7 +189,7 @@ impl Machine {
 }
 
 /// The operator's lines in a file, and the lines of an earlier setup. If the file cannot be read or split, the result
-/// is empty, and the attempt to change the file reports the reason.
+/// is empty, and setup's later attempt to change the file reports the reason.
 fn read_split(path: &Path) -> (String, Option<String>) {
     block::split(&files::read_text(path).unwrap_or_default()).unwrap_or_default()
 }
@@ -227,8 +230,8 @@ impl OpenFiles {
         Some(open)
     }
 
-    /// The directory of the chain, in which the node has the file `.lock` open. The node also has a `.lock` file open
-    /// in the directory of the blocks.
+    /// The directory of the chain, in which the node has the file `.lock` open. The second open `.lock` file, in the
+    /// directory of the blocks, is ignored.
     fn chain_dir(&self) -> Option<PathBuf> {
         let locks = self.paths.iter().filter(|path| path.ends_with(".lock"));
         locks.filter_map(|path| path.parent()).find(|dir| !dir.ends_with("blocks")).map(Path::to_path_buf)

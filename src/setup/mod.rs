@@ -44,7 +44,8 @@ impl SetupCommand {
     /// failure if a problem prevents the changes.
     ///
     /// # Errors
-    /// `/proc` cannot be read, or a file cannot be written. No file has changed, unless the error names it.
+    /// `/proc` cannot be read, or a file cannot be written. All files are unchanged, except a file that the error
+    /// describes as changed already.
     pub fn run(&self) -> Result<ExitCode> {
         if self.undo {
             return self.undo();

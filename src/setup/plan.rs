@@ -114,7 +114,7 @@ impl Planner<'_> {
         self.plan.notes.push(text);
     }
 
-    /// Plans to add `text` to a file, whose `path` is below the root.
+    /// Plans to add `text` to the file at `path`, which is relative to the root directory.
     fn add(&mut self, path: &str, text: String) {
         let path = self.machine.root.join(path);
         let is_secret = text.contains("PASSWORD=");
@@ -242,7 +242,7 @@ impl Planner<'_> {
         }
         conf.push(secret.rpcauth.clone());
         // Without `rpcwhitelistdefault=0`, a whitelist for one user would lock out all other users. If the operator
-        // has set `rpcwhitelist` or `rpcwhitelistdefault`, the default is not changed.
+        // has set `rpcwhitelist` or `rpcwhitelistdefault`, setup does not change the operator's choice.
         if ["rpcwhitelist", "rpcwhitelistdefault"].iter().all(|name| node.settings.value(name).is_none()) {
             conf.push("rpcwhitelistdefault=0".into());
         }
@@ -254,7 +254,8 @@ impl Planner<'_> {
     fn exporter(&mut self, socket: Option<&Path>, uses_http: bool, secret: &Secret) {
         let (node, exporter) = (self.node, &self.node.exporter);
         let is_default_port = node.rpc_port() == node.chain.rpc_port;
-        // Without a socket path, an exporter with a URL that starts before the node would use HTTP and never IPC.
+        // An exporter that has an RPC URL and no socket path, and that starts before the node, would use HTTP and never
+        // IPC.
         let by_path = exporter.instance.is_some()
             || self.machine.systemd.is_some_and(|version| version < OPEN_FILE)
             || (uses_http && !is_default_port);
@@ -329,7 +330,7 @@ impl Planner<'_> {
         let node = name.map_or(host.clone(), |name| format!("{host}-{name}"));
         let target = format!("- targets: [\"{address}\"]\n  labels:\n    node: \"{node}\"\n");
         match &self.machine.prometheus {
-            None => self.note(format!("Prometheus is not on this machine. Its target, with an address that it can reach (docs/endpoint.md):\n{target}")),
+            None => self.note(format!("Prometheus is not on this machine. Add this target to Prometheus, with an address that Prometheus can reach (docs/endpoint.md):\n{target}")),
             Some(prometheus) if prometheus.targets.contains(&address) => {}
             Some(prometheus) => {
                 if !prometheus.config.contains("targets/ipc") {
@@ -571,7 +572,7 @@ mod tests {
         restarted.check = check(300_000, "mining");
         let second = plan_for(vec![restarted], None);
         assert_eq!((second.problems, second.blocks), (first.problems, first.blocks));
-        // A line that an earlier setup added to `bitcoin.conf` is also kept.
+        // A second setup also keeps the line `ipcbind=unix` that an earlier setup added to `bitcoin.conf`.
         let mut by_hand = Node { unit: None, binary: "/opt/bitcoin-node".into(), ..node("") };
         by_hand.previous = Some("ipcbind=unix\n".into());
         by_hand.sockets = vec!["/var/lib/bitcoind/node.sock".into()];
@@ -710,7 +711,7 @@ mod tests {
         let mut with = node("");
         with.exporter.previous = Some("# For the node with the data directory /other\n".into());
         assert!(problem(with).contains("is set up for another node"));
-        // The following conditions do not prevent the changes.
+        // The following two conditions add a note to the plan, but no problem that prevents the changes.
         let without_http = plan(node("server=0"));
         assert!(without_http.notes[0].contains("server=0 is set") && text(&without_http, CONF).is_none());
         let mut with = node("");

@@ -217,8 +217,8 @@ impl Supervisor {
         }))
     }
 
-    /// Reaps child processes that have exited. Records guards that were killed, for a replacement, and resumes guards
-    /// that were stopped. Returns whether there are still child processes.
+    /// Reaps child processes that have exited. Records each guard that a signal killed, for its later replacement, and
+    /// resumes each guard that a signal stopped. Returns whether there are still child processes.
     fn reap(&mut self) -> Result<bool> {
         loop {
             let status = match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
@@ -245,9 +245,10 @@ impl Supervisor {
         }
     }
 
-    /// Waits until the guards have exited, and as PID 1 also until all other exporters of the container have exited. If
-    /// the guards survive the exit of this process (`survives_none` is false), the wait ends after
-    /// [`GUARD_EXIT_TIMEOUT`], but not before each killed guard has a replacement.
+    /// Waits until the guards have exited. If no guard would survive the exit of this process (`survives_none`), the
+    /// wait has no time limit, and PID 1 also waits until all other exporters of the container have exited. If the
+    /// guards would survive, the wait ends after [`GUARD_EXIT_TIMEOUT`]. In both cases, the wait continues while a
+    /// guard that was killed by a signal (for example by the OOM killer) has no replacement.
     fn wait_for_guards(&mut self, survives_none: bool) -> Result<()> {
         let deadline = Instant::now() + GUARD_EXIT_TIMEOUT;
         let mut signaled = HashSet::new();

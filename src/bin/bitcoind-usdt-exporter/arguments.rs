@@ -19,7 +19,8 @@ use tracing::info;
 use crate::blocks_command::BlocksCommand;
 use crate::settings;
 
-/// Default port of the metrics endpoint in `fibre_exporter.py`, which this exporter also uses.
+/// Default port of the metrics endpoint of `fibre_exporter.py`. This exporter uses the same default if the user passes
+/// settings of `fibre_exporter.py`.
 pub const DEFAULT_PORT: u16 = 9435;
 
 /// Exports Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.

@@ -185,8 +185,8 @@ mod tests {
         assert_eq!(users.one_at_a_time.available_permits(), 0, "its check is under way");
     }
 
-    /// The times of the two bcrypt costs differ by a factor of 2^8, far more than the load of a busy machine can
-    /// change.
+    /// The check for an unknown user must use a hash of the known user's bcrypt cost, which is 4. A check with cost 10
+    /// takes 2^6 times as long, and the load of a busy machine cannot hide this factor.
     #[tokio::test]
     async fn unknown_user_takes_as_long_as_a_known_one() {
         let users = users(&[("prom", "secret", 4)]);

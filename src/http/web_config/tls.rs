@@ -188,7 +188,8 @@ struct PemFiles {
 /// change.
 pub struct ReloadableTls(Arc<TlsState>);
 
-/// State that the HTTP thread shares with the thread that reloads certificates.
+/// The TLS settings with the paths of the certificate files, and the loaded certificates. The HTTP thread and the
+/// thread that reloads the certificates share this value.
 struct TlsState {
     files: TlsServerConfig,
     loaded: Mutex<LoadedCertificates>,

@@ -175,7 +175,8 @@ pub fn check(call: &Call) -> capnp::Result<Result<(), Rejection>> {
             let parameters: mining::wait_tip_changed_params::Reader = call.parameters()?.get_as()?;
             let timeouts = [MiningSchema::Core30, MiningSchema::Core31]
                 .map(|schema| schema.encode_timeout(LONG_POLL).to_bits());
-            // Both encodings are permitted, because a node that uses the other schema decodes a shorter timeout.
+            // Both encodings are permitted on every node, because a node with the other schema decodes the number as a
+            // timeout that is shorter than `LONG_POLL`.
             let is_permitted = timeouts.contains(&parameters.get_timeout().to_bits());
             if is_permitted { Ok(()) } else { Err("another timeout".into()) }
         }

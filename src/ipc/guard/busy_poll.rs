@@ -1,5 +1,5 @@
-//! Busy polling during bursts of callbacks, for example for the coins of a block or for many transactions that are sent
-//! over RPC.
+//! Busy polling of the node's socket during bursts of callbacks, for example for the coins of a block or for many
+//! transactions that are sent over RPC.
 
 use std::time::Duration;
 
@@ -15,7 +15,8 @@ const LONG_YIELD: Duration = Duration::from_micros(80);
 /// from poll(2) preempts the running task, but a task that yielded waits in the run queue.
 const PREEMPTED_INTERVAL: Duration = Duration::from_millis(1);
 
-/// State that decides whether the guard polls the node's socket in a loop or sleeps in poll(2).
+/// Times of the node's last callback and of the guard's last preemption, which determine whether the guard polls the
+/// node's socket in a loop or sleeps in poll(2).
 #[derive(Default)]
 pub struct BusyPoll {
     last_callback_at: Duration,

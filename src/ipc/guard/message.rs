@@ -185,7 +185,7 @@ impl<'a> Call<'a> {
         let target = match reader.get_target()?.which()? {
             message_target::ImportedCap(id) => CallTarget::Export(id),
             message_target::PromisedAnswer(answer) => {
-                /// Maximum number of pointers to follow from the response to the capability.
+                /// Maximum number of pointers in the path from a response to a capability in the response.
                 const MAX_STEPS: u32 = 4;
                 let answer = answer?;
                 let steps = answer.get_transform()?;

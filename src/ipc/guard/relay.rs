@@ -89,7 +89,8 @@ fn relay_with_log(
     };
     let mut ended = relay.run();
     if ended.is_err() && relay.protocol.is_node() {
-        // Errors of other kinds mean that the node has closed the connection.
+        // Log an error only if the guard cannot parse or store a message. Any other error means that the node has
+        // closed the connection.
         if let Err(error) = &ended
             && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::OutOfMemory)
         {

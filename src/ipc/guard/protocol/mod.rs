@@ -86,8 +86,9 @@ pub enum ExporterMessageAction {
     Violation(&'static str),
 }
 
-/// The protocol state of one connection. The state determines how the guard handles each message, and which messages
-/// the guard itself sends.
+/// The protocol state of one connection: unfinished calls, the node's capabilities, the long polls, the block template
+/// and the subscriptions. The state determines how the guard handles each message, and which messages the guard itself
+/// sends.
 #[derive(Default)]
 pub struct ProtocolState {
     questions: Questions,
@@ -182,15 +183,16 @@ impl ProtocolState {
         self.draining_since.is_none() && !self.subscriptions.has_own_disconnect()
     }
 
-    /// Starts the clean disconnect. The caller calls this if the exporter has closed its connection or has broken the
-    /// protocol.
+    /// Starts the clean disconnect. The relay calls this method if the exporter has closed its connection, has broken
+    /// the protocol, or does not read its socket.
     pub fn drain(&mut self, now: Duration) {
         if self.draining_since.is_some() {
             return;
         }
         self.draining_since = Some(now);
-        // The guard no longer reads `Finish` messages of the exporter, and therefore sends them itself. The node keeps
-        // the callback object of a subscription until the call that created the subscription is finished.
+        // The guard no longer reads `Finish` messages of the exporter, and therefore sends them itself. The node
+        // releases the callback object of a subscription only after it has received the `Finish` for the call that
+        // created the subscription.
         let answered = self.questions.finish_all().into_iter();
         self.finishes.extend(answered.map(|question| GuardMessage::Finish { question, releases: false }));
         self.release_unused_template();

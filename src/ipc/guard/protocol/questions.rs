@@ -31,7 +31,7 @@ pub(super) enum CallPurpose {
     Other,
 }
 
-/// State of a call to the node that is not finished.
+/// An unfinished call to the node: its purpose, the thread that runs it, and what is known of its response.
 #[derive(Debug)]
 struct Question {
     purpose: CallPurpose,
@@ -47,7 +47,7 @@ struct Question {
     asked_at: Duration,
 }
 
-/// State of a call to the node whose response has just arrived.
+/// A call to the node whose response has just arrived.
 pub(super) struct AnsweredQuestion {
     pub purpose: CallPurpose,
     /// Whether the guard itself made the call.

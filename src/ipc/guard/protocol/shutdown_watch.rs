@@ -12,7 +12,7 @@ use crate::schema::mining_capnp::mining;
 /// poll immediately, so without this minimum the guard would repeat the call in a tight loop.
 pub(super) const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Minimum time between the starts of two long polls of the guard while there are subscriptions. The guard has to end
-/// the subscriptions before the node has shut down. A shutdown takes 40 to 90 ms on regtest.
+/// the subscriptions before the node has shut down, which takes 40 to 90 ms on regtest.
 pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Time after the end of the exporter's long poll after which the guard starts a long poll, if the exporter has not
 /// started another long poll. The delay is shorter than a shutdown of the node, so the guard's long poll can still
@@ -65,7 +65,7 @@ impl LongPollResult {
     }
 }
 
-/// State of the thread of the node that runs the guard's long polls.
+/// The thread of the node that runs the guard's long polls: not requested, requested, or created (its export ID).
 #[derive(Debug, Default)]
 enum WatchThread {
     #[default]
@@ -74,8 +74,9 @@ enum WatchThread {
     Made(u32),
 }
 
-/// State of the long polls of a connection. After the node's first response to a long poll of the exporter, the guard
-/// keeps a long poll always under way. The first response shows that the node has loaded its chain state.
+/// The parameters, the thread, the last result and the next time of the long polls of a connection. After the node's
+/// first response to a long poll of the exporter, a long poll is always under way. The first response shows that the
+/// node has loaded its chain state.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
     thread_map: Option<u32>,

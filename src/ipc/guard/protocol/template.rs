@@ -10,7 +10,7 @@
 
 use crate::ipc::guard::message::{self, Method};
 
-/// State of the exporter's only block template in the node's memory.
+/// The exporter's only block template in the node's memory: none, requested, or created.
 #[derive(Debug, Default, PartialEq)]
 pub(super) enum TemplateState {
     #[default]

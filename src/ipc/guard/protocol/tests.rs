@@ -190,8 +190,8 @@ impl TestGuard {
         self.protocol.may_close(self.now)
     }
 
-    /// Asserts that the guard may not close the connection yet. Returns whether it may after `SETTLE_TIME` without a
-    /// message from the node.
+    /// Asserts that the guard may not close the connection yet. Returns whether the guard may close the connection
+    /// after `SETTLE_TIME` without a message from the node.
     fn may_close_soon(&mut self) -> bool {
         assert!(!self.may_close(), "the node's thread may still be busy with the last call");
         self.passes(SETTLE_TIME);
@@ -503,8 +503,9 @@ fn exporters_disconnect_is_forwarded_once() {
     assert_eq!(guard.calls(), [GuardMessage::Finish { question: 20, releases: false }], "it is done");
 }
 
-/// The exporter must not end a subscription before the node has responded to the request for it. The guard would not
-/// have recorded this end, and would end the subscription a second time, which makes a node hang.
+/// The exporter must not end a subscription before the node has responded to the request for the subscription.
+/// Otherwise the guard would have no record of the exporter's `disconnect`, and would send a second `disconnect`, which
+/// makes a node hang.
 #[test]
 fn subscription_cannot_end_before_it_begins() {
     let mut guard = TestGuard::connected();
@@ -618,7 +619,7 @@ fn guard_polls_only_without_the_exporters_long_poll() {
     guard.passes(Duration::from_secs(3600));
     assert_eq!((guard.calls(), guard.protocol.next_wakeup(guard.now)), (vec![], None));
     // After the node's response to its long poll, the exporter starts another long poll within `TAKEOVER_DELAY`. The
-    // guard starts none.
+    // guard starts no long poll.
     guard.node(tip_results(20, Some(TIP)));
     guard.passes(TAKEOVER_DELAY - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
@@ -892,7 +893,7 @@ fn subscribes_with(
     })
 }
 
-/// The guard must read the capabilities to which the parameters of a subscription refer, as the node does. A node whose
+/// The guard must find the same callback and thread in the parameters of a subscription as the node finds. A node whose
 /// subscription has no callback crashes at the next block.
 #[test]
 fn parameters_refer_to_the_capabilities_of_the_message() {
@@ -946,8 +947,8 @@ fn parameters_refer_to_the_capabilities_of_the_message() {
     assert_eq!(verdict, ExporterMessageAction::Violation("handshake without a thread map"));
 }
 
-/// The guard rejects calls with options of Cap'n Proto. Some options make a node close the connection during other
-/// calls.
+/// The guard rejects calls with options of Cap'n Proto. Some options make a node close the connection while other calls
+/// are under way.
 #[test]
 fn calls_have_no_options() {
     let with = |set: fn(rpc::call::Builder)| {

@@ -178,7 +178,8 @@ fn template_calls_before_its_answer_are_rejected() {
     guard.is_refused(pipelined(), why);
     guard.node(results(30, &[TEMPLATE]));
     guard.is_refused(pipelined(), why);
-    // After the guard has released the template, the node keeps it until the `createNewBlock` call is finished.
+    // After the guard has released the template, the node keeps the template until it receives the `Finish` for the
+    // `createNewBlock` call.
     guard.exporter(release(TEMPLATE, 1));
     assert_eq!(guard.calls(), RELEASED);
     guard.is_refused(pipelined(), why);
@@ -209,8 +210,8 @@ fn endless_build_delays_no_shutdown_or_unsubscribe() {
 }
 
 /// The exporter had a template when its guard was killed. The replacement guard does not release the template, because
-/// the node frees it when the connection is closed. A late response of the node restarts the replacement guard's wait
-/// until the node is silent.
+/// the node frees it when the connection is closed. After a late response of the node, the replacement guard waits for
+/// another `SILENCE_TIMEOUT` before it may close the connection.
 #[test]
 fn replacement_has_no_template() {
     let now = Duration::from_secs(1);
