@@ -30,7 +30,8 @@ pub struct Service {
 
 impl Service {
     /// Starts the HTTP server, and notifies the service manager. [`run`](Self::run) handles signals and drives
-    /// `runtime`.
+    /// `runtime`. `confine` applies the system call filter: it is called when all sockets are open, and before the
+    /// server accepts the first connection.
     ///
     /// # Errors
     /// The server cannot be started.
@@ -38,6 +39,7 @@ impl Service {
         runtime: &Runtime,
         listeners: impl IntoIterator<Item = (Listener, Endpoint)>,
         pages: Arc<impl Pages>,
+        confine: impl FnOnce(),
     ) -> Result<Self> {
         let listeners = listeners.into_iter().map(|(listener, endpoint)| (Arc::new(listener), endpoint));
         let listeners: Vec<_> = listeners.collect();
@@ -49,6 +51,8 @@ impl Service {
             let _entered = runtime.enter();
             (signal::signal(SignalKind::terminate())?, signal::signal(SignalKind::interrupt())?)
         };
+        systemd::connect_to_manager();
+        confine();
         let serving = http::serve_on_thread(listeners, pages, heartbeat.clone())?;
         systemd::notify(systemd::Notification::Ready);
         Ok(Service { listeners: kept, serving, heartbeat, terminate, interrupt })

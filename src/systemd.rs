@@ -125,6 +125,11 @@ pub fn notify_through(channel: OwnedFd) {
     let _ = SUPERVISOR.set(channel);
 }
 
+/// Opens the socket of [`notify`], which a process with a system call filter cannot open.
+pub fn connect_to_manager() {
+    LazyLock::force(&MANAGER);
+}
+
 /// Notifies the service manager, if there is one. A separate thread sends the notification, because a service manager
 /// that does not read its socket would block the caller. If the thread's queue is full, the notification is dropped.
 pub fn notify(state: Notification) {

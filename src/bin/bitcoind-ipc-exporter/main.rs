@@ -124,8 +124,9 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     };
-    let service = Service::start(&runtime, [(listener, arguments.common.endpoint()?)], status.clone())?;
-    confined.ipc_exporter(block_log.is_some());
+    let listeners = [(listener, arguments.common.endpoint()?)];
+    let confine = || confined.ipc_exporter(block_log.is_some());
+    let service = Service::start(&runtime, listeners, status.clone(), confine)?;
     let collector = Collector::new(context);
     let ended = service.run(&runtime, &shutdown, async {
         spawn_local(async move { status.keep_history().await });

@@ -80,10 +80,11 @@ fn run() -> Result<ExitCode> {
             (listener, endpoint.with_allowed_hosts(&arguments.common.web_allowed_host))
         });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let service = Service::start(&runtime, listeners, Arc::new(StatusPages { metrics, ready, page }))?;
     let removes_socket = matches!(arguments.address(), Address::Unix(_));
     let needs = UsdtNeeds { writes_block_log: block_log.is_some(), has_store, removes_socket };
-    Confinement::new(arguments.common.sandbox).usdt_exporter(needs);
+    let confine = || Confinement::new(arguments.common.sandbox).usdt_exporter(needs);
+    let pages = Arc::new(StatusPages { metrics, ready, page });
+    let service = Service::start(&runtime, listeners, pages, confine)?;
     let shutdown = CancellationToken::new();
     let ended = service.run(&runtime, &shutdown, async {
         let followed = shutdown.run_until_cancelled(attach_loop::follow(tracer, traced, health));
