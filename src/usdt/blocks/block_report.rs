@@ -66,7 +66,6 @@ impl BlockReport {
             connected_us: Some(since_first(arrival.connected_ns)),
             // The tracker sets this field, because flushes are events of another tracepoint group.
             flush_us: None,
-            race_winner: timeline.race_winner,
             ..report
         }
     }
