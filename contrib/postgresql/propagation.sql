@@ -8,6 +8,7 @@
 --     GRANT USAGE ON SCHEMA propagation TO exporter;
 --     GRANT SELECT ON ALL TABLES IN SCHEMA propagation TO exporter;
 --     GRANT INSERT, UPDATE ON propagation.blocks TO exporter;
+--     GRANT EXECUTE ON FUNCTION propagation.ensure_partition(integer) TO exporter;
 --
 -- Readers, for example Grafana, need only USAGE on the schema and SELECT on its tables.
 
@@ -69,6 +70,8 @@ BEGIN
                        name, number * 4320, (number + 1)::bigint * 4320);
     END IF;
 END $$;
+-- Otherwise every reader could create partitions with the rights of the owner.
+REVOKE EXECUTE ON FUNCTION propagation.ensure_partition(integer) FROM PUBLIC;
 
 -- The height of the first block that a node connected at this time or later. A condition on the height reads only the blocks of a range
 -- of times; a condition on the time reads all blocks of the views below.

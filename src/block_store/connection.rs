@@ -13,6 +13,7 @@ use tracing::{debug, info};
 
 use super::settings::StoreSettings;
 use super::tls::Connector;
+use crate::text;
 
 /// Version of the schema in `contrib/postgresql/propagation.sql`.
 const VERSION: i32 = 1;
@@ -62,15 +63,38 @@ impl StoreConnection {
     ///
     /// # Errors
     /// The database cannot be reached or rejects the user, or its schema is of a newer version.
-    pub async fn open(settings: &StoreSettings, application: &str) -> Result<Self> {
+    pub async fn open_to_write(settings: &StoreSettings, application: &str) -> Result<Self> {
+        let connection = Self::connect(settings, application).await?;
+        if !connection.has_schema().await? {
+            connection.create_schema().await.context(
+                "the database has no schema `propagation`, and the exporter cannot create it; apply \
+                 contrib/postgresql/propagation.sql as the owner of the database",
+            )?;
+        }
+        connection.check_version().await?;
+        Ok(connection)
+    }
+
+    /// Connects, and changes nothing in the database.
+    ///
+    /// # Errors
+    /// The database cannot be reached or rejects the user, or it has no schema or one of a newer version.
+    pub async fn open_to_read(settings: &StoreSettings, application: &str) -> Result<Self> {
+        let connection = Self::connect(settings, application).await?;
+        if !connection.has_schema().await? {
+            bail!(
+                "the database has no schema `propagation`; start an exporter with --block-store, or correct the URL"
+            );
+        }
+        connection.check_version().await?;
+        Ok(connection)
+    }
+
+    async fn connect(settings: &StoreSettings, application: &str) -> Result<Self> {
         let mut last = None;
         for config in settings.attempts(application).await? {
             match within(connect(config, settings)).await {
-                Ok(client) => {
-                    let mut connection = StoreConnection { client, tls: settings.tls.clone() };
-                    connection.check_schema().await?;
-                    return Ok(connection);
-                }
+                Ok(client) => return Ok(StoreConnection { client, tls: settings.tls.clone() }),
                 Err(error) => {
                     let is_final = is_final(&error);
                     last.get_or_insert(error);
@@ -144,14 +168,7 @@ impl StoreConnection {
         Ok(())
     }
 
-    /// Checks the version of the schema, and creates the schema if it does not exist.
-    async fn check_schema(&mut self) -> Result<()> {
-        if !self.has_schema().await? {
-            self.create_schema().await.context(
-                "the database has no schema `propagation`, and the exporter cannot create it; apply \
-                 contrib/postgresql/propagation.sql as the owner of the database",
-            )?;
-        }
+    async fn check_version(&self) -> Result<()> {
         let rows = self.query("SELECT max(version)::int4 FROM propagation.version", &[]).await?;
         match rows.first().and_then(|row| row.get::<_, Option<i32>>(0)) {
             Some(VERSION) => Ok(()),
@@ -172,7 +189,7 @@ impl StoreConnection {
     }
 
     /// Creates the schema, unless another exporter creates it at the same time.
-    async fn create_schema(&mut self) -> Result<()> {
+    async fn create_schema(&self) -> Result<()> {
         // The lock ends with the transaction. A statement after it in the same transaction reads the other exporter's schema.
         let lock = "BEGIN; SELECT pg_advisory_xact_lock(hashtext('propagation'))";
         self.execute(lock).await?;
@@ -224,21 +241,21 @@ fn is_invalid_row(error: &anyhow::Error) -> bool {
 /// Adds the reason and, if known, the remedy to an error.
 fn explain(error: tokio_postgres::Error) -> anyhow::Error {
     let text = match error.as_db_error() {
-        Some(reported) => format!("{}{}", reported.message(), advice(reported.code())),
+        Some(reported) => format!("{}{}", text::message(reported.message()), advice(reported.code())),
         None => {
             // The text of the crate does not contain the reason.
-            let mut text = error.to_string();
+            let mut reasons = error.to_string();
             let mut source = error.source();
             while let Some(reason) = source {
-                if !text.contains(&reason.to_string()) {
-                    text += &format!(": {reason}");
+                if !reasons.contains(&reason.to_string()) {
+                    reasons += &format!(": {reason}");
                 }
                 source = reason.source();
             }
-            if text.contains("certificate") {
-                text += "; compare sslrootcert and sslmode in the URL with the server's certificate";
+            if reasons.contains("certificate") {
+                reasons += "; compare sslrootcert and sslmode in the URL with the server's certificate";
             }
-            text
+            reasons
         }
     };
     anyhow::Error::new(DatabaseError { text, code: error.code().cloned() })
