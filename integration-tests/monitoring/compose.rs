@@ -62,7 +62,7 @@ pub fn compose_images_are_pinned_and_hardened() {
         assert!(example.contains(variable), "{variable}");
     }
     // Every variable of the Compose files is in .env.example, with its default.
-    for file in ["compose.yaml", "exporters.yaml", "node.yaml"] {
+    for file in ["compose.yaml", "exporters.yaml", "block-store.yaml", "node.yaml"] {
         let text = std::fs::read_to_string(folder.join(file)).unwrap();
         for variable in text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap()) {
             let (name, default) = variable.split_once(":-").unwrap_or((variable, ""));
