@@ -45,7 +45,7 @@ pub struct Rank {
 pub struct StoreState {
     /// Rows that the store has confirmed.
     pub sent: AtomicU64,
-    /// Rows that were dropped before they were sent, because a limit was reached.
+    /// Rows that were dropped before they were sent, because a limit was reached or the file was moved away.
     pub dropped: AtomicU64,
     /// Rows that the store rejected.
     pub rejected: AtomicU64,
@@ -87,7 +87,7 @@ pub fn families() -> Vec<Family> {
         counter("bitcoin_block_store_rows_sent_total", "Rows that the block store has confirmed", EXPORTER)
             .value_if_known(count(|state| &state.sent)),
         counter("bitcoin_block_store_rows_dropped_total",
-            "Rows dropped before they were sent to the block store, because a limit of the block log was reached", EXPORTER)
+            "Rows dropped before they were sent to the block store, because a limit of the block log was reached or its file was moved away", EXPORTER)
             .value_if_known(count(|state| &state.dropped)),
         counter("bitcoin_block_store_rows_rejected_total",
             "Rows that the block store rejected as invalid; the log has the reason", EXPORTER)

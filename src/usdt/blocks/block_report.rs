@@ -15,9 +15,11 @@ pub struct Race {
     pub time: f64,
     pub block_height: i32,
     pub block_hash: String,
-    /// Nanoseconds until FIBRE/UDP had delivered the block; `None` if FIBRE/UDP did not deliver it.
+    /// Label of the mechanism that won; `None` if FIBRE did not report it.
+    pub winner: Option<&'static str>,
+    /// Nanoseconds from the first data over FIBRE/UDP to the connection of the block; `None` if FIBRE/UDP took no part.
     pub udp_ns: Option<i64>,
-    /// Nanoseconds until a compact block had delivered the block; `None` if no compact block delivered it.
+    /// Nanoseconds from the first compact block to the connection of the block; `None` if there was none.
     pub compact_ns: Option<i64>,
 }
 

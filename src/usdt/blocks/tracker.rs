@@ -209,9 +209,10 @@ impl TrackerState {
             BlockEventKind::RaceFinished { height, udp_ns, compact_ns } => {
                 let (time, block_hash) = (unix_time(self.epoch_ns, time_ns), maps::hash(&hash));
                 self.counts.last_height = Some(height);
+                let winner = self.race_winner(&hash);
                 push_recent(
                     &mut self.races,
-                    Race { time, block_height: height, block_hash, udp_ns, compact_ns },
+                    Race { time, block_height: height, block_hash, winner, udp_ns, compact_ns },
                 );
                 self.update_report(&hash);
             }
@@ -339,10 +340,14 @@ impl TrackerState {
         self.add_race_to_report(report, hash);
     }
 
+    /// The mechanism that won the race for a block, if FIBRE has reported it.
+    fn race_winner(&self, hash: &RawBlockHash) -> Option<&'static str> {
+        self.race_winners.iter().find(|(other, _)| other == hash).map(|(_, mechanism)| *mechanism)
+    }
+
     /// Adds what FIBRE has reported about the race for the block.
     fn add_race_to_report(&self, report: &mut BlockReport, hash: &RawBlockHash) {
-        let winner = self.race_winners.iter().find(|(other, _)| other == hash);
-        report.race_winner = winner.map(|(_, mechanism)| *mechanism);
+        report.race_winner = self.race_winner(hash);
         if let Some(race) = self.races.iter().find(|race| race.block_hash == report.block_hash) {
             (report.race_udp_ns, report.race_compact_ns) = (race.udp_ns, race.compact_ns);
         }
