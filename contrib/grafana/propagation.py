@@ -122,9 +122,8 @@ PARTS = {
         _graph("FIBRE against compact blocks", "percentunit", "Share of races that FIBRE/UDP won against compact blocks, for each node and hour. "
                "Both times are of one clock, so no error of a clock applies.", """
                SELECT date_trunc('hour', connected_at) AS time, node AS metric,
-                   avg(CASE WHEN race_udp_ns >= 0 AND (race_compact_ns IS NULL OR race_compact_ns < 0 OR race_udp_ns < race_compact_ns)
-                       THEN 1.0 ELSE 0.0 END)::float8 AS value
-               FROM propagation.blocks WHERE {rows} AND (race_udp_ns IS NOT NULL OR race_compact_ns IS NOT NULL)
+                   avg(CASE WHEN race_winner = 'fibre_udp' THEN 1.0 ELSE 0.0 END)::float8 AS value
+               FROM propagation.blocks WHERE {rows} AND race_winner IN ('fibre_udp', 'bip152_cmpct')
                GROUP BY 1, 2 ORDER BY 1""", span=24),
     ],
 }

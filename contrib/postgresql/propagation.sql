@@ -8,6 +8,7 @@
 --     GRANT USAGE ON SCHEMA propagation TO exporter;
 --     GRANT SELECT ON ALL TABLES IN SCHEMA propagation TO exporter;
 --     GRANT INSERT, UPDATE ON propagation.blocks TO exporter;
+--     GRANT EXECUTE ON FUNCTION propagation.ensure_partition(integer) TO exporter;
 --
 -- Readers, for example Grafana, need only USAGE on the schema and SELECT on its tables.
 
@@ -70,6 +71,8 @@ BEGIN
                        name, number * 4320, (number + 1)::bigint * 4320);
     END IF;
 END $$;
+-- Otherwise every reader could create partitions with the rights of the owner.
+REVOKE EXECUTE ON FUNCTION propagation.ensure_partition(integer) FROM PUBLIC;
 
 -- The height of the first block that a node connected at this time or later. A query of the views below should have a
 -- condition on the height, which reads only the blocks of a time range. With a condition on the time, the query would

@@ -39,18 +39,24 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// Creates the cluster, the user and the database, and starts the server.
-    pub fn start() -> Self {
+    /// A new cluster without a running server, made with these arguments of initdb.
+    pub fn initialize(arguments: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
         if geteuid().is_root() {
             chown(dir.path(), Some(NOBODY), Some(NOBODY)).unwrap();
         }
-        let mut postgres = Postgres { dir, port: free_port(), server: None };
+        let postgres = Postgres { dir, port: free_port(), server: None };
         let mut initdb = postgres.command("initdb");
-        initdb.args(["--auth=trust", "--username=postgres", "--no-sync", "-D"]).arg(postgres.data());
+        initdb.args(["--username=postgres", "--no-sync"]).args(arguments).arg("-D").arg(postgres.data());
         let made = initdb.output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        postgres
+    }
+
+    /// Creates the cluster, the user and the database, and starts the server.
+    pub fn start() -> Self {
+        let mut postgres = Postgres::initialize(&["--auth=trust"]);
         postgres.write("pg_hba.conf", "local all postgres trust\nhost all all 127.0.0.1/32 scram-sha-256\n");
         postgres.start_again();
         postgres.sql("postgres", &format!("CREATE ROLE exporter LOGIN PASSWORD '{PASSWORD}'"));
@@ -70,7 +76,7 @@ impl Postgres {
     }
 
     /// Path of the cluster's data directory.
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
@@ -125,7 +131,7 @@ impl Postgres {
     }
 
     /// Runs SQL as the superuser. Returns psql's output, or its error message.
-    fn try_sql(&self, database: &str, sql: &str) -> Result<String, String> {
+    pub fn try_sql(&self, database: &str, sql: &str) -> Result<String, String> {
         let mut psql = self.command("psql");
         psql.args(["-h"]).arg(self.dir.path()).args(["-p", &self.port.to_string(), "-U", "postgres"]);
         psql.args(["-v", "ON_ERROR_STOP=1", "-qAtX", "-F", "\t", "-d", database, "-c", sql]);

@@ -1,6 +1,9 @@
 //! Tests that the metrics about connected blocks and about the tip's block agree with getblockstats of a real node,
 //! over each transport.
 
+use std::os::unix::fs::FileExt;
+
+use bitcoin::hex::FromHex;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -115,6 +118,27 @@ fn block_contents_are_counted_without_ipc() {
     let old = node.mine(110);
     let exporter = Exporter::spawn(command().args(node.over_http()).args(OFTEN)).ready();
     contents_are_those_of_getblockstats(&node, &old, &exporter);
+}
+
+#[test]
+fn only_the_block_that_cannot_be_read_is_not_counted() {
+    let node = Node::start(&["-blocksxor=0"]);
+    node.mine(1);
+    let exporter = Exporter::start(&node.socket(), &OFTEN).ready();
+    exporter.wait_for("bitcoin_exporter_uncounted_blocks_total", 0.0);
+    exporter.signal(Signal::SIGSTOP);
+    let blocks = node.mine(5);
+    // Overwrite the header of the fourth block in the file. The node then responds with the error code -1.
+    let path = node.dir().join("regtest/blocks/blk00000.dat");
+    let header = Vec::from_hex(&node.cli(&["getblockheader", &blocks[3], "false"])).unwrap();
+    let blocks = std::fs::read(&path).unwrap();
+    let position = blocks.windows(header.len()).position(|bytes| bytes == header).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&vec![0; header.len()], position as u64).unwrap();
+    exporter.signal(Signal::SIGCONT);
+    exporter.wait_for("bitcoin_blocks_connected_total", 5.0);
+    exporter.wait_for("bitcoin_connected_transactions_total", 4.0);
+    exporter.wait_for("bitcoin_exporter_uncounted_blocks_total", 1.0);
 }
 
 #[test]

@@ -135,7 +135,10 @@ pub fn races_of_fibre_are_shown() {
     let mut fixture = Fixture::start(&compile(dir.path(), &["-DDETAIL"]));
     let exporter = usdt_exporter(fixture.pid(), &[]);
     let browser = open(&exporter, 1280, false);
-    fixture.fire("time 800001 2000000 peer 5500000 other");
+    // The winner is not the mechanism with the shorter time: both times end with the connection of the block.
+    fixture.fire("winner 800001 FIBRE/UDP peer");
+    fixture.fire("time 800001 5500000 peer 2000000 other");
+    fixture.fire("winner 800002 BIP152/CMPCTBLOCK other");
     fixture.fire("time 800002 -1 n/a 7000000 other");
     eventually("both races are shown", || (browser.run("return $('races').rows.length") == 2).then_some(()));
     let rows = browser.run(
@@ -143,7 +146,7 @@ pub fn races_of_fibre_are_shown() {
     );
     let expected = serde_json::json!([
         ["800,002", "compact block only", "–", "7", "–"],
-        ["800,001", "FIBRE/UDP", "2", "5.5", "3.5"],
+        ["800,001", "FIBRE/UDP", "5.5", "2", "3.5"],
     ]);
     assert_eq!(rows, expected);
     assert!(

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::harness::eventually;
+use crate::harness::postgres::Postgres;
 use crate::harness::prometheus::Prometheus;
 use crate::{contrib, succeeds, yaml};
 
@@ -61,7 +62,7 @@ pub fn compose_images_are_pinned_and_hardened() {
         assert!(example.contains(variable), "{variable}");
     }
     // The file .env.example must contain every variable of the Compose files with its default value.
-    for file in ["compose.yaml", "exporters.yaml", "node.yaml"] {
+    for file in ["compose.yaml", "exporters.yaml", "block-store.yaml", "node.yaml"] {
         let text = std::fs::read_to_string(folder.join(file)).unwrap();
         for variable in text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap()) {
             let (name, default) = variable.split_once(":-").unwrap_or((variable, ""));
@@ -69,6 +70,18 @@ pub fn compose_images_are_pinned_and_hardened() {
             assert!(name == "BUILD_REVISION" || example.contains(&line), "{file}: {variable}");
         }
     }
+}
+
+/// The entrypoint of PostgreSQL's image appends to `pg_hba.conf` a line that requires a password. The first line that matches applies, and
+/// by default initdb writes lines that trust every user of the machine on loopback.
+pub fn postgres_trusts_no_user_of_the_machine() {
+    let postgres = services()["postgres"].take();
+    let arguments: Vec<_> = postgres["environment"]["POSTGRES_INITDB_ARGS"].as_str().into_iter().collect();
+    let cluster = Postgres::initialize(&arguments);
+    let rules = std::fs::read_to_string(cluster.data().join("pg_hba.conf")).unwrap();
+    let hosts = rules.lines().filter(|line| line.starts_with("host"));
+    let methods: Vec<_> = hosts.filter_map(|line| line.split_whitespace().last()).collect();
+    assert!(!methods.is_empty() && methods.iter().all(|method| *method == "scram-sha-256"), "{rules}");
 }
 
 /// In Alloy's image, the data folder belongs to the user and group 473 and has the mode 770. A new volume that is

@@ -97,6 +97,7 @@ fn main() -> ExitCode {
             "views_show_no_difference_without_its_error",
             propagation::views_show_no_difference_without_its_error,
         ),
+        trial("postgres_trusts_no_user_of_the_machine", compose::postgres_trusts_no_user_of_the_machine),
     ];
     trials.extend(of_store.map(|trial| trial.with_ignored_flag(no_postgres)));
     // With the variable SCREENSHOTS, `docs/picture` creates the README's picture of the status page.

@@ -225,6 +225,16 @@ fn command_shows_offsets_and_names_excluded_nodes(postgres: &Postgres, url: &str
     assert_eq!(nodes, ["a", "b"]);
     let missing = propagation(url, postgres, &["--height", "7000"]);
     assert!(missing.status.success(), "{missing:?}");
+
+    // A name with escape sequences, which a terminal would execute: ESC, and the C1 control character CSI.
+    postgres.rows("UPDATE propagation.blocks SET node = E'\\x1b[2J\\xc2\\x9b2Jx', clock_synchronized = false WHERE node = 'b'");
+    for format in ["table", "csv", "json"] {
+        let (text, errors) = show(&["--format", format]);
+        assert!(text.contains("[2J 2Jx") && errors.contains("[2J 2Jx is excluded"), "{text}{errors}");
+        assert!(!text.replace('\n', "").contains(char::is_control), "{text:?}");
+        assert!(!errors.replace('\n', "").contains(char::is_control), "{errors:?}");
+    }
+    postgres.rows("UPDATE propagation.blocks SET node = 'b', clock_synchronized = true WHERE node <> 'a'");
 }
 
 /// Asserts that the status page has the node's rank after the next block.
@@ -244,6 +254,20 @@ fn page_shows_the_rank(postgres: &Postgres, exporter: &Exporter, node: &Node) {
         let (rank, nodes) = (newest["rank"].as_i64()?, newest["nodes"].as_i64()?);
         (newest["block_hash"] == block.as_str() && (1..=nodes).contains(&rank)).then_some(())
     });
+
+    // A failure of this query is no failure of the store: rows arrive.
+    postgres.rows("ALTER VIEW propagation.lateness RENAME TO other");
+    let restored = exporter.log().matches("sending rows to the block store").count();
+    node.mine(1);
+    logs(exporter, "cannot read the ranks in the block store, the page shows none");
+    let status: Value = serde_json::from_str(&exporter.get("/status.json").1).unwrap();
+    assert_eq!(status["ranks"], serde_json::json!([]));
+    let blocks: f64 =
+        postgres.rows("SELECT count(*) FROM propagation.blocks WHERE node = 'a'")[0][0].parse().unwrap();
+    node.mine(1);
+    exporter.wait_for("bitcoin_block_store_rows_sent_total{node=\"a\"}", blocks + 1.0);
+    assert_eq!(exporter.value("bitcoin_block_store_up{node=\"a\"}"), Some(1.0));
+    assert_eq!(exporter.log().matches("sending rows to the block store").count(), restored);
 }
 
 pub fn wrong_settings_are_logged_and_lose_no_row() {
@@ -308,8 +332,28 @@ pub fn wrong_settings_are_logged_and_lose_no_row() {
         (postgres.sql("theirs", "SELECT node FROM propagation.blocks") == "d\n").then_some(())
     });
     drop(exporter_d);
+    readers_create_no_partition(&postgres, "theirs");
 
     tls_is_verified_as_sslmode_requests(&mut postgres, &node, dir.path(), right);
+}
+
+fn readers_create_no_partition(postgres: &Postgres, database: &str) {
+    postgres.sql(
+        database,
+        "CREATE ROLE reader; GRANT USAGE ON SCHEMA propagation TO reader; GRANT SELECT ON ALL TABLES IN SCHEMA propagation TO reader",
+    );
+    postgres.sql(database, "SET ROLE reader; SELECT count(*) FROM propagation.lateness");
+    let create = "SET ROLE reader; SELECT propagation.ensure_partition(8640000)";
+    let error = postgres.try_sql(database, create).unwrap_err();
+    assert!(error.contains("permission denied for function ensure_partition"), "{error}");
+}
+
+pub fn command_changes_nothing_in_the_store() {
+    let postgres = Postgres::start();
+    let output = propagation(&postgres.url("sslmode=disable"), &postgres, &["--height", "1"]);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && message.contains("has no schema `propagation`"), "{message}");
+    assert_eq!(postgres.rows("SELECT count(*) FROM pg_namespace WHERE nspname = 'propagation'")[0], ["0"]);
 }
 
 fn tls_is_verified_as_sslmode_requests(
@@ -392,6 +436,29 @@ pub fn outbox_is_bounded_and_drops_are_counted() {
     exporter.wait_for("bitcoin_block_store_rows_sent_total{node=\"a\"}", (12 - dropped + 3) as f64);
     has_rows(&postgres, 12 - dropped + 1);
     assert_eq!(postgres.rows(connected), before);
+}
+
+pub fn unsent_rows_of_a_moved_block_log_are_counted() {
+    let dir = TempDir::new().unwrap();
+    let mut postgres = Postgres::start();
+    let node = Node::start(&[]);
+    let password = password(&postgres);
+    let url = postgres.url("sslmode=disable");
+    let exporter = exporter(&node, "a", dir.path(), &url, &[&password[0], &password[1]]);
+    node.mine(1);
+    has_rows(&postgres, 1);
+    postgres.stop();
+    node.mine(6);
+    exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 6.0);
+    std::fs::rename(dir.path().join("a.sqlite"), dir.path().join("moved.sqlite")).unwrap();
+    node.mine(2);
+    is_logged(dir.path(), "a", 2);
+    postgres.start_again();
+    exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 0.0);
+    // The first rows were in memory, on their way to the store.
+    let dropped = exporter.value("bitcoin_block_store_rows_dropped_total{node=\"a\"}").unwrap() as usize;
+    assert!((1..=5).contains(&dropped), "{dropped}");
+    has_rows(&postgres, 9 - dropped);
 }
 
 /// The block log is on a file system of 1 MB, which only root can mount.

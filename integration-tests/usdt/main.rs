@@ -100,6 +100,8 @@ fn main() -> ExitCode {
         block_store::rows_of_two_nodes_arrive_once_through_outages,
         block_store::wrong_settings_are_logged_and_lose_no_row,
         block_store::outbox_is_bounded_and_drops_are_counted,
+        block_store::unsent_rows_of_a_moved_block_log_are_counted,
+        block_store::command_changes_nothing_in_the_store,
     ];
     let without = tests![
         lifecycle::several_nodes_are_listed_and_none_is_guessed,

@@ -301,10 +301,11 @@ impl BlockLogFile {
 
 /// Adds the result of the race between FIBRE and compact blocks for a block to the last row of the block.
 fn update_race(connection: &Connection, report: &BlockReport) -> rusqlite::Result<()> {
-    let update = "UPDATE blocks SET race_udp_ns = ?, race_compact_ns = ? \
+    let update = "UPDATE blocks SET race_winner = ?, race_udp_ns = ?, race_compact_ns = ? \
                   WHERE id = (SELECT max(id) FROM blocks WHERE block_height = ? AND block_hash = ?)";
-    let report = (report.race_udp_ns, report.race_compact_ns, report.block_height, &report.block_hash);
-    connection.execute(update, report).map(drop)
+    let race = (report.race_winner, report.race_udp_ns, report.race_compact_ns);
+    let (height, hash) = (report.block_height, &report.block_hash);
+    connection.execute(update, (race.0, race.1, race.2, height, hash)).map(drop)
 }
 
 /// Returns an error if the path exists and is not a regular file, for example a FIFO.

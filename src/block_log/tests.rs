@@ -2,6 +2,9 @@
 //! or belong to another program.
 
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -14,7 +17,8 @@ use super::outbox::{self, RowOrigin};
 use super::read::{self, BlockFilter};
 use super::report::BlockReport;
 use super::show::{self, OutputFormat};
-use super::writer::LogEntry;
+use super::writer::{Forwarding, LogEntry};
+use crate::block_store::StoreState;
 use crate::metrics::now;
 
 fn report(block_height: i64) -> BlockReport {
@@ -271,6 +275,51 @@ fn file_of_version_2_keeps_its_rows() {
 
 fn origin() -> RowOrigin {
     RowOrigin { chain: "regtest".into(), node: "a".into(), source: "usdt" }
+}
+
+#[test]
+fn late_race_is_added_to_the_row_of_its_block() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    let mut file = BlockLogFile::open(&path, 10).unwrap();
+    file.add_reports([&report(7)]).unwrap();
+    let (winner, times) = (Some("fibre_udp"), (Some(5), Some(9)));
+    let late =
+        BlockReport { race_winner: winner, race_udp_ns: times.0, race_compact_ns: times.1, ..report(7) };
+    file.add([&LogEntry { report: late, is_update: true }], Some(&origin()), 0).unwrap();
+    let read = "SELECT race_winner, race_udp_ns, race_compact_ns FROM blocks";
+    let row = Connection::open(&path).unwrap().query_row(read, [], |row| {
+        Ok((row.get::<_, Option<String>>(0)?, (row.get::<_, Option<i64>>(1)?, row.get::<_, Option<i64>>(2)?)))
+    });
+    assert_eq!(row.unwrap(), (winner.map(String::from), times));
+}
+
+#[test]
+fn unsent_rows_of_a_moved_file_count_as_dropped() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("blocks");
+    let counts = Arc::new(StoreState::default());
+    let (batches, mut store) = tokio::sync::mpsc::channel(1);
+    let (_confirm, stored) = std::sync::mpsc::channel();
+    let forwarding = Forwarding { origin: origin(), counts: counts.clone(), batches, stored };
+    let (recorder, queue) = BlockLogThread::start(&path, 100, Some(forwarding)).unwrap();
+    let eventually = |count: &AtomicU64, expected: u64| {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while count.load(Relaxed) != expected && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(count.load(Relaxed), expected);
+    };
+    queue.push(report(1));
+    assert_eq!(store.blocking_recv().unwrap().batch.heights, [1], "under way, and not lost with the file");
+    (2..=4).for_each(|height| queue.push(report(height)));
+    eventually(&counts.waiting, 4);
+    std::fs::rename(&path, dir.path().join("moved")).unwrap();
+    queue.push(report(5));
+    assert_eq!(store.blocking_recv().unwrap().batch.heights, [5]);
+    eventually(&counts.dropped, 3);
+    eventually(&counts.waiting, 1);
+    recorder.finish();
 }
 
 #[test]

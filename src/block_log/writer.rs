@@ -241,7 +241,9 @@ impl BlockLogWriter {
             Some(file) => file,
             None => {
                 let file = BlockLogFile::open(&self.path, self.keep)?;
-                self.outbox.iter_mut().for_each(Outbox::file_opened);
+                if let Some(outbox) = &mut self.outbox {
+                    outbox.file_opened(file.count_unsent(0)?);
+                }
                 file
             }
         };
@@ -280,6 +282,8 @@ struct Outbox {
     is_clean: bool,
     /// ID of the last row of the batch that is being sent; `None` if no batch is being sent.
     under_way: Option<i64>,
+    /// Number of rows of the batch that is being sent.
+    under_way_rows: u64,
     /// Whether the outbox may have rows that no batch has contained yet.
     has_news: bool,
 }
@@ -296,15 +300,26 @@ impl Outbox {
             delete_failed_at: None,
             is_clean: true,
             under_way: None,
+            under_way_rows: 0,
             has_news: true,
         }
     }
 
     /// Resets the state after a file was opened, because the IDs of another file are different. A batch that was being
-    /// sent is sent again, which does not change the store.
-    fn file_opened(&mut self) {
+    /// sent is sent again, which does not change the store. `unsent` is the number of rows in the opened file. Rows of a file
+    /// that was moved away are counted as dropped, except the rows of that batch.
+    fn file_opened(&mut self, unsent: u64) {
+        let waiting = self.forwarding.counts.waiting.load(Relaxed);
+        let lost = waiting.saturating_sub(self.under_way_rows).saturating_sub(unsent);
+        self.forwarding.counts.dropped.fetch_add(lost, Relaxed);
+        if lost > 0 {
+            warn!(
+                rows = lost,
+                "the block log was moved or deleted with rows that the block store does not have"
+            );
+        }
         (self.generation, self.stored, self.is_clean) = (self.generation + 1, 0, true);
-        (self.under_way, self.has_news) = (None, true);
+        (self.under_way, self.under_way_rows, self.has_news) = (None, 0, true);
     }
 
     /// Deletes the rows that the block store has confirmed, and passes the next rows to the thread that forwards rows.
@@ -312,6 +327,7 @@ impl Outbox {
         while let Ok((generation, up_to)) = self.forwarding.stored.try_recv() {
             if generation == self.generation {
                 (self.stored, self.is_clean, self.under_way, self.has_news) = (up_to, false, None, true);
+                self.under_way_rows = 0;
             }
         }
         self.delete_stored(file);
@@ -325,10 +341,11 @@ impl Outbox {
         }
         match file.unsent(self.stored, Self::MAX_ROWS)? {
             Some(batch) => {
-                let up_to = batch.up_to;
+                let (up_to, rows) = (batch.up_to, batch.rows.len() as u64);
                 let batch = OutboxBatch { batch, generation: self.generation };
                 self.under_way = self.forwarding.batches.try_send(batch).is_ok().then_some(up_to);
                 self.has_news = self.under_way.is_none();
+                self.under_way_rows = if self.has_news { 0 } else { rows };
             }
             None => self.has_news = false,
         }

@@ -13,6 +13,7 @@ use tracing::{debug, info};
 
 use super::settings::StoreSettings;
 use super::tls::Connector;
+use crate::text;
 
 /// Version of the schema in `contrib/postgresql/propagation.sql`.
 const VERSION: i32 = 1;
@@ -64,15 +65,38 @@ impl StoreConnection {
     ///
     /// # Errors
     /// The database cannot be reached, rejects the user, or has a schema of another version.
-    pub async fn open(settings: &StoreSettings, application: &str) -> Result<Self> {
+    pub async fn open_to_write(settings: &StoreSettings, application: &str) -> Result<Self> {
+        let connection = Self::connect(settings, application).await?;
+        if !connection.has_schema().await? {
+            connection.create_schema().await.context(
+                "the database has no schema `propagation`, and the exporter cannot create it; apply \
+                 contrib/postgresql/propagation.sql as the owner of the database",
+            )?;
+        }
+        connection.check_version().await?;
+        Ok(connection)
+    }
+
+    /// Connects, and changes nothing in the database.
+    ///
+    /// # Errors
+    /// The database cannot be reached, rejects the user, or has no schema or one of another version.
+    pub async fn open_to_read(settings: &StoreSettings, application: &str) -> Result<Self> {
+        let connection = Self::connect(settings, application).await?;
+        if !connection.has_schema().await? {
+            bail!(
+                "the database has no schema `propagation`; start an exporter with --block-store, or correct the URL"
+            );
+        }
+        connection.check_version().await?;
+        Ok(connection)
+    }
+
+    async fn connect(settings: &StoreSettings, application: &str) -> Result<Self> {
         let mut last = None;
         for config in settings.attempts(application).await? {
             match within(connect(config, settings)).await {
-                Ok(client) => {
-                    let mut connection = StoreConnection { client, tls: settings.tls.clone() };
-                    connection.check_schema().await?;
-                    return Ok(connection);
-                }
+                Ok(client) => return Ok(StoreConnection { client, tls: settings.tls.clone() }),
                 Err(error) => {
                     let is_final = is_final(&error);
                     last.get_or_insert(error);
@@ -151,14 +175,7 @@ impl StoreConnection {
         Ok(())
     }
 
-    /// Checks the version of the schema, and creates the schema if it does not exist.
-    async fn check_schema(&mut self) -> Result<()> {
-        if !self.has_schema().await? {
-            self.create_schema().await.context(
-                "the database has no schema `propagation`, and the exporter cannot create it; apply \
-                 contrib/postgresql/propagation.sql as the owner of the database",
-            )?;
-        }
+    async fn check_version(&self) -> Result<()> {
         let rows = self.query("SELECT max(version)::int4 FROM propagation.version", &[]).await?;
         match rows.first().and_then(|row| row.get::<_, Option<i32>>(0)) {
             Some(VERSION) => Ok(()),
@@ -179,7 +196,7 @@ impl StoreConnection {
     }
 
     /// Creates the schema, unless another exporter creates it at the same time.
-    async fn create_schema(&mut self) -> Result<()> {
+    async fn create_schema(&self) -> Result<()> {
         // The lock is held until the end of the transaction. If another exporter held the lock before, the check after
         // the lock therefore finds the schema that the other exporter has created.
         let lock = "BEGIN; SELECT pg_advisory_xact_lock(hashtext('propagation'))";
@@ -233,21 +250,21 @@ fn is_invalid_row(error: &anyhow::Error) -> bool {
 /// Adds the reason and, if known, the remedy to an error.
 fn explain(error: tokio_postgres::Error) -> anyhow::Error {
     let text = match error.as_db_error() {
-        Some(reported) => format!("{}{}", reported.message(), advice(reported.code())),
+        Some(reported) => format!("{}{}", text::message(reported.message()), advice(reported.code())),
         None => {
             // The error text of tokio_postgres does not contain the reason.
-            let mut text = error.to_string();
+            let mut reasons = error.to_string();
             let mut source = error.source();
             while let Some(reason) = source {
-                if !text.contains(&reason.to_string()) {
-                    text += &format!(": {reason}");
+                if !reasons.contains(&reason.to_string()) {
+                    reasons += &format!(": {reason}");
                 }
                 source = reason.source();
             }
-            if text.contains("certificate") {
-                text += "; compare sslrootcert and sslmode in the URL with the server's certificate";
+            if reasons.contains("certificate") {
+                reasons += "; compare sslrootcert and sslmode in the URL with the server's certificate";
             }
-            text
+            reasons
         }
     };
     anyhow::Error::new(DatabaseError { text, code: error.code().cloned() })

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::connection::{StoreConnection, StoreError};
 use super::settings::StoreSettings;
-use super::{STATE, StoreState, propagation};
+use super::{Rank, STATE, StoreState, propagation};
 use crate::block_log::outbox::RowOrigin;
 use crate::block_log::{Forwarding, OutboxBatch};
 use crate::scheduling;
@@ -52,6 +52,7 @@ pub fn start(settings: StoreSettings, origin: RowOrigin) -> Result<Forwarding> {
         failures: 0,
         rank_times: VecDeque::new(),
         reads_ranks: true,
+        ranks_failed: false,
         last_height: None,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -80,6 +81,8 @@ struct Forwarder {
     rank_times: VecDeque<Instant>,
     /// Whether the ranks are read: false after more than [`MAX_RANKED_NODES`] nodes had a rank for one block.
     reads_ranks: bool,
+    /// Whether the last attempt to read the ranks failed. The rows arrive nevertheless.
+    ranks_failed: bool,
     /// Height of the last sent block.
     last_height: Option<i32>,
 }
@@ -156,7 +159,7 @@ impl Forwarder {
         let open = self.connection.take().filter(|connection| !connection.is_closed());
         let connection = match open {
             Some(connection) => connection,
-            None => StoreConnection::open(&self.settings, &self.application).await?,
+            None => StoreConnection::open_to_write(&self.settings, &self.application).await?,
         };
         Ok(self.connection.insert(connection))
     }
@@ -164,20 +167,41 @@ impl Forwarder {
     async fn read_ranks(&mut self) {
         let Some(height) = self.last_height else { return };
         let origin = self.origin.clone();
-        let read = async {
-            let connection = self.connect().await?;
-            propagation::ranks(connection, &origin.chain, &origin.node, height).await
+        let connection = match self.connect().await {
+            Ok(connection) => connection,
+            Err(error) => return self.on_failure(&error).await,
         };
-        match read.await {
+        let ranks = propagation::ranks(connection, &origin.chain, &origin.node, height).await;
+        self.show_ranks(ranks);
+        if self.ranks_failed {
+            // Only a new connection shows whether the store can be reached. A timed-out query may occupy the old one.
+            self.connection = None;
+            if let Err(error) = self.connect().await {
+                self.on_failure(&error).await;
+            }
+        }
+    }
+
+    fn show_ranks(&mut self, ranks: Result<Vec<Rank>>) {
+        let failed = ranks.is_err();
+        let ranks = match ranks {
             Ok(ranks) if ranks.iter().any(|rank| rank.nodes > Some(MAX_RANKED_NODES)) => {
                 info!(
                     "the block store has more than {MAX_RANKED_NODES} nodes: the status page shows no rank"
                 );
                 self.reads_ranks = false;
+                Vec::new()
             }
-            Ok(ranks) => *self.state.ranks.lock().expect("nobody panics holding it") = ranks,
-            Err(error) => self.on_failure(&error).await,
-        }
+            Ok(ranks) => ranks,
+            Err(error) => {
+                if !self.ranks_failed {
+                    warn!("cannot read the ranks in the block store, the page shows none: {error:#}");
+                }
+                Vec::new()
+            }
+        };
+        self.ranks_failed = failed;
+        *self.state.ranks.lock().expect("nobody panics holding it") = ranks;
     }
 
     fn on_success(&mut self) {

@@ -49,7 +49,7 @@ pub struct Rank {
 pub struct StoreState {
     /// Rows that the store has confirmed.
     pub sent: AtomicU64,
-    /// Rows that were dropped before they were sent, because a limit was reached.
+    /// Rows that were dropped before they were sent, because a limit was reached or the file was moved away.
     pub dropped: AtomicU64,
     /// Rows that the store rejected.
     pub rejected: AtomicU64,
@@ -92,7 +92,7 @@ pub fn families() -> Vec<Family> {
             .value_if_known(count(|state| &state.sent)),
         counter("bitcoin_block_store_rows_dropped_total",
             "Rows of the block log that were dropped before they were sent to the block store, because a limit of \
-             the block log was reached", EXPORTER)
+             the block log was reached or its file was moved away", EXPORTER)
             .value_if_known(count(|state| &state.dropped)),
         counter("bitcoin_block_store_rows_rejected_total",
             "Rows of the block log that the block store rejected as invalid; the exporter's log has the reason", EXPORTER)

@@ -7,6 +7,7 @@ use super::Rank;
 use super::connection::StoreConnection;
 use super::settings::StoreSettings;
 use crate::block_log::read::{Rows, Value};
+use crate::text;
 
 /// Number of last blocks whose ranks are read. The query reads the rows of all nodes for each of these blocks.
 const RANKED_BLOCKS: i32 = 5;
@@ -63,7 +64,7 @@ pub async fn at_height(settings: &StoreSettings, chain: Option<&str>, height: i3
         ) AS complete USING (chain, block_height, block_hash, node)
         WHERE b.chain = $1 AND b.block_height = $2
         ORDER BY b.block_hash, late.offset_us NULLS LAST, b.node";
-    let connection = StoreConnection::open(settings, "blocks --propagation").await?;
+    let connection = StoreConnection::open_to_read(settings, "blocks --propagation").await?;
     let chain = match chain {
         Some(chain) => chain.to_string(),
         None => only_chain(&connection).await?,
@@ -92,7 +93,9 @@ const NAMES: [&str; 15] = [
 ];
 
 fn values(row: &tokio_postgres::Row) -> Vec<Value> {
-    let text = |column| row.get::<_, Option<String>>(column).map_or(Value::Null, Value::Text);
+    // Every writer of the store chooses its names, and a terminal would execute control characters in them.
+    let text =
+        |column| row.get::<_, Option<&str>>(column).map_or(Value::Null, |it| Value::Text(text::label(it)));
     let number = |column| row.get::<_, Option<i64>>(column).map_or(Value::Null, Value::Integer);
     (0..NAMES.len())
         .map(|column| match NAMES[column] {
@@ -132,7 +135,7 @@ async fn only_chain(connection: &StoreConnection) -> Result<String> {
         [] => bail!("the block store has no rows yet"),
         _ => bail!(
             "the block store has blocks of several chains: {}; select one with --chain",
-            chains.join(", ")
+            text::message(chains.join(", "))
         ),
     }
 }

@@ -60,21 +60,16 @@ impl ConnectedBlocks {
         self.ranges.front().copied()
     }
 
-    /// Removes the last block of the next range after it was counted. `parent` is the parent of the removed block. If
-    /// `parent` is `None`, removes the whole range, and returns the number of its uncounted blocks.
-    pub fn counted(&mut self, parent: Option<BlockRef>) -> u64 {
+    /// Removes the last block of the next range. `parent` is the parent of the removed block. If `parent` is `None`, removes
+    /// the whole range, and returns the number of its other blocks, which are not counted.
+    pub fn done(&mut self, parent: Option<BlockRef>) -> u64 {
         match (self.ranges.front_mut(), parent) {
             (Some(range), Some(parent)) if range.blocks > 1 => {
                 *range = BlockRange { last: parent, blocks: range.blocks - 1, ..*range };
                 0
             }
-            _ => self.skip().saturating_sub(1),
+            _ => self.ranges.pop_front().map_or(0, |range| range.blocks.saturating_sub(1)),
         }
-    }
-
-    /// Removes the next range, because its blocks cannot be counted. Returns the number of removed blocks.
-    pub fn skip(&mut self) -> u64 {
-        self.ranges.pop_front().map_or(0, |range| range.blocks)
     }
 }
 
@@ -98,14 +93,14 @@ mod tests {
         assert_eq!(queue.next(), None, "a rollback connects nothing");
         queue.push(range(9, 2));
         queue.push(range(10, 1));
-        assert_eq!(queue.counted(Some(block(8))), 0);
+        assert_eq!(queue.done(Some(block(8))), 0);
         assert_eq!(queue.next(), Some(range(8, 1)));
-        assert_eq!(queue.counted(None), 0);
+        assert_eq!(queue.done(None), 0);
         assert_eq!(queue.next(), Some(range(10, 1)));
-        assert_eq!(queue.skip(), 1);
-        assert_eq!((queue.next(), queue.skip()), (None, 0));
+        assert_eq!(queue.done(None), 0);
+        assert_eq!((queue.next(), queue.done(None)), (None, 0));
         queue.push(range(20, 5));
-        assert_eq!((queue.counted(None), queue.next()), (4, None), "the parent is not known");
+        assert_eq!((queue.done(None), queue.next()), (4, None), "the parent is not known");
     }
 
     #[test]

@@ -132,13 +132,14 @@ async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
         if queue.next() != Some(range) {
             continue;
         }
-        let uncounted = match counted {
-            Some((stats, parent)) => {
+        let uncounted = match counted.stats {
+            Some(stats) => {
                 show_contents(calls, &stats, range.contents);
-                queue.counted(parent)
+                0
             }
-            None => queue.skip(),
+            None => 1,
         };
+        let uncounted = uncounted + queue.done(counted.parent);
         calls.metrics().blocks.uncounted_blocks.inc_by(uncounted);
     }
     if is_due {
@@ -147,23 +148,27 @@ async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
     }
 }
 
-/// Reads the statistics of the last block of a range, and the block's parent if the range has more blocks. Returns
-/// `None` if there is no response, and `Some(None)` if the node does not have the block.
-async fn count_last(
-    calls: &mut RateLimitedCalls,
-    range: BlockRange,
-    tip: Option<&str>,
-) -> Option<Option<(Value, Option<BlockRef>)>> {
+/// The last block of a range.
+struct LastBlock {
+    /// `None` if the node cannot give the statistics of this block. It may have those of its ancestors: the error code for a block that
+    /// cannot be read is also that of any other fault of one call.
+    stats: Option<Value>,
+    /// `None` if it is not needed, or if the node does not know the block.
+    parent: Option<BlockRef>,
+}
+
+/// Reads the statistics of the last block of a range, and its parent if the range has more blocks. Returns `None` if there is no response.
+async fn count_last(calls: &mut RateLimitedCalls, range: BlockRange, tip: Option<&str>) -> Option<LastBlock> {
     let hash = range.last.hash.to_string();
-    let Some(stats) = block_stats(calls, &hash, tip).await? else { return Some(None) };
+    let stats = block_stats(calls, &hash, tip).await?;
     if range.blocks == 1 {
-        return Some(Some((stats, None)));
+        return Some(LastBlock { stats, parent: None });
     }
     let header = calls.rpc_tolerating(Method::GetBlockHeader, json!([hash]), is_unavailable).await?;
     let header: Value = header.ok().flatten().unwrap_or_default();
     let parent = header["previousblockhash"].as_str().and_then(|hash| hash.parse::<BlockHash>().ok());
     let parent = parent.map(|hash| BlockRef { hash, height: range.last.height - 1 });
-    Some(Some((stats, parent)))
+    Some(LastBlock { stats, parent })
 }
 
 /// Adds the contents of a connected block to the counters.

@@ -15,11 +15,11 @@ pub struct Race {
     pub time: f64,
     pub block_height: i32,
     pub block_hash: String,
-    /// FIBRE's time for the delivery by FIBRE/UDP, as `udp:block_race_time` passes it; `None` if FIBRE/UDP did not take
-    /// part in the race.
+    /// Label of the mechanism that won; `None` if FIBRE did not report it.
+    pub winner: Option<&'static str>,
+    /// Nanoseconds from the first data over FIBRE/UDP to the connection of the block; `None` if FIBRE/UDP took no part.
     pub udp_ns: Option<i64>,
-    /// FIBRE's time for the delivery by compact block, as `udp:block_race_time` passes it; `None` if no compact block
-    /// took part in the race.
+    /// Nanoseconds from the first compact block to the connection of the block; `None` if there was none.
     pub compact_ns: Option<i64>,
 }
 
@@ -68,7 +68,6 @@ impl BlockReport {
             connected_us: Some(since_first(arrival.connected_ns)),
             // The tracker sets this field, because flushes are events of another tracepoint group.
             flush_us: None,
-            race_winner: timeline.race_winner,
             ..report
         }
     }

@@ -199,6 +199,15 @@ fn report_has_the_winner_of_fibres_race() {
     let won = BlockEventKind::RaceWon { height: 1, mechanism: "fibre_udp" };
     happen(&blocks, [(1, HASH, compact(1)), (2, HASH, won), (10, HASH, connected())]);
     assert_eq!(blocks.last().0[0].race_winner, Some("fibre_udp"));
+
+    // As FIBRE reports it: when the block is connected already. No peer has announced this block.
+    let blocks = BlockTracker::default();
+    let won = BlockEventKind::RaceWon { height: 1, mechanism: "bip152_cmpct" };
+    let raced = BlockEventKind::RaceFinished { height: 1, udp_ns: None, compact_ns: Some(7) };
+    happen(&blocks, [(10, HASH, connected())]);
+    happen(&blocks, [(11, HASH, won), (12, HASH, raced)]);
+    let (last, _) = blocks.last();
+    assert_eq!((last[0].race_winner, last[0].race_compact_ns), (Some("bip152_cmpct"), Some(7)));
 }
 
 #[test]

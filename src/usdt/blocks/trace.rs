@@ -90,7 +90,6 @@ pub struct Timeline {
     pub reconstructed: Option<(u64, i64, Reconstruction)>,
     /// Time at which FIBRE reconstructed the block.
     pub fibre_ns: Option<u64>,
-    pub race_winner: Option<&'static str>,
     /// Time at which the node had connected the block.
     pub connected_ns: Option<u64>,
 }
@@ -120,7 +119,6 @@ impl Timeline {
             has_header: false,
             reconstructed: None,
             fibre_ns: None,
-            race_winner: None,
             connected_ns: None,
         }
     }
@@ -178,13 +176,13 @@ impl Timeline {
             BlockEventKind::Fibre { .. } => {
                 self.fibre_ns.get_or_insert(time_ns);
             }
-            BlockEventKind::RaceWon { mechanism, .. } => self.race_winner = Some(mechanism),
             // `BlockTracker` handles these events, or they concern no block.
             BlockEventKind::Announced { .. }
             | BlockEventKind::Compact { .. }
             | BlockEventKind::Connected(_)
             | BlockEventKind::PeerActive { .. }
             | BlockEventKind::Flushed { .. }
+            | BlockEventKind::RaceWon { .. }
             | BlockEventKind::RaceFinished { .. } => {}
         }
     }

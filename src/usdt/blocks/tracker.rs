@@ -67,6 +67,8 @@ pub struct TrackerState {
     last: VecDeque<BlockReport>,
     /// The last races between FIBRE and compact blocks, newest first.
     races: VecDeque<Race>,
+    /// The mechanisms that won the last races.
+    race_winners: VecDeque<(RawBlockHash, &'static str)>,
     /// The last blocks that FIBRE reconstructed, with the times of the reconstructions. FIBRE can reconstruct a block
     /// before any peer announces it.
     fibre_blocks: VecDeque<(RawBlockHash, u64)>,
@@ -212,14 +214,20 @@ impl TrackerState {
             BlockEventKind::RaceFinished { height, udp_ns, compact_ns } => {
                 let (time, block_hash) = (unix_time(self.epoch_ns, time_ns), maps::hash(&hash));
                 self.counts.last_height = Some(height);
-                let race = Race { time, block_height: height, block_hash, udp_ns, compact_ns };
-                self.add_race_to_report(&race);
-                push_recent(&mut self.races, race);
+                let winner = self.race_winner(&hash);
+                push_recent(
+                    &mut self.races,
+                    Race { time, block_height: height, block_hash, winner, udp_ns, compact_ns },
+                );
+                self.update_report(&hash);
+            }
+            BlockEventKind::RaceWon { height, mechanism } => {
+                self.counts.last_height = Some(height);
+                push_recent(&mut self.race_winners, (hash, mechanism));
+                self.update_report(&hash);
             }
             _ => {
-                if let BlockEventKind::Fibre { height: Some(height) }
-                | BlockEventKind::RaceWon { height, .. } = kind
-                {
+                if let BlockEventKind::Fibre { height: Some(height) } = kind {
                     self.counts.last_height = Some(height);
                 }
                 if matches!(kind, BlockEventKind::Fibre { .. }) && self.fibre_ns(&hash).is_none() {
@@ -336,19 +344,33 @@ impl TrackerState {
                 report.arrival = Some(ArrivalMethod::Fibre.label());
             }
         }
+        self.add_race_to_report(report, hash);
+    }
+
+    /// The mechanism that won the race for a block, if FIBRE has reported it.
+    fn race_winner(&self, hash: &RawBlockHash) -> Option<&'static str> {
+        self.race_winners.iter().find(|(other, _)| other == hash).map(|(_, mechanism)| *mechanism)
+    }
+
+    /// Adds what FIBRE has reported about the race for the block.
+    fn add_race_to_report(&self, report: &mut BlockReport, hash: &RawBlockHash) {
+        report.race_winner = self.race_winner(hash);
         if let Some(race) = self.races.iter().find(|race| race.block_hash == report.block_hash) {
             (report.race_udp_ns, report.race_compact_ns) = (race.udp_ns, race.compact_ns);
         }
     }
 
-    /// Adds the result of a race to the report of its block, if the block is among the last connected blocks.
-    fn add_race_to_report(&mut self, race: &Race) {
-        let Some(report) = self.last.iter_mut().find(|report| report.block_hash == race.block_hash) else {
+    /// Adds the race to the report of its block, if the block is connected already: FIBRE reports a race after it has connected the block.
+    fn update_report(&mut self, hash: &RawBlockHash) {
+        let block_hash = maps::hash(hash);
+        let Some(position) = self.last.iter().position(|report| report.block_hash == block_hash) else {
             return;
         };
-        (report.race_udp_ns, report.race_compact_ns) = (race.udp_ns, race.compact_ns);
+        let mut report = self.last[position].clone();
+        self.add_race_to_report(&mut report, hash);
+        self.last[position] = report.clone();
         if let Some(block_log) = &self.block_log {
-            block_log.update(report.clone());
+            block_log.update(report);
         }
     }
 
