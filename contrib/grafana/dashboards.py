@@ -411,9 +411,11 @@ FIBRE = {
         graph("Wins by mechanism", "percentunit", "Share of the races within an hour, by winning mechanism.",
               {"{{node}} {{mechanism}}": "increase(fibre_block_race_wins_total{*}[1h]) / on (job,instance,node) "
                "group_left () sum by (job,instance,node) (increase(fibre_block_race_wins_total{*}[1h]))"}),
-        graph("Relay latency", "s", "Time until each relay mechanism that took part in a race had the block.",
+        graph("Relay latency", "s", "Time that FIBRE reports for each relay mechanism in a race: in FIBRE's public source, from the mechanism's first "
+              "data to the connection of the block.",
               quantiles("fibre_block_race_latency_seconds", by="mechanism")),
-        graph("Winning margin", "s", "Time between the winner and the other mechanism, in races in which both relay mechanisms took part.",
+        graph("Margin", "s", "Difference of the two times that FIBRE reports for a race in which both relay mechanisms took part, by the mechanism with "
+              "the shorter time. With FIBRE's public source, this is often not the winner.",
               quantiles("fibre_race_margin_seconds", by="winner")),
         bars("Block race results", "none", "Blocks in the selected time range by the mechanism that delivered them first, and races with "
              "both mechanisms.",
@@ -487,7 +489,7 @@ def relay():
                    {NAME: 'round(increase(bitcoin_block_arrivals_total{*,by="full_block"}[$__range]))'}),
             number("Requested transactions", "none", "Transactions requested for compact blocks in the selected time range.",
                    {NAME: "round(increase(bitcoin_compact_block_requested_transactions_sum{*}[$__range]))"}),
-            number("FIBRE's lead, median", "s", "Median lead of FIBRE in the races that it won against a compact block, in the selected time range. "
+            number("FIBRE's margin, median", "s", "Median difference of the two times that FIBRE reports, in races in which FIBRE/UDP has the shorter time, in the selected time range. "
                    "FIBRE nodes only.", {NAME: 'histogram_quantile(0.5, sum by (le,node,instance) '
                                          '(rate(fibre_race_margin_seconds_bucket{*,winner="fibre_udp"}[$__range])))'}),
         ],
@@ -527,8 +529,9 @@ def relay():
                   {"{{node}} {{by}}": hourly("bitcoin_block_announcements_total", by="by")}),
         ],
         "FIBRE and compact blocks": [
-            graph("Winning margin", "s",
-                  "Time between the winner and the other mechanism, in races in which both relay mechanisms took part. Median and tail over a day.",
+            graph("Margin", "s",
+                  "Difference of the two times that FIBRE reports for a race in which both relay mechanisms took part, by the mechanism with the "
+                  "shorter time. Median and tail over a day.",
                   quantiles("fibre_race_margin_seconds", by="winner")),
             graph("Wins", "none", "Races within an hour, by winning mechanism.",
                   {"{{node}} {{mechanism}}": hourly("fibre_block_race_wins_total", by="mechanism")}, stacked=True),

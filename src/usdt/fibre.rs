@@ -128,12 +128,14 @@ impl GroupPrograms for FibreGroup {
                  than 256 pairs of mechanism and peer, the counts of the least recent pairs are added to the peer \
                  `other`", WON)
                 .by(&["mechanism", "peer"]).samples(self.deliveries(maps, counts.other_peers)),
-            histogram("fibre_block_race_latency_seconds", "Time until a relay mechanism had delivered a block, for \
-                 each mechanism that took part in the race for the block", RACED,
+            histogram("fibre_block_race_latency_seconds", "Time that FIBRE reports for a relay mechanism in the race \
+                 for a block, for each mechanism that took part; in FIBRE's public source this is the time from the \
+                 first data of the mechanism to the connection of the block", RACED,
                 LATENCY.bounds)
                 .by(&["mechanism"]).samples(by_both_mechanisms(&LATENCY, counts.udp_latency_ns, counts.compact_latency_ns)),
-            histogram("fibre_race_margin_seconds", "Time from the delivery of a block by the winning relay mechanism \
-                 to the delivery by the other mechanism, in races in which both took part", RACED,
+            histogram("fibre_race_margin_seconds", "Difference of the two times of fibre_block_race_latency_seconds, in \
+                 races in which both mechanisms took part, by the mechanism with the shorter time; with FIBRE's public \
+                 source, this is often not the winner, which fibre_block_race_wins_total counts", RACED,
                 MARGIN.bounds)
                 .by(&["winner"]).samples(by_both_mechanisms(&MARGIN, counts.udp_margin_ns, counts.compact_margin_ns)),
             counter("fibre_races_with_both_total", "Blocks for which both relay mechanisms (FIBRE/UDP and compact \
