@@ -1,8 +1,9 @@
 //! Inspects the machine: the running nodes, with everything that the plan depends on. Changes nothing.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -17,6 +18,11 @@ use crate::bitcoin_core::BINARIES;
 use crate::bitcoin_core::{CHAINS, ChainParams};
 use crate::files;
 use crate::node_process::without_mark;
+
+/// The environment of `--check`: the variables by which the supervisor detects a container.
+const CONTAINER_VARIABLES: [&str; 2] = [crate::supervisor::IN_CONTAINER, "KUBERNETES_SERVICE_HOST"];
+/// The characters before the program in `ExecStart=`.
+pub const PREFIXES: [char; 4] = ['-', ':', '+', '!'];
 
 /// The facts about the machine on which the plan depends.
 #[derive(Default)]
@@ -110,8 +116,11 @@ pub struct Node {
     pub gid: u32,
     /// Name of its user.
     pub user: String,
-    /// Path of the running binary.
+    /// Path of the running binary, without symbolic links.
     pub binary: PathBuf,
+    /// Path of the running binary as the operator names it in the unit or on the command line. With a symbolic link in it, it stays the
+    /// same after an upgrade.
+    pub named_binary: PathBuf,
     /// Whether it is the node that the operator has selected, or none was selected.
     pub is_selected: bool,
     /// Whether this process has permission to inspect the node. Without it, the fields below are incomplete.
@@ -120,8 +129,8 @@ pub struct Node {
     pub is_in_container: bool,
     /// The systemd unit of the system manager in which the node runs.
     pub unit: Option<Unit>,
-    /// Path of the `bitcoin-node` that is installed with the running binary.
-    pub node_binary: Option<PathBuf>,
+    /// The `bitcoin-node` that is installed with the program that the operator starts.
+    pub node_binary: Option<NodeBinary>,
     pub chain: &'static ChainParams,
     pub datadir: PathBuf,
     /// The directory of the chain, which has the cookie.
@@ -141,6 +150,15 @@ pub struct Node {
     pub exporter: Exporter,
     /// The output of `bitcoind-ipc-exporter --check` for this node, or its error.
     pub check: Result<String, String>,
+}
+
+/// A `bitcoin-node` that is installed with another program.
+#[derive(Clone)]
+pub struct NodeBinary {
+    /// Its path, with as few symbolic links resolved as possible.
+    pub path: PathBuf,
+    /// The program, if it is a symbolic link whose target has to be changed at an upgrade, and `path` would still be the old version.
+    pub pinned_by: Option<PathBuf>,
 }
 
 /// A unit of systemd.
@@ -254,13 +272,18 @@ impl Node {
         let arguments = process.cmdline().unwrap_or_default();
         let uid = status.euid;
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-        let (chain, chain_dir, datadir) = directories(&arguments, open.chain_dir(), user.as_ref());
+        let started_with = datadir_at_start(process, &arguments, user.as_ref());
+        let (chain, chain_dir, datadir) = directories(&arguments, open.chain_dir(), &started_with);
         let conf =
             Settings::new(&arguments, "", chain.name).value("conf").unwrap_or("bitcoin.conf").to_string();
-        let conf = datadir.join(conf);
+        let conf = started_with.join(conf);
         let (text, previous) = read_split(&conf);
         let unit = service(process).filter(|_| root == Path::new("/"));
         let unit = unit.and_then(|name| Some(Unit::parse(&name, &unit_text(&name)?)));
+        let program = unit.as_ref().and_then(Unit::program).map(PathBuf::from);
+        let program = program.or_else(|| arguments.first().map(PathBuf::from));
+        let program = program.filter(|path| path.is_absolute()).unwrap_or_else(|| binary.clone());
+        let node_binary = bitcoin_node(&program);
         let mut node = Node {
             pid: process.pid,
             uid,
@@ -271,7 +294,8 @@ impl Node {
             is_in_container: is_in_other_pid_namespace(process.pid),
             exporter: Exporter::inspect(unit.as_ref(), root),
             unit,
-            node_binary: bitcoin_node(&binary, root),
+            named_binary: named_binary(&binary, &program, node_binary.as_ref()),
+            node_binary,
             tracepoints: tracepoints(process.pid),
             settings: Settings::new(&arguments, &text, chain.name),
             sockets: open.sockets.clone(),
@@ -329,16 +353,17 @@ impl Node {
     fn run_check(&self) -> Result<String, String> {
         let cookie = self.settings.value("rpccookiefile").unwrap_or(".cookie");
         let mut command = Command::new("/proc/self/exe");
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name != crate::supervisor::IN_CONTAINER) {
-            if name.to_string_lossy().starts_with("BITCOIN") || name == "RUST_LOG" || name == "LISTEN_FDS" {
-                command.env_remove(name);
-            }
-        }
+        // The node's user can read the environment of its processes, and must not get that of root.
+        command
+            .env_clear()
+            .envs(CONTAINER_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         if Uid::effective().is_root() && self.uid != 0 {
             command.uid(self.uid).gid(self.gid);
         }
         let cookie = self.chain_dir.join(cookie);
         command.args(self.sockets.first()).args(["--check", "--chain", self.chain.name]);
+        // Without a socket, the check must not use that of another node in ~/.bitcoin.
+        command.arg("--datadir").arg(&self.datadir);
         command.arg("--rpc-url").arg(self.rpc_url()).arg("--rpc-cookie-file").arg(cookie);
         let output = command.output().map_err(|error| error.to_string())?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_string();
@@ -388,11 +413,25 @@ impl Node {
     }
 }
 
+/// The data directory on the command line or the default, which has `bitcoin.conf`. The setting `datadir` in `bitcoin.conf` names another.
+fn datadir_at_start(process: &Process, arguments: &[String], user: Option<&User>) -> PathBuf {
+    let home = || {
+        let variable = process.environ().ok().and_then(|mut variables| variables.remove(OsStr::new("HOME")));
+        variable.map(PathBuf::from).or_else(|| Some(user?.dir.clone())).unwrap_or("/".into())
+    };
+    let settings = Settings::new(arguments, "", "main");
+    match settings.value("datadir").map(Path::new) {
+        Some(path) if path.is_absolute() => path.into(),
+        Some(path) => process.cwd().unwrap_or_default().join(path),
+        None => home().join(".bitcoin"),
+    }
+}
+
 /// The chain, the directory of the chain and the data directory, from the lock of the node, or else from its arguments.
 fn directories(
     arguments: &[String],
     locked: Option<PathBuf>,
-    user: Option<&User>,
+    started_with: &Path,
 ) -> (&'static ChainParams, PathBuf, PathBuf) {
     if let Some(dir) = locked {
         let by_folder = ChainParams::from_path(&dir.join(".lock"));
@@ -403,9 +442,7 @@ fn directories(
     let flags = [("testnet", "test"), ("testnet4", "testnet4"), ("signet", "signet"), ("regtest", "regtest")];
     let by_flag = flags.iter().find(|(flag, _)| settings.value(flag).is_some()).map(|(_, name)| *name);
     let chain = ChainParams::from_name(settings.value("chain").or(by_flag).unwrap_or("main"));
-    let home = user.map_or(PathBuf::from("/"), |user| user.dir.clone());
-    let datadir = settings.value("datadir").map_or_else(|| home.join(".bitcoin"), PathBuf::from);
-    (chain, chain.folder(&datadir), datadir)
+    (chain, chain.folder(started_with), started_with.into())
 }
 
 fn is_in_other_pid_namespace(pid: i32) -> bool {
@@ -434,6 +471,11 @@ fn unit_text(name: &str) -> Option<String> {
 }
 
 impl Unit {
+    /// The program in `ExecStart=`.
+    pub fn program(&self) -> Option<&str> {
+        self.command.as_deref()?.trim_start_matches(PREFIXES).split_whitespace().next()
+    }
+
     /// Parses the output of `systemctl cat`: the unit's file and its drop-ins, each after a comment with its path.
     pub fn parse(name: &str, text: &str) -> Self {
         let mut unit = Unit { name: name.into(), ..Unit::default() };
@@ -465,14 +507,45 @@ impl Unit {
     }
 }
 
-/// The `bitcoin-node` that is installed with this binary: Bitcoin Core's releases have it in `libexec`.
-fn bitcoin_node(binary: &Path, root: &Path) -> Option<PathBuf> {
-    if binary.ends_with("bitcoin-node") {
-        return Some(binary.into());
+/// The `bitcoin-node` that is installed with this program: Bitcoin Core's releases have it in `libexec`. If the program is a symbolic link,
+/// follows it step by step, because `bitcoin-node` is often only beside the target.
+fn bitcoin_node(program: &Path) -> Option<NodeBinary> {
+    /// The kernel's limit.
+    const MAX_LINKS: usize = 40;
+    let links = std::iter::successors(Some(program.to_path_buf()), |path| target(path));
+    let found = links.take(MAX_LINKS).find_map(|path| {
+        let bin = path.parent()?;
+        let beside = [bin.join("bitcoin-node"), bin.parent()?.join("libexec/bitcoin-node")];
+        let itself = path.ends_with("bitcoin-node").then(|| path.clone());
+        let found = itself.into_iter().chain(beside).find(|path| path.is_file())?;
+        Some((path, found))
+    });
+    let (link, path) = found?;
+    let is_pinned = link != program && path.canonicalize().is_ok_and(|real| real == path);
+    Some(NodeBinary { path, pinned_by: is_pinned.then(|| program.into()) })
+}
+
+/// The target of a symbolic link; `None` if the path is no symbolic link.
+fn target(link: &Path) -> Option<PathBuf> {
+    let path = link.parent()?.join(std::fs::read_link(link).ok()?);
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            part => plain.push(part),
+        }
     }
-    let bin = binary.parent()?;
-    let candidates = [bin.join("bitcoin-node"), bin.parent()?.join("libexec/bitcoin-node")];
-    candidates.into_iter().find(|path| root.join(path.strip_prefix("/").unwrap_or(path)).is_file())
+    // Without `..` the path has another meaning if the directory before it is a symbolic link.
+    let real = path.canonicalize().ok()?;
+    Some(if plain.canonicalize().is_ok_and(|plain| plain == real) { plain } else { real })
+}
+
+/// The path of the running binary: that of the operator's program, or of the `bitcoin-node` that the wrapper `bitcoin` starts, if they lead
+/// to it.
+fn named_binary(binary: &Path, program: &Path, node_binary: Option<&NodeBinary>) -> PathBuf {
+    let paths = [Some(program), node_binary.map(|node| node.path.as_path())];
+    let named = paths.into_iter().flatten().find(|path| path.canonicalize().is_ok_and(|real| real == binary));
+    named.unwrap_or(binary).to_path_buf()
 }
 
 #[cfg(feature = "usdt")]
@@ -484,4 +557,50 @@ fn tracepoints(pid: i32) -> Option<usize> {
 #[cfg(not(feature = "usdt"))]
 fn tracepoints(_pid: i32) -> Option<usize> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn bitcoin_node_is_named_by_a_path_that_survives_an_upgrade() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let [local, opt] = ["local/bin", "opt"].map(|path| root.join(path));
+        let release = opt.join("bitcoin-31.0");
+        for path in [&local, &release.join("bin"), &release.join("libexec")] {
+            fs::create_dir_all(path).unwrap();
+        }
+        let (bitcoind, node) = (release.join("bin/bitcoind"), release.join("libexec/bitcoin-node"));
+        fs::write(&bitcoind, "").unwrap();
+        fs::write(&node, "").unwrap();
+        let found = |program: &Path| bitcoin_node(program).map(|found| (found.path, found.pinned_by));
+        assert_eq!(found(&bitcoind), Some((node.clone(), None)), "the operator names the version");
+        assert_eq!(found(&local.join("bitcoind")), None);
+
+        // The directory is a link, and the program a link into it.
+        symlink("bitcoin-31.0", opt.join("bitcoin")).unwrap();
+        symlink("../../opt/bitcoin/bin/bitcoind", local.join("bitcoind")).unwrap();
+        let by_dir = opt.join("bitcoin/libexec/bitcoin-node");
+        assert_eq!(found(&opt.join("bitcoin/bin/bitcoind")), Some((by_dir.clone(), None)));
+        assert_eq!(found(&local.join("bitcoind")), Some((by_dir.clone(), None)));
+        assert_eq!(
+            named_binary(&node, &local.join("bitcoind"), bitcoin_node(&local.join("bitcoind")).as_ref()),
+            by_dir
+        );
+        assert_eq!(named_binary(&bitcoind, &local.join("bitcoind"), None), local.join("bitcoind"));
+        assert_eq!(named_binary(&bitcoind, Path::new("/usr/bin/env"), None), bitcoind);
+
+        // Only the program is a link, to the version.
+        fs::remove_file(local.join("bitcoind")).unwrap();
+        symlink(&bitcoind, local.join("bitcoind")).unwrap();
+        assert_eq!(found(&local.join("bitcoind")), Some((node.clone(), Some(local.join("bitcoind")))));
+        symlink(&node, local.join("bitcoin-node")).unwrap();
+        assert_eq!(found(&local.join("bitcoind")), Some((local.join("bitcoin-node"), None)));
+        symlink(local.join("loop"), local.join("loop")).unwrap();
+        assert_eq!(found(&root.join("loop/x")), None);
+    }
 }

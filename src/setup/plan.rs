@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ring::hmac;
 
 use super::block::Block;
-use super::machine::{Machine, Node, Unit};
+use super::machine::{Machine, Node, NodeBinary, PREFIXES, Unit};
 use crate::json_rpc::methods::whitelist_line;
 
 /// File name of the drop-ins. It sorts after those of operators, because the last `ExecStart=` is the effective one.
@@ -73,7 +73,7 @@ impl Plan {
             Ok(node) => node,
             Err(problem) => return Plan { problems: vec![problem], ..Plan::default() },
         };
-        let mut planner = Planner { machine, node, plan: Plan::default() };
+        let mut planner = Planner { machine, node, binary: node.named_binary.clone(), plan: Plan::default() };
         planner.check_machine();
         if node.is_accessible && !node.is_in_container {
             planner.plan_all(Secret::of_earlier_setup(node).unwrap_or(secret));
@@ -98,6 +98,8 @@ fn select<'a>(machine: &'a Machine, wanted: Option<&str>) -> Result<&'a Node, St
 struct Planner<'a> {
     machine: &'a Machine,
     node: &'a Node,
+    /// Path of the binary that the node runs after the changes.
+    binary: PathBuf,
     plan: Plan,
 }
 
@@ -136,7 +138,8 @@ impl Planner<'_> {
                     .into(),
             );
         }
-        let named = [Some(&node.chain_dir), node.node_binary.as_ref(), node.sockets.first()];
+        let binary = node.node_binary.as_ref().map(|binary| &binary.path);
+        let named = [Some(&node.chain_dir), binary, node.sockets.first()];
         for path in named.into_iter().flatten().filter(|path| !is_plain(path)) {
             self.problem(format!(
                 "{path:?} has a character that setup cannot write to a unit; write the drop-ins by hand"
@@ -186,13 +189,13 @@ impl Planner<'_> {
             self.problem(format!("-ipcbind={value} is set already, but {} does not listen there; run bitcoin-node, or remove the setting", node.binary.display()));
             return None;
         }
-        match node.unit.as_ref().map(|unit| drop_in(unit, node.node_binary.as_deref())) {
-            Some(Ok((text, socket))) => {
-                let unit = node.unit.as_ref().map_or("", |unit| &unit.name);
-                self.add(&format!("etc/systemd/system/{unit}.d/{DROP_IN}"), text);
+        match node.unit.as_ref().map(|unit| (unit, drop_in(unit, node.node_binary.as_ref()))) {
+            Some((unit, Ok((text, socket)))) => {
+                self.replace_binary(unit);
+                self.add(&format!("etc/systemd/system/{}.d/{DROP_IN}", unit.name), text);
                 return Some(socket);
             }
-            Some(Err(why)) => self.note(why),
+            Some((_, Err(why))) => self.note(why),
             None => {}
         }
         if node.binary.ends_with("bitcoin-node") {
@@ -203,6 +206,25 @@ impl Planner<'_> {
         }
         self.note("the exporter will poll this node over HTTP only, because bitcoind has no IPC. For IPC, start bitcoin-node -ipcbind=unix (Bitcoin Core 30 or later) in its place".into());
         None
+    }
+
+    /// Records that the unit will run `bitcoin-node` in place of `bitcoind`.
+    fn replace_binary(&mut self, unit: &Unit) {
+        let is_bitcoind = unit.program().is_some_and(|program| program.ends_with("/bitcoind"));
+        let Some(NodeBinary { path, pinned_by }) = self.node.node_binary.as_ref().filter(|_| is_bitcoind)
+        else {
+            return;
+        };
+        self.binary.clone_from(path);
+        if let Some(link) = pinned_by {
+            self.problem(format!(
+                "{0} is a symbolic link, and bitcoin-node has no such link: after an upgrade, the unit would still run the old {1}. \
+                 Run: ln -s {1} {2} (and at an upgrade, change both links); then run setup again",
+                link.display(),
+                path.display(),
+                link.with_file_name("bitcoin-node").display()
+            ));
+        }
     }
 
     /// Whether the exporter needs JSON-RPC over HTTP. `conf` gets the lines for its user.
@@ -302,14 +324,12 @@ impl Planner<'_> {
     }
 
     fn usdt_exporter(&mut self) {
-        let binary =
-            self.node.node_binary.as_ref().filter(|_| self.node.unit.is_some()).unwrap_or(&self.node.binary);
         if self.node.tracepoints.unwrap_or(0) == 0 || self.node.exporter.instance.is_some() {
             return;
         }
         let name = "BITCOIND_USDT_EXPORTER_BITCOIND";
         if !self.machine.usdt_environment.contains(name) {
-            self.add("etc/default/bitcoind-usdt-exporter", format!("{name}={}\n", binary.display()));
+            self.add("etc/default/bitcoind-usdt-exporter", format!("{name}={}\n", self.binary.display()));
         }
         self.plan.commands.push(
             "systemctl enable --now bitcoind-usdt-exporter.service   # optional: the tracepoints".into(),
@@ -363,14 +383,13 @@ impl Planner<'_> {
 }
 
 /// The drop-in that makes the node's unit run `bitcoin-node` with IPC, and the path of the socket.
-fn drop_in(unit: &Unit, node_binary: Option<&Path>) -> Result<(String, PathBuf), String> {
+fn drop_in(unit: &Unit, node_binary: Option<&NodeBinary>) -> Result<(String, PathBuf), String> {
     let Unit { name, command, .. } = unit;
     let unsupported = format!(
         "setup cannot add -ipcbind to ExecStart= of {name}, which does not run bitcoind or bitcoin-node; add it by hand"
     );
     let command = command.as_deref().ok_or(&unsupported)?;
-    let (prefix, rest) =
-        command.split_at(command.len() - command.trim_start_matches(['-', ':', '+', '!']).len());
+    let (prefix, rest) = command.split_at(command.len() - command.trim_start_matches(PREFIXES).len());
     let (program, arguments) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     let name_of_program = program.rsplit_once('/').filter(|_| program.starts_with('/')).map(|(_, name)| name);
     let program = match name_of_program {
@@ -379,7 +398,7 @@ fn drop_in(unit: &Unit, node_binary: Option<&Path>) -> Result<(String, PathBuf),
         Some("bitcoin") if arguments.trim_start().starts_with("-m node ") => program.to_string(),
         Some("bitcoin") if arguments.trim_start().starts_with("node ") => format!("{program} -m"),
         Some("bitcoind") => match node_binary {
-            Some(binary) => binary.display().to_string(),
+            Some(binary) => binary.path.display().to_string(),
             None => {
                 return Err(format!(
                     "there is no bitcoin-node in the folder of {program} or in libexec beside it; releases of Bitcoin Core 30 and later have it"
@@ -458,11 +477,12 @@ mod tests {
             gid: 101,
             user: "bitcoin".into(),
             binary: "/usr/bin/bitcoind".into(),
+            named_binary: "/usr/bin/bitcoind".into(),
             is_selected: true,
             is_accessible: true,
             is_in_container: false,
             unit: Some(Unit::parse("bitcoind.service", UNIT)),
-            node_binary: Some("/usr/libexec/bitcoin-node".into()),
+            node_binary: Some(NodeBinary { path: "/usr/libexec/bitcoin-node".into(), pinned_by: None }),
             chain: ChainParams::from_name("main"),
             datadir: "/var/lib/bitcoind".into(),
             chain_dir: "/var/lib/bitcoind".into(),
@@ -608,6 +628,23 @@ mod tests {
             !text(&plan, CONF).unwrap().contains("rpcwhitelistdefault"),
             "the operator's whitelist locks out other users"
         );
+    }
+
+    #[test]
+    fn usdt_exporter_gets_the_binary_that_will_run() {
+        const USDT: &str = "/etc/default/bitcoind-usdt-exporter";
+        let without_ipc = plan(node("noipcbind=1"));
+        assert_eq!(text(&without_ipc, USDT), Some("BITCOIND_USDT_EXPORTER_BITCOIND=/usr/bin/bitcoind\n"));
+        let link = NodeBinary {
+            path: "/opt/31/libexec/bitcoin-node".into(),
+            pinned_by: Some("/usr/bin/bitcoind".into()),
+        };
+        let pinned = problem(Node { node_binary: Some(link.clone()), ..node("") });
+        assert!(
+            pinned.contains("Run: ln -s /opt/31/libexec/bitcoin-node /usr/bin/bitcoin-node "),
+            "{pinned}"
+        );
+        plan(Node { node_binary: Some(link), ..node("noipcbind=1") }); // bitcoind stays
     }
 
     #[test]

@@ -45,23 +45,31 @@ start_all()
 put("/etc/systemd/system/bitcoind.service", UNIT)
 put("/etc/bitcoin/bitcoin.conf", CONF)
 # The folders are the same as in a release of Bitcoin Core: bitcoind is in bin, and bitcoin-node is in libexec. Without
-# -ipcbind, both programs behave the same.
-machine.succeed("mkdir -p /usr/local/libexec /etc/prometheus && chgrp bitcoin /etc/bitcoin && chmod 710 /etc/bitcoin",
-                "cp /usr/bin/bitcoin-node /usr/local/libexec/bitcoin-node && cp /usr/bin/bitcoin-node /usr/local/bin/bitcoind",
-                "rm /usr/bin/bitcoin-node; systemctl daemon-reload")
+# -ipcbind, both programs behave the same. The unit starts bitcoind by a symbolic link.
+RELEASE = "/opt/bitcoin-31.0"
+machine.succeed(f"mkdir -p {RELEASE}/bin {RELEASE}/libexec /etc/prometheus && chgrp bitcoin /etc/bitcoin && chmod 710 /etc/bitcoin",
+                f"cp /usr/bin/bitcoin-node {RELEASE}/libexec && cp /usr/bin/bitcoin-node {RELEASE}/bin/bitcoind",
+                f"ln -s {RELEASE}/bin/bitcoind /usr/local/bin/bitcoind; rm /usr/bin/bitcoin-node; systemctl daemon-reload")
 
 with subtest("no node runs"):
     output = machine.fail(f"{SETUP} --write")
     assert "no node is running; start the node" in output, output
 
-with subtest("the findings are printed, and nothing changes"):
+with subtest("a path that would stay with the old version after an upgrade is a problem"):
     machine.succeed("systemctl start bitcoind.service")
     before = digest()
+    output = machine.fail(f"{SETUP} --write")
+    command = f"ln -s {RELEASE}/libexec/bitcoin-node /usr/local/bin/bitcoin-node"
+    assert "/usr/local/bin/bitcoind is a symbolic link" in output and f"Run: {command} " in output, output
+    assert digest() == before
+    machine.succeed(command)
+
+with subtest("the findings are printed, and nothing changes"):
     output = machine.succeed(SETUP)
     print(output)
     for line in ["runs in        bitcoind.service", "IPC socket     none", "RuntimeDirectory=bitcoind",
                  "-startupnotify='systemd-notify --ready' -shutdownnotify='systemd-notify --stopping' "
-                 "-ipcbind=unix:/run/bitcoind/node.sock", "ExecStart=/usr/local/libexec/bitcoin-node -pid="]:
+                 "-ipcbind=unix:/run/bitcoind/node.sock", "ExecStart=/usr/local/bin/bitcoin-node -pid="]:
         assert line in output, f"{line} is missing"
     assert digest() == before
 
@@ -86,6 +94,14 @@ with subtest("after the commands that it prints there are metrics over IPC"):
     machine.succeed(f"{SCRAPE} | grep -xF 'bitcoin_exporter_interface{{interface=\"mining\"}} 1'")
     machine.succeed(f"{SCRAPE} | grep -F 'bitcoin_peers '")
     assert "Nothing has to be changed." in machine.succeed(f"{SETUP} --write")
+
+with subtest("an upgrade changes the links, and the unit runs the new version"):
+    machine.succeed("cp -r /opt/bitcoin-31.0 /opt/bitcoin-32.0 && ln -sf /opt/bitcoin-32.0/bin/bitcoind /usr/local/bin/",
+                    "ln -sf /opt/bitcoin-32.0/libexec/bitcoin-node /usr/local/bin/", "systemctl restart bitcoind.service",
+                    "readlink /proc/$(systemctl show -P MainPID bitcoind.service)/exe | grep -x /opt/bitcoin-32.0/libexec/bitcoin-node",
+                    "grep -x BITCOIND_USDT_EXPORTER_BITCOIND=/usr/local/bin/bitcoin-node /etc/default/bitcoind-usdt-exporter")
+    assert "Nothing has to be changed." in machine.succeed(f"{SETUP} --write")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
 
 with subtest("an address that has no effect under socket activation is logged, and the documented drop-in changes it"):
     machine.succeed("echo BITCOIND_IPC_EXPORTER_METRICS_ADDR=127.0.0.1:9400 >> /etc/default/bitcoind-ipc-exporter",
