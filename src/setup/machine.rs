@@ -159,6 +159,8 @@ pub struct NodeBinary {
     pub path: PathBuf,
     /// The program, if it is a symbolic link whose target has to be changed at an upgrade, and `path` would still be the old version.
     pub pinned_by: Option<PathBuf>,
+    /// Why it cannot run in place of the unit's `bitcoind`: it has another version, or does not start.
+    pub difference: Option<String>,
 }
 
 /// A unit of systemd.
@@ -311,6 +313,10 @@ impl Node {
         node.is_selected = selected.is_none_or(|selected| node.is_named(selected));
         if is_accessible && node.is_selected && !node.is_in_container {
             node.check = node.run_check();
+            let difference = node.node_binary.as_ref().and_then(|binary| node.compare(&binary.path, process));
+            if let Some(binary) = &mut node.node_binary {
+                binary.difference = difference;
+            }
         }
         Some(node)
     }
@@ -348,18 +354,55 @@ impl Node {
         label.trim_matches('"').parse().ok()
     }
 
+    /// A command that runs as the node's user. This user can read the environment of the process, which therefore is empty.
+    fn command_as_user(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear();
+        if Uid::effective().is_root() && self.uid != 0 {
+            command.uid(self.uid).gid(self.gid);
+        }
+        command
+    }
+
+    /// Compares the versions of the unit's `bitcoind` and of `bitcoin-node`, both with the environment of the running node. Returns why
+    /// `bitcoin-node` cannot replace `bitcoind`; `None` if it can, or if the unit runs another program.
+    fn compare(&self, bitcoin_node: &Path, process: &Process) -> Option<String> {
+        let bitcoind = self.unit.as_ref()?.program().filter(|program| program.ends_with("/bitcoind"))?;
+        let version = |program: &Path| {
+            let mut command = self.command_as_user(program);
+            // Without these options, -version would create a data directory in the home of the user, and replace settings.json.
+            command
+                .args(["-version", "-datadir=/", "-nosettings"])
+                .envs(process.environ().unwrap_or_default());
+            let output = command.output().map_err(|error| error.to_string())?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            // Some versions end with the name of the program.
+            let version = |line: &str| {
+                let name = BINARIES.iter().find_map(|name| line.strip_suffix(name));
+                name.unwrap_or(line).trim().to_string()
+            };
+            let line = text.lines().next().map(version);
+            line.filter(|_| output.status.success()).ok_or_else(|| {
+                String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("no output").to_string()
+            })
+        };
+        let at = bitcoin_node.display();
+        match (version(Path::new(bitcoind)), version(bitcoin_node)) {
+            (Ok(old), Ok(new)) if old == new => None,
+            (Ok(old), Ok(new)) => Some(format!("{at} is {new}, but {bitcoind} is {old}")),
+            (_, Err(error)) => Some(format!("the node's user cannot run {at} -version: {error}")),
+            (Err(error), _) => Some(format!("the node's user cannot run {bitcoind} -version: {error}")),
+        }
+    }
+
     /// Runs `--check`, which connects to the node as the exporter does, over IPC and over HTTP with the node's cookie. Runs it as the
     /// node's user, because that user chooses the path of the cookie, which is sent to the node.
     fn run_check(&self) -> Result<String, String> {
         let cookie = self.settings.value("rpccookiefile").unwrap_or(".cookie");
-        let mut command = Command::new("/proc/self/exe");
-        // The node's user can read the environment of its processes, and must not get that of root.
+        let mut command = self.command_as_user(Path::new("/proc/self/exe"));
         command
             .env_clear()
             .envs(CONTAINER_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
-        if Uid::effective().is_root() && self.uid != 0 {
-            command.uid(self.uid).gid(self.gid);
-        }
         let cookie = self.chain_dir.join(cookie);
         command.args(self.sockets.first()).args(["--check", "--chain", self.chain.name]);
         // Without a socket, the check must not use that of another node in ~/.bitcoin.
@@ -522,7 +565,7 @@ fn bitcoin_node(program: &Path) -> Option<NodeBinary> {
     });
     let (link, path) = found?;
     let is_pinned = link != program && path.canonicalize().is_ok_and(|real| real == path);
-    Some(NodeBinary { path, pinned_by: is_pinned.then(|| program.into()) })
+    Some(NodeBinary { path, pinned_by: is_pinned.then(|| program.into()), difference: None })
 }
 
 /// The target of a symbolic link; `None` if the path is no symbolic link.

@@ -211,11 +211,16 @@ impl Planner<'_> {
     /// Records that the unit will run `bitcoin-node` in place of `bitcoind`.
     fn replace_binary(&mut self, unit: &Unit) {
         let is_bitcoind = unit.program().is_some_and(|program| program.ends_with("/bitcoind"));
-        let Some(NodeBinary { path, pinned_by }) = self.node.node_binary.as_ref().filter(|_| is_bitcoind)
-        else {
-            return;
-        };
+        let Some(binary) = self.node.node_binary.as_ref().filter(|_| is_bitcoind) else { return };
+        let NodeBinary { path, pinned_by, difference } = binary;
         self.binary.clone_from(path);
+        if let Some(difference) = difference {
+            self.problem(format!(
+                "{difference}; install bitcoin-node of the same release, or set noipcbind=1 in {} to keep bitcoind, which the exporter \
+                 polls over HTTP",
+                self.node.conf.display()
+            ));
+        }
         if let Some(link) = pinned_by {
             self.problem(format!(
                 "{0} is a symbolic link, and bitcoin-node has no such link: after an upgrade, the unit would still run the old {1}. \
@@ -370,7 +375,13 @@ impl Planner<'_> {
         }
         match &exporter.instance {
             Some(_) => {
-                commands.push(format!("systemctl enable {0} && systemctl restart {0}", exporter.unit()))
+                commands.push(format!("systemctl enable {0} && systemctl restart {0}", exporter.unit()));
+                if self.machine.nodes.iter().all(|node| node.exporter.instance.is_some()) {
+                    let socket = "bitcoind-ipc-exporter.socket";
+                    commands.push(format!(
+                        "systemctl disable --now {socket}   # no node of this machine uses it"
+                    ));
+                }
             }
             None => {
                 commands.push("systemctl enable --now bitcoind-ipc-exporter.socket".into());
@@ -423,6 +434,10 @@ fn exporter_drop_in(node: &Node, socket: Option<&Path>, by_path: bool, uses_http
     let is_instance = node.exporter.instance.is_some();
     if let (true, Some(unit)) = (is_instance, &node.unit) {
         text += &format!("[Unit]\nAfter={}\n[Service]\nUser={}\n", unit.name, node.user);
+        if socket.is_none() {
+            // With the path of the template unit, the exporter would wait for the socket.
+            text += "UnsetEnvironment=BITCOIND_IPC_EXPORTER_SOCKET_PATH\n";
+        }
     } else {
         match socket {
             None => text += "OpenFile=\n",
@@ -482,7 +497,11 @@ mod tests {
             is_accessible: true,
             is_in_container: false,
             unit: Some(Unit::parse("bitcoind.service", UNIT)),
-            node_binary: Some(NodeBinary { path: "/usr/libexec/bitcoin-node".into(), pinned_by: None }),
+            node_binary: Some(NodeBinary {
+                path: "/usr/libexec/bitcoin-node".into(),
+                pinned_by: None,
+                difference: None,
+            }),
             chain: ChainParams::from_name("main"),
             datadir: "/var/lib/bitcoind".into(),
             chain_dir: "/var/lib/bitcoind".into(),
@@ -638,12 +657,16 @@ mod tests {
         let link = NodeBinary {
             path: "/opt/31/libexec/bitcoin-node".into(),
             pinned_by: Some("/usr/bin/bitcoind".into()),
+            difference: None,
         };
         let pinned = problem(Node { node_binary: Some(link.clone()), ..node("") });
         assert!(
             pinned.contains("Run: ln -s /opt/31/libexec/bitcoin-node /usr/bin/bitcoin-node "),
             "{pinned}"
         );
+        let other = NodeBinary { difference: Some("it is v30".into()), ..link.clone() };
+        let other = problem(Node { node_binary: Some(other), ..node("") });
+        assert!(other.contains("it is v30; install bitcoin-node of the same release"), "{other}");
         plan(Node { node_binary: Some(link), ..node("noipcbind=1") }); // bitcoind stays
     }
 
@@ -689,6 +712,21 @@ mod tests {
             Some("[Unit]\nAfter=bitcoind@signet.service\n[Service]\nUser=bitcoin\n")
         );
         assert!(plan.notes.iter().any(|note| note.contains("is not installed")), "{plan:?}");
+        let without_ipc = Node { node_binary: None, unit: Some(Unit::parse(name, UNIT)), ..node("") };
+        let exporter = Exporter { instance: Some("signet".into()), ..Exporter::default() };
+        let without_ipc = self::plan(Node { exporter, ..without_ipc });
+        assert!(
+            text(&without_ipc, unit)
+                .unwrap()
+                .ends_with("UnsetEnvironment=BITCOIND_IPC_EXPORTER_SOCKET_PATH\n")
+        );
+        assert!(
+            without_ipc
+                .commands
+                .iter()
+                .any(|line| line.starts_with("systemctl disable --now bitcoind-ipc-exporter.socket")),
+            "{without_ipc:?}"
+        );
         let target = text(&plan, "/etc/prometheus/targets/ipc-signet.yml").unwrap();
         assert!(target.contains("9334") && target.contains("\"box-signet\""), "{target}");
     }

@@ -127,6 +127,16 @@ with subtest("undone, everything is as before"):
     machine.succeed("systemctl daemon-reload", "systemctl restart bitcoind.service")
     assert "IPC socket     none" in machine.succeed(SETUP)
 
+with subtest("a bitcoin-node of another release does not replace bitcoind"):
+    script = "#!/bin/sh\n[ \"$1\" != -version ] || exec echo daemon version v29\nexec /opt/bitcoin-32.0/bin/bitcoind \"$@\"\n"
+    machine.succeed("mv /usr/local/bin/bitcoind /root/link")
+    put("/usr/local/bin/bitcoind", script)
+    machine.succeed("chmod 755 /usr/local/bin/bitcoind", "systemctl restart bitcoind.service")
+    output = machine.fail(f"{SETUP} --write")
+    assert "but /usr/local/bin/bitcoind is daemon version v29; install bitcoin-node of the same release" in output, output
+    assert digest() == before
+    machine.succeed("mv /root/link /usr/local/bin/bitcoind", "systemctl restart bitcoind.service")
+
 with subtest("a node without IPC is polled over HTTP, by a user that may call nothing else"):
     machine.succeed("sed -i 1inoipcbind=1 /etc/bitcoin/bitcoin.conf", "systemctl restart bitcoind.service")
     before = digest()
@@ -145,8 +155,21 @@ with subtest("a node without IPC is polled over HTTP, by a user that may call no
     machine.succeed(f"{SETUP} --undo")
     assert digest() == before
 
+with subtest("a node with another unit and without IPC is polled over HTTP by an instance of the template unit"):
+    machine.succeed("systemctl stop bitcoind.service", "mv /etc/systemd/system/bitcoind.service /etc/systemd/system/mynode.service",
+                    "systemctl daemon-reload", "systemctl start mynode.service")
+    machine.wait_until_succeeds(f"{SETUP} | grep -F 'metrics now, over http-rpc'")
+    output = machine.succeed(f"{SETUP} --write")
+    assert "systemctl disable --now bitcoind-ipc-exporter.socket" in output, output
+    machine.succeed("systemctl daemon-reload", "systemctl restart mynode.service",
+                    "systemctl enable bitcoind-ipc-exporter@mynode.service && systemctl restart bitcoind-ipc-exporter@mynode.service")
+    machine.wait_until_succeeds("curl -sf http://127.0.0.1:9333/metrics | grep -x 'bitcoin_up 1'")
+    machine.succeed(f"{SETUP} --undo", "systemctl disable --now bitcoind-ipc-exporter@mynode.service",
+                    "systemctl stop mynode.service", "rm -f /etc/systemd/system/mynode.service; systemctl daemon-reload")
+    before = digest()
+
 with subtest("a node in another PID namespace counts as one in a container"):
-    machine.succeed("systemctl stop bitcoind.service", "mkdir /root/other",
+    machine.succeed("mkdir /root/other",
                     "LD_LIBRARY_PATH=/opt/node/lib setsid unshare --pid --fork --kill-child /usr/local/bin/bitcoind -regtest "
                     "-datadir=/root/other -connect=0 -listen=0 >/dev/null 2>&1 </dev/null &")
     machine.wait_until_succeeds(f"{SETUP} --write | grep -F 'the node runs in a container, which setup cannot change'")
