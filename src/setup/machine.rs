@@ -347,6 +347,17 @@ impl Node {
         Some(line.trim_start_matches(name).trim_start().starts_with("yes"))
     }
 
+    /// Why `--check` could not use JSON-RPC over HTTP; `None` if it could.
+    pub fn http_error(&self) -> Option<String> {
+        let output = match &self.check {
+            Ok(output) => output,
+            Err(error) => return Some(error.clone()),
+        };
+        let lines = output.lines().filter_map(|line| line.strip_prefix("interface http-rpc").map(str::trim));
+        let reason = lines.filter_map(|line| line.strip_prefix("no")).map(|reason| reason.trim().to_string());
+        reason.last()
+    }
+
     /// The version of the node, for example `320000`; `None` if the node does not report it.
     pub fn version(&self) -> Option<u32> {
         let node = self.check.as_deref().ok()?.lines().find_map(|line| line.strip_prefix("node: "))?;
@@ -507,10 +518,21 @@ fn systemd_version() -> Option<u32> {
     String::from_utf8_lossy(&output.stdout).split(' ').nth(1)?.parse().ok().filter(|_| runs)
 }
 
-/// The text of a unit with its drop-ins; `None` if there is no such unit.
+/// The text of a unit with its drop-ins, each after a comment with its path; `None` if there is no such unit. (`systemctl cat` fails if a
+/// drop-in was removed and systemd has not been reloaded.)
 fn unit_text(name: &str) -> Option<String> {
-    let output = Command::new("systemctl").args(["cat", "--no-pager", "--", name]).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let arguments = ["show", "--property=FragmentPath,DropInPaths", "--", name];
+    let output =
+        Command::new("systemctl").args(arguments).output().ok().filter(|output| output.status.success())?;
+    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    let property = |name: &str| output.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let unit = Some(property("FragmentPath=")).filter(|path| !path.is_empty())?;
+    let drop_ins = property("DropInPaths=").split(' ').filter(|path| !path.is_empty());
+    let texts = std::iter::once(unit).chain(drop_ins).filter_map(|path| {
+        let text = files::read_text(Path::new(path)).ok()?;
+        Some(format!("# {path}\n{text}\n"))
+    });
+    Some(texts.collect())
 }
 
 impl Unit {
@@ -519,7 +541,7 @@ impl Unit {
         self.command.as_deref()?.trim_start_matches(PREFIXES).split_whitespace().next()
     }
 
-    /// Parses the output of `systemctl cat`: the unit's file and its drop-ins, each after a comment with its path.
+    /// Parses the unit's file and its drop-ins, each after a comment with its path.
     pub fn parse(name: &str, text: &str) -> Self {
         let mut unit = Unit { name: name.into(), ..Unit::default() };
         let mut commands: Vec<String> = Vec::new();

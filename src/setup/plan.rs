@@ -261,6 +261,9 @@ impl Planner<'_> {
                 self.problem(format!("{name}={RPC_USER}:… is set already; remove it, or configure the exporter by hand (docs/json-rpc.md)"));
             }
         }
+        if let Some(error) = node.http_error() {
+            self.note(format!("JSON-RPC over HTTP at {} could not be tested: {error}", node.rpc_url()));
+        }
         conf.push(secret.rpcauth.clone());
         // Without it, a whitelist would lock out all other users. If the operator has set either option, the default stays as it is.
         if ["rpcwhitelist", "rpcwhitelistdefault"].iter().all(|name| node.settings.value(name).is_none()) {
@@ -388,7 +391,10 @@ impl Planner<'_> {
                 commands.push("systemctl try-restart bitcoind-ipc-exporter.service".into());
             }
         }
-        commands.push(format!("curl http://{}/metrics", self.address()));
+        commands.push(format!(
+            "curl http://{}/metrics   # the first scrape starts the exporter; if bitcoin_up is 0, repeat it",
+            self.address()
+        ));
         self.plan.commands.splice(..0, commands);
     }
 }

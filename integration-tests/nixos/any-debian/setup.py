@@ -121,6 +121,8 @@ with subtest("an address that has no effect under socket activation is logged, a
 
 with subtest("undone, everything is as before"):
     print(machine.succeed(f"{SETUP} --undo"))
+    output = machine.succeed(SETUP)  # before systemd knows that the drop-ins are gone
+    assert "runs in        bitcoind.service" in output and "is not installed" not in output, output
     machine.succeed("systemctl disable bitcoind-ipc-exporter.socket 2>/dev/null; systemctl enable bitcoind-ipc-exporter.socket")
     after = digest()
     assert after == before, f"{before}\n{after}"
