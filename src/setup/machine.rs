@@ -347,15 +347,10 @@ impl Node {
         Some(line.trim_start_matches(name).trim_start().starts_with("yes"))
     }
 
-    /// Why `--check` could not use JSON-RPC over HTTP; `None` if it could.
-    pub fn http_error(&self) -> Option<String> {
-        let output = match &self.check {
-            Ok(output) => output,
-            Err(error) => return Some(error.clone()),
-        };
-        let lines = output.lines().filter_map(|line| line.strip_prefix("interface http-rpc").map(str::trim));
-        let reason = lines.filter_map(|line| line.strip_prefix("no")).map(|reason| reason.trim().to_string());
-        reason.last()
+    /// Why `--check` could not use JSON-RPC over HTTP beside IPC; `None` if it could, or had no need to.
+    pub fn http_error(&self) -> Option<&str> {
+        let mut lines = self.check.as_deref().ok()?.lines();
+        lines.find_map(|line| line.strip_prefix("JSON-RPC over HTTP is not used: "))
     }
 
     /// The version of the node, for example `320000`; `None` if the node does not report it.

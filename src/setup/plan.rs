@@ -262,7 +262,7 @@ impl Planner<'_> {
             }
         }
         if let Some(error) = node.http_error() {
-            self.note(format!("JSON-RPC over HTTP at {} could not be tested: {error}", node.rpc_url()));
+            self.note(format!("JSON-RPC over HTTP did not work with the node's cookie: {error}"));
         }
         conf.push(secret.rpcauth.clone());
         // Without it, a whitelist would lock out all other users. If the operator has set either option, the default stays as it is.
@@ -653,6 +653,17 @@ mod tests {
             !text(&plan, CONF).unwrap().contains("rpcwhitelistdefault"),
             "the operator's whitelist locks out other users"
         );
+    }
+
+    #[test]
+    fn http_that_does_not_work_is_reported() {
+        let mut with = node("");
+        with.sockets = vec![DEFAULT_SOCKET.into()];
+        with.check = check(310_000, "mining")
+            .map(|text| text + "JSON-RPC over HTTP is not used: there is no cookie\n");
+        let plan = plan(with);
+        assert!(plan.notes.iter().any(|note| note.ends_with("cookie: there is no cookie")), "{plan:?}");
+        assert!(text(&plan, CONF).is_some());
     }
 
     #[test]
