@@ -439,11 +439,12 @@ fn exporter_drop_in(node: &Node, socket: Option<&Path>, by_path: bool, uses_http
     let mut text = String::new();
     let is_instance = node.exporter.instance.is_some();
     if let (true, Some(unit)) = (is_instance, &node.unit) {
-        text += &format!("[Unit]\nAfter={}\n[Service]\nUser={}\n", unit.name, node.user);
-        if socket.is_none() {
-            // With the path of the template unit, the exporter would wait for the socket.
-            text += "UnsetEnvironment=BITCOIND_IPC_EXPORTER_SOCKET_PATH\n";
-        }
+        text += &format!("[Unit]\nAfter={}\n[Service]\n", unit.name);
+        text += &match socket {
+            Some(_) => format!("User={}\n", node.user),
+            // Over HTTP, the exporter needs no access to the node's files. With the path of the template unit, it would wait for a socket.
+            None => "User=\nDynamicUser=yes\nUnsetEnvironment=BITCOIND_IPC_EXPORTER_SOCKET_PATH\n".into(),
+        };
     } else {
         match socket {
             None => text += "OpenFile=\n",

@@ -166,6 +166,7 @@ with subtest("a node with another unit and without IPC is polled over HTTP by an
     machine.succeed("systemctl daemon-reload", "systemctl restart mynode.service",
                     "systemctl enable bitcoind-ipc-exporter@mynode.service && systemctl restart bitcoind-ipc-exporter@mynode.service")
     machine.wait_until_succeeds("curl -sf http://127.0.0.1:9333/metrics | grep -x 'bitcoin_up 1'")
+    machine.fail("test $(stat -c %U /proc/$(systemctl show -P MainPID bitcoind-ipc-exporter@mynode.service)) = bitcoin")
     machine.succeed(f"{SETUP} --undo", "systemctl disable --now bitcoind-ipc-exporter@mynode.service",
                     "systemctl stop mynode.service", "rm -f /etc/systemd/system/mynode.service; systemctl daemon-reload")
     before = digest()
