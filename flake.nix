@@ -2,7 +2,7 @@
   description = "Prometheus exporters for a running Bitcoin node: over IPC, and from its tracepoints";
 
   inputs = {
-    # Its rustc must be at least Cargo.toml's rust-version.
+    # The version of rustc in this nixpkgs must be at least the rust-version in Cargo.toml.
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
     # A node with the Chain, Node and Tracing interfaces, for the tests; the exporters do not need it.
     # To build another branch: nix build .#bitcoin-node --override-input bitcoin-node-src github:OWNER/bitcoin/BRANCH
@@ -41,11 +41,12 @@
             elfutils
             zlib
           ];
-          # clang without nixpkgs' wrapper: the wrapper's hardening flags are invalid for the BPF target.
+          # clang-unwrapped does not know the paths of the kernel headers. (The wrapper of nixpkgs knows the paths, but
+          # adds hardening flags that are invalid for the BPF target.)
           env.NIX_CFLAGS_COMPILE = "-I${pkgs.linuxHeaders}/include";
           env.C_INCLUDE_PATH = "${pkgs.linuxHeaders}/include";
           env.BUILD_REVISION = self.shortRev or "unknown";
-          # The other tests need a node, a kernel or containers; the VM tests have them.
+          # The other tests need a node, kernel features or containers, which the sandbox of the build does not have.
           cargoTestFlags = [ "--lib" ];
           postInstall = ''
             mkdir -p $out/share/man/man1
@@ -87,14 +88,14 @@
             "-DBUILD_BENCH=OFF"
             "-DBUILD_GUI=OFF"
           ];
-          # The build installs it to libexec, for the wrapper `bitcoin`.
+          # The build installs bitcoin-node to libexec, for the wrapper `bitcoin`.
           postInstall = ''
             ln -s ../libexec/bitcoin-node $out/bin/bitcoin-node
           '';
         };
 
-      # A VM test: a node, both exporters, and a scenario that also runs on Debian. The overlay is applied here, because a machine of
-      # the test driver cannot set nixpkgs.overlays.
+      # A VM test of a node and both exporters, with a scenario that also runs on Debian. The overlay is applied here,
+      # because a machine of the test driver cannot set nixpkgs.overlays.
       scenario =
         pkgs: name:
         (pkgs.extend self.overlays.default).testers.runNixOSTest {
@@ -125,7 +126,7 @@
       devShells = forAll (pkgs: {
         default = pkgs.mkShell {
           inputsFrom = [ (exporters pkgs) ];
-          # inputsFrom does not include environment variables.
+          # The attribute inputsFrom does not copy environment variables from the packages.
           env.C_INCLUDE_PATH = "${pkgs.linuxHeaders}/include";
           packages = with pkgs; [
             cargo

@@ -11,7 +11,8 @@ let
   ipc = config.services.bitcoind-ipc-exporter;
   usdt = config.services.bitcoind-usdt-exporter;
 
-  # The nodes of this machine: nixpkgs' module has one per name, nix-bitcoin's module has one.
+  # The nodes of this machine: nixpkgs' module configures one node per name, nix-bitcoin's module configures a single
+  # node.
   bitcoind = config.services.bitcoind or { };
   nodes = if bitcoind ? dataDir then [ bitcoind ] else lib.attrValues bitcoind;
   hasIpc = ipc.socketPath != null;
@@ -63,7 +64,7 @@ let
     bindsTo = units "BindsTo";
   };
 
-  # As in contrib/systemd.
+  # The same hardening as in the units in contrib/systemd.
   hardening = {
     UMask = "0777";
     NoNewPrivileges = true;
@@ -96,7 +97,8 @@ let
     RestartSec = 2;
   };
 
-  # The credentials of the service: { name = { file; flag; }; }. systemd expands %d to the folder of credentials.
+  # The credentials of the service: { name = { file; flag; }; }. systemd expands %d to the folder of the service's
+  # credentials.
   secrets =
     exporter:
     lib.filterAttrs (_: secret: secret.file != null) (
@@ -121,7 +123,8 @@ let
   credentials = exporter: {
     LoadCredential = lib.mapAttrsToList (name: secret: "${name}:${secret.file}") (secrets exporter);
   }
-  # Without a node there is no cookie. The exporter must start all the same, and export bitcoin_up 0.
+  # If the node does not run, no cookie exists. With SetCredential the exporter starts nevertheless, and exports
+  # bitcoin_up 0.
   // lib.optionalAttrs (secrets exporter ? rpc-cookie) { SetCredential = "rpc-cookie:none"; };
 in
 {
@@ -310,14 +313,14 @@ in
               ++ lib.optionals (ipc.rpc.enable && ipc.rpc.user != null) [ "--rpc-user" ipc.rpc.user ]
               ++ lib.optional (hasIpc && !ipc.openFile) ipc.socketPath
             );
-            # Kills only the exporter, never the guard: the guard exits after it has disconnected from the node.
+            # systemd must not kill the guard, which exits after it has disconnected from the node.
             KillMode = "process";
             OOMPolicy = "continue";
             ManagedOOMPreference = "omit";
             OOMScoreAdjust = -900;
             CapabilityBoundingSet = "";
             ProtectKernelTunables = true;
-            # No ProtectProc=: only /proc shows that Bitcoin Core 30 has loaded its chain.
+            # ProtectProc= is not set, because the exporter reads in /proc whether Bitcoin Core 30 has loaded its chain.
             ProcSubset = "pid";
             SystemCallFilter = [ "@system-service" "~@privileged @resources" "sched_setattr setpriority" "seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self" ];
             RestrictAddressFamilies = [
@@ -346,7 +349,7 @@ in
     })
 
     (lib.mkIf usdt.enable {
-      # For `bitcoind-usdt-exporter blocks`.
+      # The command `bitcoind-usdt-exporter blocks` prints the block log.
       environment.systemPackages = lib.mkIf (usdt.blockLogKeep > 0) [ usdt.package ];
 
       systemd.services.bitcoind-usdt-exporter = {
@@ -384,7 +387,8 @@ in
           );
           StateDirectory = "bitcoind-usdt-exporter";
           UMask = "0077";
-          # The list of attached tracepoints is in the log, too.
+          # Discards the standard output of the exporter, which is a list of the attached tracepoints. The log also has
+          # this list.
           StandardOutput = "null";
           StandardError = "journal";
           DynamicUser = true;

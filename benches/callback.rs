@@ -1,6 +1,6 @@
-//! Measures the time that a node waits for the response to a callback, for three responders: the guard, a subscriber
-//! that uses only capnp-rpc, and a process that exchanges messages of the same sizes over a socket (ping-pong). The
-//! responders alternate in one run. Prints medians and ratios.
+//! Measures the time from a node's callback to the response of three processes: the guard, a subscriber that uses only
+//! capnp-rpc, and a process that only sends a message of the same size over a socket (ping-pong). The three processes
+//! alternate in one run. Prints the medians and their ratios.
 //!
 //!     cargo bench --bench callback
 
@@ -21,15 +21,16 @@ use capnp_rpc::{RpcSystem, new_client, rpc_twoparty_capnp::Side, twoparty};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-/// First argument of this program when it runs as a child process that responds to callbacks.
+/// First argument of this program when it runs as the ping-pong process.
 const ECHO: &str = "--echo";
+/// First argument of this program when it runs as the subscriber that uses only capnp-rpc.
 const SUBSCRIBER: &str = "--subscriber";
 const ROUNDS: usize = 20;
 
-/// A callback to measure, and the number of its calls in a round. `build` encodes the node's call; its argument is the
-/// export ID of the callback object.
+/// A callback to measure, with the number of its calls in a round.
 struct Callback {
     name: &'static str,
+    /// Encodes the node's call to the callback object with this export ID.
     build: fn(u32) -> Vec<u8>,
     calls: usize,
 }
@@ -52,7 +53,7 @@ fn call(target: u32, interface: u64, method: u16, fill: impl FnOnce(capnp::any_p
     write_message_to_words(&message)
 }
 
-/// A call of `UtxoCacheTrace.add`.
+/// The encoded call of `UtxoCacheTrace.add`.
 fn coin(target: u32) -> Vec<u8> {
     call(target, utxo_cache_trace::Client::TYPE_ID, 1, |content| {
         let mut coin = content.init_as::<utxo_cache_trace::add_params::Builder>().init_utxo_info();
@@ -61,7 +62,7 @@ fn coin(target: u32) -> Vec<u8> {
     })
 }
 
-/// A call of `transactionAddedToMempool`.
+/// The encoded call of `transactionAddedToMempool`, with a transaction of 300 bytes.
 fn transaction(target: u32) -> Vec<u8> {
     call(target, chain_notifications::Client::TYPE_ID, 1, |content| {
         content
@@ -70,7 +71,7 @@ fn transaction(target: u32) -> Vec<u8> {
     })
 }
 
-/// A call of `blockConnected`.
+/// The encoded call of `blockConnected`, with a block of 4 MB.
 fn block(target: u32) -> Vec<u8> {
     call(target, chain_notifications::Client::TYPE_ID, 3, |content| {
         let params = content.init_as::<chain_notifications::block_connected_params::Builder>();
@@ -78,7 +79,7 @@ fn block(target: u32) -> Vec<u8> {
     })
 }
 
-/// A block of 4 MB with 10,000 transactions, which the guard counts. No real block has so many transactions.
+/// A serialized block of 4 MB with 10,000 transactions, more than a real block has. The guard counts the transactions.
 fn block_data() -> Vec<u8> {
     let mut block = bitcoin::constants::genesis_block(bitcoin::Network::Regtest);
     let mut transaction = block.txdata[0].clone();
@@ -87,7 +88,7 @@ fn block_data() -> Vec<u8> {
     bitcoin::consensus::serialize(&block)
 }
 
-/// The node's `Finish` message for a callback.
+/// The encoded `Finish` message that the node sends after the response to a callback.
 fn finish() -> Vec<u8> {
     let mut message = capnp::message::Builder::new_default();
     message.init_root::<message::Builder>().init_finish().set_question_id(7);
@@ -102,8 +103,8 @@ fn median(mut times: Vec<Duration>) -> Duration {
 /// A function that reads the response to a callback from a socket into a buffer.
 type Reads = fn(&mut UnixStream, &mut Vec<u8>);
 
-/// Sends a request, reads the response, and sends `after` when the response is complete. Returns the time from the
-/// first byte of the request to the last byte of the response.
+/// Sends a request, reads the response, and then sends the message `after`. Returns the time from the first byte of the
+/// request to the last byte of the response.
 fn ask(socket: &mut UnixStream, read: Reads, request: &[u8], answer: &mut Vec<u8>, after: &[u8]) -> Duration {
     let asked = Instant::now();
     socket.write_all(request).unwrap();
@@ -113,7 +114,7 @@ fn ask(socket: &mut UnixStream, read: Reads, request: &[u8], answer: &mut Vec<u8
     took
 }
 
-/// Reads the next Cap'n Proto message.
+/// Reads the next Cap'n Proto message into `frame`.
 fn read_frame(socket: &mut UnixStream, frame: &mut Vec<u8>) {
     frame.resize(8, 0);
     socket.read_exact(frame).unwrap();
@@ -151,8 +152,8 @@ fn start(arguments: &[String]) -> (UnixStream, Child) {
     (ours, child)
 }
 
-/// The child process of the ping-pong, which responds on descriptor 0. `sizes` are the sizes in bytes of a request, of
-/// a response, and of the message after the response.
+/// Runs the ping-pong process, whose socket is descriptor 0. `sizes` are the sizes in bytes of a request, of a
+/// response, and of the message that follows the response.
 fn echo(mut sizes: impl Iterator<Item = String>) {
     let mut size = || sizes.next().unwrap().parse::<usize>().unwrap();
     let mut socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
@@ -168,7 +169,7 @@ fn echo(mut sizes: impl Iterator<Item = String>) {
     }
 }
 
-/// A minimal callback object, as a client of the interface would implement it.
+/// The callback object of a minimal client, which uses only capnp-rpc.
 struct Subscriber;
 
 impl chain_notifications::Server for Subscriber {
@@ -202,7 +203,8 @@ impl utxo_cache_trace::Server for Subscriber {
     }
 }
 
-/// Runs a capnp-rpc subscriber on descriptor 0. The bootstrap capability of the connection is the callback object.
+/// Runs the subscriber that uses only capnp-rpc, whose socket is descriptor 0. The callback object is the bootstrap
+/// capability of the connection.
 fn subscriber(traces: bool) {
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     socket.set_nonblocking(true).unwrap();
@@ -220,7 +222,7 @@ fn subscriber(traces: bool) {
     });
 }
 
-/// Requests the subscriber's callback object. Returns its export ID.
+/// Requests the subscriber's callback object. Returns the export ID of the object.
 fn bootstrap(socket: &mut UnixStream) -> u32 {
     let mut message = capnp::message::Builder::new_default();
     message.init_root::<message::Builder>().init_bootstrap().set_question_id(0);
@@ -239,7 +241,7 @@ fn main() {
     CALLBACKS.iter().for_each(measure);
 }
 
-/// Measures one callback with the three responders, and prints the medians and ratios.
+/// Measures one callback with the three processes, and prints the medians and their ratios.
 fn measure(callback: &Callback) {
     let (mut node, guarded) = UnixStream::pair().unwrap();
     let (exporter, exporter_theirs) = UnixStream::pair().unwrap();

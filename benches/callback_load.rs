@@ -1,6 +1,6 @@
-//! Measures the exporter under load, with a fake node that makes the next callback as soon as the last callback is
-//! answered. Prints the memory and the number of descriptors of the exporter's processes after the first 100,000
-//! callbacks and after all callbacks, and the time that the node waited with and without 64 scrapers.
+//! Measures the exporter under load, with a fake node that makes each callback as soon as the exporter has responded to
+//! the previous callback. Prints the memory and the number of descriptors of the exporter's processes after the first
+//! 100,000 callbacks and after all callbacks, and the response times with and without 64 scrapers.
 //!
 //!     cargo bench --bench callback_load [-- CALLBACKS]
 
@@ -24,11 +24,10 @@ use procfs::process::{Process, all_processes};
 
 /// Number of callbacks in one batch.
 const BATCH: usize = 20_000;
-/// Number of batches without scrapers, and number of batches with scrapers. Batches with and without scrapers
-/// alternate.
+/// Number of batches with scrapers, and also the number of batches without scrapers. They alternate.
 const ROUNDS: usize = 25;
 
-/// Resident memory in kB and number of open descriptors of the supervisor, the exporter and the guard.
+/// The resident memory in kB and the number of open descriptors of the supervisor, of the exporter and of the guard.
 fn used(supervisor: i32) -> Vec<(u64, usize)> {
     let is_part = |it: &Process| it.pid == supervisor || it.stat().is_ok_and(|stat| stat.ppid == supervisor);
     let parts = all_processes().unwrap().flatten().filter(is_part);
@@ -40,8 +39,7 @@ fn percentile(waits: &mut [Duration], percent: usize) -> Duration {
     waits[waits.len() * percent / 100]
 }
 
-/// Lowers the priority of the calling thread, which is a scraper. Real scrapers run on other machines and take no CPU
-/// time from the node.
+/// Lowers the priority of the calling thread, which is a scraper, because real scrapers run on other machines.
 #[allow(unsafe_code, reason = "no crate wraps it")]
 fn lower_priority() {
     // SAFETY: the arguments are numbers; 0 means the calling thread.
@@ -81,7 +79,7 @@ fn main() {
     }
     println!("after {callbacks} more: {:?}", used(pid));
 
-    // The main thread locks the gate for writing while the scrapers have to pause.
+    // The scrapers pause while the main thread has the write lock.
     let gate = Arc::new(RwLock::new(()));
     let mut locked = gate.write().unwrap();
     let done = Arc::new(AtomicBool::new(false));
@@ -90,7 +88,7 @@ fn main() {
             let (address, gate, done) = (address.clone(), gate.clone(), done.clone());
             std::thread::spawn(move || {
                 lower_priority();
-                // Each scraper uses a persistent connection, as Prometheus does.
+                // Like Prometheus, each scraper uses one persistent connection.
                 let mut stream = BufReader::new(TcpStream::connect(&address).unwrap());
                 let (mut line, mut page) = (String::new(), Vec::new());
                 let mut scrapes = 0;
@@ -129,7 +127,7 @@ fn main() {
     for percent in [50, 90, 99] {
         let (alone, scraped) = (percentile(&mut alone, percent), percentile(&mut scraped, percent));
         let ratio = scraped.as_secs_f64() / alone.as_secs_f64();
-        println!("percentile {percent}: alone {alone:?}, with 64 scrapers {scraped:?}, {ratio:.2} times");
+        println!("percentile {percent}: alone {alone:?}, with 64 scrapers {scraped:?}, ratio {ratio:.2}");
     }
     println!("{scrapes} scrapes");
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).unwrap();

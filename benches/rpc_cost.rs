@@ -1,9 +1,10 @@
-//! Measures the cost of each call that the exporter makes: `cargo bench --bench rpc_cost -- SOCKET`, with a node that has JSON-RPC over
-//! IPC. Also measures how long other clients wait for JSON-RPC over HTTP beside an exporter that polls over HTTP only:
-//! `cargo bench --bench rpc_cost -- http://127.0.0.1:PORT COOKIE-FILE`, with a node that runs with `-rpcthreads=1`.
+//! Measures the cost of each JSON-RPC call that the exporter makes: `cargo bench --bench rpc_cost -- SOCKET`, with a
+//! node that has JSON-RPC over IPC. The duration of a call is an upper bound for the time that the call holds the
+//! node's main lock. The call `uptime` takes no lock, and its duration is the minimum for any call.
 //!
-//! The duration of a call is an upper bound for the time that the call holds the node's main lock. `uptime` takes no
-//! lock, and its duration is the minimum for any call.
+//! Can also measure how long the JSON-RPC calls of another HTTP client take while an exporter polls the node over HTTP
+//! only: `cargo bench --bench rpc_cost -- http://127.0.0.1:PORT COOKIE-FILE`, with a node that runs with
+//! `-rpcthreads=1`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -35,7 +36,7 @@ fn main() {
     tokio::task::LocalSet::new().block_on(&runtime, measure(Path::new(&socket)));
 }
 
-/// Measures each call over IPC, and prints its durations and the CPU time of the node.
+/// Measures each call over IPC. Prints the median and the maximum of the call's durations and the CPU time of the node.
 async fn measure(socket: &Path) {
     let stream = UnixStream::connect(socket).await.expect("the socket of a node");
     let node = getsockopt(&stream, sockopt::PeerCredentials).unwrap().pid();
@@ -77,7 +78,7 @@ async fn measure(socket: &Path) {
         for _ in 0..CALLS {
             let asked = Instant::now();
             match json_rpc.call(method, params.clone()).await {
-                Err(error) if error.is_unknown_method() => break, // this version lacks the method, or the feature is not enabled
+                Err(error) if error.is_unknown_method() => break, // The node's version lacks the method, or its feature is not enabled.
                 answer => drop(answer.unwrap_or_else(|error| panic!("{}: {error}", method.name()))),
             }
             took.push(asked.elapsed().as_secs_f64() * 1e3);
@@ -91,12 +92,12 @@ async fn measure(socket: &Path) {
         let arguments = if method == Method::GetBlockStats { "tip".into() } else { params.to_string() };
         println!("{} {arguments}, {:.2}, {:.2}, {cpu:.2}", method.name(), took[CALLS / 2], took[CALLS - 1]);
     }
-    // All calls were answered, but the node's worker thread may still be cleaning up after the last call.
+    // Before this client disconnects, the node's worker thread gets time to clean up after the last call.
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// Measures the duration of another client's calls, without an exporter and with a running exporter. The measurements
-/// with and without an exporter alternate, so other load on the machine affects both equally.
+/// Measures the duration of a client's calls over HTTP, alternately with and without a running exporter, because other
+/// load on the machine must affect both durations equally.
 fn measure_other_callers(address: &str, cookie: &str) {
     const ROUNDS: usize = 10;
     let (mut alone, mut beside) = (Vec::new(), Vec::new());
@@ -108,7 +109,7 @@ fn measure_other_callers(address: &str, cookie: &str) {
             .stderr(Stdio::null())
             .spawn()
             .expect("the exporter starts");
-        std::thread::sleep(Duration::from_secs(1)); // the exporter makes every call in its first poll
+        std::thread::sleep(Duration::from_secs(1)); // The exporter makes its first poll, with every call.
         beside.extend(time_of_calls(address, cookie));
         exporter.kill().expect("the exporter still runs");
         exporter.wait().expect("the exporter has exited");
@@ -123,7 +124,7 @@ fn measure_other_callers(address: &str, cookie: &str) {
     println!("ratio of the medians: {:.2}", beside.0 / alone.0);
 }
 
-/// Durations in milliseconds of 300 calls that are spread over three seconds.
+/// Makes 300 calls in three seconds. Returns their durations in milliseconds.
 fn time_of_calls(address: &str, cookie: &str) -> Vec<f64> {
     const CALLS: usize = 300;
     let authorization = STANDARD.encode(fs::read_to_string(cookie).expect("the node's cookie").trim());
@@ -153,7 +154,7 @@ fn time_of_calls(address: &str, cookie: &str) -> Vec<f64> {
     std::iter::repeat_with(call).take(CALLS).collect()
 }
 
-/// User plus system CPU time of all threads of a process.
+/// The user and system CPU time of all threads of a process.
 fn cpu(process: i32) -> Duration {
     let threads = fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten();
     let spent = threads.filter_map(|thread| fs::read_to_string(thread.path().join("schedstat")).ok());

@@ -1,9 +1,8 @@
-//! Measures the cost of the exporter for a miner: `cargo bench --bench templates -- SOCKET [SECONDS [ROUNDS]]`, with a node that has
-//! transactions in its mempool.
+//! Measures how much the exporter slows down a miner's block templates: `cargo bench --bench templates -- SOCKET
+//! [SECONDS [ROUNDS]]`, with a node that has transactions in its mempool.
 //!
-//! A client requests block templates back to back, which is the maximum load of a template provider. Turns without an
-//! exporter alternate with turns in which an exporter with default options is connected to the node. Each turn takes
-//! SECONDS.
+//! A client requests each block template as soon as it has the previous one, more often than a miner would. Turns of
+//! SECONDS without an exporter alternate with turns in which an exporter with default options is connected to the node.
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -26,7 +25,8 @@ fn main() {
     tokio::task::LocalSet::new().block_on(&runtime, measured);
 }
 
-/// The result of one turn: the number of templates, and the mean, median and 99th percentile of the time for one template, in milliseconds.
+/// The result of a turn: the number of templates, and the mean, the median and the 99th percentile (`tail`) of the time
+/// for a template in milliseconds.
 struct Turn {
     templates: usize,
     mean: f64,
@@ -34,7 +34,7 @@ struct Turn {
     tail: f64,
 }
 
-/// Runs the turns, and prints the result of each turn, and the ratios of the results with an exporter to the results
+/// Runs the turns. Prints the result of each turn, and the ratios of the results with an exporter to the results
 /// without an exporter.
 async fn measure(socket: &Path, time: Duration, rounds: u64) {
     let stream = UnixStream::connect(socket).await.expect("the socket of a node");
@@ -50,7 +50,7 @@ async fn measure(socket: &Path, time: Duration, rounds: u64) {
         for with in [false, true] {
             let exporter = with.then(|| start(socket));
             if with {
-                tokio::time::sleep(Duration::from_secs(1)).await; // time for the exporter to connect
+                tokio::time::sleep(Duration::from_secs(1)).await; // The exporter connects to the node.
             }
             let turn = turn(&mining, time).await;
             println!("{with}, {}, {:.3}, {:.3}, {:.3}", turn.templates, turn.mean, turn.median, turn.tail);
@@ -70,11 +70,11 @@ async fn measure(socket: &Path, time: Duration, rounds: u64) {
         ratio(|it| it.median),
         ratio(|it| it.tail)
     );
-    // All calls were answered, but the node's worker thread may still be cleaning up after the last call.
+    // Before this client disconnects, the node's worker thread gets time to clean up after the last call.
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// Requests templates back to back for `time`, and returns the result.
+/// Requests templates without pauses for this time, and returns the result.
 async fn turn(mining: &Mining, time: Duration) -> Turn {
     let since = Instant::now();
     let mut took = Vec::new();
@@ -90,7 +90,7 @@ async fn turn(mining: &Mining, time: Duration) -> Turn {
     Turn { templates, mean, median: took[templates / 2], tail: took[templates * 99 / 100] }
 }
 
-/// Starts an exporter.
+/// Starts an exporter with default options, except for its port.
 fn start(socket: &Path) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));
     command

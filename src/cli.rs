@@ -23,7 +23,7 @@ pub const VERSION: &str =
 /// the prefix of the binary, which [`Cli`] adds.
 #[derive(Args, Debug)]
 pub struct CommonArgs {
-    /// Address of the metrics endpoint: HOST:PORT (IPv6 in brackets) or unix:/path. A socket passed by systemd takes precedence
+    /// Address of the metrics endpoint: HOST:PORT (IPv6 in brackets) or unix:/path. A socket that systemd passes takes precedence
     #[arg(long, value_name = "ADDRESS", env = "METRICS_ADDR")]
     pub metrics_addr: Address,
 
@@ -32,9 +32,9 @@ pub struct CommonArgs {
     #[arg(long = "web.config.file", value_name = "PATH", env = "WEB_CONFIG_FILE")]
     pub web_config_file: Option<PathBuf>,
 
-    /// Additional host name to accept in requests while listening on loopback, e.g. a reverse proxy's. Can be repeated; separate
-    /// several names with commas. On loopback, only localhost, 127.0.0.0/8 and ::1 are accepted by default, which prevents DNS
-    /// rebinding; on other addresses, all names are accepted
+    /// Additional host name to accept in requests while listening on loopback, e.g. the name of a reverse proxy. Can
+    /// be repeated; separate several names with commas. On loopback, only localhost, 127.0.0.0/8 and ::1 are accepted
+    /// by default, which prevents DNS rebinding; on other addresses, all names are accepted
     #[arg(long = "web.allowed-host", value_name = "NAME", value_delimiter = ',', env = "WEB_ALLOWED_HOST")]
     pub web_allowed_host: Vec<HostName>,
 
@@ -77,14 +77,14 @@ impl CommonArgs {
         WebConfig::from_option(self.web_config_file.as_deref())
     }
 
-    /// The files that the sandbox has to allow because the endpoint reads them while it serves.
+    /// The web configuration file, and the certificate and key files that it names, which the sandbox has to allow.
     pub fn files(&self) -> AllowedFiles {
         let read = self.web_config_file.as_deref().map(WebConfig::reloaded_files).unwrap_or_default();
         let read_once = self.web_config_file.iter().cloned().collect();
         AllowedFiles { read, read_once, ..AllowedFiles::default() }
     }
 
-    /// An endpoint with all pages, configured by `--web.config.file` and `--web.allowed-host`.
+    /// An HTTP endpoint that serves all paths, configured by `--web.config.file` and `--web.allowed-host`.
     ///
     /// # Errors
     /// The errors of [`Self::web_config`].

@@ -19,8 +19,8 @@ use tokio::sync::oneshot;
 const MAX_BYTES: u64 = 4 << 20;
 /// Timeout for opening or reading a file.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
-/// If an unfinished attempt to open or read a path has lasted longer than this, new attempts on the same path fail at
-/// once.
+/// If an unfinished attempt to open or read a path has lasted longer than this time, new attempts on the same path
+/// fail at once.
 const BLOCKED_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum number of unfinished attempts on one path.
 const MAX_ATTEMPTS: usize = 4;

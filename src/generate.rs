@@ -17,7 +17,10 @@ pub enum PackageFile {
     Zsh,
 }
 
-/// Prints the file to standard output.
+/// Prints the requested file to standard output.
+///
+/// # Errors
+/// Standard output cannot be written.
 pub fn print(what: PackageFile, mut command: clap::Command) -> io::Result<()> {
     let name = command.get_name().to_string();
     let mut output = Vec::new();

@@ -1,6 +1,7 @@
 //! Prometheus exporters for a running Bitcoin node.
 //!
-//! Data flows in one direction: [`json_rpc`] and [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` → [`metrics`] → [`http`].
+//! Data flows in one direction: [`json_rpc`] and [`ipc`] → [`collect`] → [`metrics`] → [`http`], and `usdt` →
+//! [`metrics`] → [`http`].
 //!
 //! - [`ipc`] is the client of a node's Cap'n Proto socket: the connection, the handshake, one file per interface, and
 //!   the [guard](ipc::guard), a separate process that relays between node and exporter. `ipc` does not depend on
@@ -9,12 +10,13 @@
 //!   transport over HTTP for nodes without JSON-RPC over IPC.
 //! - [`collect`] schedules the calls to a node, subscribes to notifications, reconnects, and converts responses into
 //!   metrics.
-//! - `usdt` counts the events of a node's tracepoints with BPF programs in the kernel, and reads the counts at the scrape. Blocks are
-//!   counted from events.
+//! - `usdt` counts the events of a node's tracepoints with BPF programs in the kernel, and reads the counts at the
+//!   scrape. Blocks are counted from events.
 //! - [`metrics`] has the metric families and the exposition formats. `metrics` does not depend on the sources of the
 //!   values.
 //! - [`status`] is the status page of the IPC exporter.
-//! - [`block_log`] stores a row for each connected block in a local file, and [`block_store`] forwards the rows to a database.
+//! - [`block_log`] stores a row for each connected block in a local file, and [`block_store`] forwards the rows to a
+//!   database.
 //! - [`http`] serves metrics and pages to scrapers and browsers. `http` does not depend on the modules that communicate
 //!   with nodes.
 //!

@@ -27,8 +27,10 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// The process with this PID. If `binary` is `None`, the path of its binary is read from `/proc`, for which the
-    /// exporter may lack the permission.
+    /// The process with this PID. If `binary` is `None`, the path of its binary is read from `/proc`.
+    ///
+    /// # Errors
+    /// The process does not exist, or the exporter lacks the permission to read the path of its binary.
     pub fn from_pid(pid: i32, binary: Option<&Path>) -> Result<Self> {
         let process = Process::new(pid).with_context(|| format!("there is no process {pid}"))?;
         let started = process.stat().with_context(|| format!("there is no process {pid}"))?.starttime;
@@ -42,7 +44,7 @@ impl NodeProcess {
         }
     }
 
-    /// Whether the process still runs. False if another process has the same PID now.
+    /// Whether the process still runs. The result is false if another process has the same PID now.
     pub fn is_running(&self) -> bool {
         let stat = Process::new(self.pid).and_then(|process| process.stat());
         stat.is_ok_and(|stat| stat.starttime == self.started && !matches!(stat.state, 'Z' | 'X' | 'x'))
@@ -54,9 +56,12 @@ impl NodeProcess {
     }
 
     /// Opens a pidfd, which becomes readable when the process exits; `None` if the process has already exited.
+    ///
+    /// # Errors
+    /// The process cannot be watched, for example because it is in another PID namespace.
     pub fn end(&self) -> Result<Option<OwnedFd>> {
         match sys::pidfd_open(self.pid) {
-            // The kernel may have assigned the PID to another process in the meantime.
+            // Before the pidfd was opened, the kernel may have assigned the PID to another process.
             Ok(end) => Ok(self.is_running().then_some(end)),
             Err(error) if error.raw_os_error() == Some(ESRCH) && self.is_running() => bail!(
                 "cannot watch process {}: /proc belongs to another PID namespace; in a container, use --pid=host",
@@ -79,7 +84,7 @@ impl fmt::Display for NodeProcess {
 pub struct SocketPeer {
     pid: Option<i32>,
     supervisor: Option<Rc<SupervisorClient>>,
-    /// Whether the names of its threads have shown that the process is a node.
+    /// Whether the names of the process's threads have shown that the process is a node.
     is_node: Cell<bool>,
     /// The pidfd of the process, which becomes readable when the process exits.
     end: Option<OwnedFd>,
@@ -129,7 +134,10 @@ impl SocketPeer {
         Some(stat.comm == "b-shutoff")
     }
 
-    /// Resolves when the process has exited. Returns an error if the process has no pidfd or is not the node.
+    /// Resolves when the process has exited.
+    ///
+    /// # Errors
+    /// The process is not the node or has no pidfd, or the pidfd cannot be watched.
     pub async fn ended(self) -> io::Result<()> {
         let is_proxy = self.pid.is_some_and(|pid| Process::new(pid).is_ok()) && self.node().is_none();
         if is_proxy {
@@ -158,15 +166,16 @@ pub struct ProcessUsage {
 pub struct ThreadTime {
     /// Thread ID.
     pub id: i32,
-    /// The first fifteen bytes of the thread's name. The kernel stores no more.
+    /// The first fifteen bytes of the thread's name. The kernel stores only these bytes.
     pub name: String,
     /// User plus system time, in seconds.
     pub seconds: f64,
 }
 
 impl ProcessUsage {
-    /// The process with this PID, if its threads show that it is a node, and if it started when a node with this uptime in seconds did.
-    /// The PID can be outdated, or belong to another PID namespace.
+    /// The process with this PID, if the names of its threads show that it is a node, and if its age matches this
+    /// uptime of the node in seconds. These checks are necessary because the PID can be outdated, or belong to another
+    /// PID namespace.
     pub fn of_node(pid: i32, uptime: f64) -> Option<Self> {
         let process = SocketPeer::from_pid(pid, None).process()?;
         let age = sys::clock(ClockId::CLOCK_BOOTTIME).as_secs_f64()
@@ -176,7 +185,7 @@ impl ProcessUsage {
         is_age_of_uptime(age, suspended.as_secs_f64(), uptime).then_some(process)
     }
 
-    /// PID and start time of the process. No other process since boot has the same pair.
+    /// PID and start time of the process. No other process since boot has the same pair of PID and start time.
     pub fn id(&self) -> (i32, u64) {
         (self.process.pid, self.started)
     }
@@ -212,11 +221,12 @@ impl ProcessUsage {
     }
 }
 
-/// Whether a process of this age can have this uptime. Since Bitcoin Core 31 the uptime excludes the time for which the machine was
-/// suspended, of which `suspended` is the total since boot. Before that it follows the wall clock, and a process does not match after the
-/// clock was set. All times are in seconds.
+/// Whether a process of this age can have this uptime. Since Bitcoin Core 31 the uptime excludes the time for which
+/// the machine was suspended; `suspended` is the total of this time since boot. Earlier versions compute the uptime
+/// with the wall clock, so a process does not match after the clock was set. All times are in seconds.
 fn is_age_of_uptime(age: f64, suspended: f64, uptime: f64) -> bool {
-    /// The uptime is in whole seconds, and is read up to some seconds before the age.
+    /// Tolerance for the rounding of the uptime to whole seconds, and for the time between the readings of uptime and
+    /// age.
     const TOLERANCE: f64 = 3.0;
     (age - suspended - TOLERANCE..=age + TOLERANCE).contains(&uptime)
 }

@@ -12,9 +12,9 @@ use crate::{block_store, logging, sandbox, tls};
 const PROC: &[&str] = &["/proc/self"];
 const EXPORTER: &[&str] = &["the exporter"];
 
-/// Time of the first use of this variable, in Unix seconds. Both exporters use it at startup, and this time is
-/// therefore exported as the start time. The start time in `/proc` is relative to the boot time in `/proc/stat`, which
-/// a service with `ProcSubset=pid` cannot read.
+/// Time of the first use of this variable, in Unix seconds. Both exporters use this variable at startup, and its value
+/// is therefore exported as the start time. The start time in `/proc` is relative to the boot time in `/proc/stat`,
+/// which a service with `ProcSubset=pid` cannot read.
 pub static STARTED: LazyLock<f64> = LazyLock::new(now);
 
 /// The families of the exporter's own process. Families from `/proc/self` are absent if `/proc` cannot be read.

@@ -1,8 +1,8 @@
 //! CPU scheduling and OOM priorities of threads and processes, and the kernel's statistic of their run delay. The
-//! guard's priority is higher than the priority of HTTP, because the node waits for the guard.
+//! guard's priority is higher than the priority of the HTTP thread, because the node waits for the guard.
 //!
-//! No function here needs privileges. Errors are ignored: if the kernel or a system call filter rejects a call, the
-//! exporter keeps the default priority.
+//! No function in this file needs privileges. Errors are ignored: if the kernel or a system call filter rejects a
+//! call, the exporter keeps the default priority.
 
 use std::fs::File;
 use std::io;
@@ -17,8 +17,9 @@ pub fn lower_priority() {
     sys::add_nice(NICE);
 }
 
-/// Sets the time slice of the calling thread to 0.1 ms. With this short slice, the scheduler runs the thread soon after
-/// it wakes up, instead of at the end of another thread's slice (for example 3 ms). Needs Linux 6.12 or later.
+/// Sets the time slice of the calling thread to 0.1 ms. With this short slice, the scheduler runs the thread soon
+/// after it wakes up, instead of at the end of another thread's slice (for example 3 ms). Time slices can be set with
+/// Linux 6.12 or later.
 pub fn shorten_timeslice() {
     const SLICE_NS: u64 = 100_000;
     sys::set_slice(SLICE_NS);

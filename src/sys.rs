@@ -24,7 +24,7 @@ pub fn clock(id: ClockId) -> Duration {
 pub struct ClockError {
     /// Whether a time service, for example NTP, keeps the clock synchronized.
     pub is_synchronized: bool,
-    /// Bound on the error (`maxerror`). It grows between two corrections of the clock.
+    /// Bound on the error (`maxerror`). The bound grows between two corrections of the clock.
     pub max_us: i64,
     /// Estimate of the error (`esterror`).
     pub estimated_us: i64,
@@ -49,7 +49,8 @@ pub fn add_nice(by: i32) {
     unsafe { libc::nice(by) };
 }
 
-/// Sets the time slice of the calling thread, if it has the default scheduling policy. Needs Linux 6.12 or later.
+/// Sets the time slice of the calling thread, if it has the default scheduling policy. Time slices can be set with
+/// Linux 6.12 or later.
 pub fn set_slice(nanoseconds: u64) {
     const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
     // SAFETY: all fields are numbers.
@@ -63,7 +64,10 @@ pub fn set_slice(nanoseconds: u64) {
     }
 }
 
-/// Opens a descriptor that becomes readable when the process exits.
+/// Opens a pidfd, which becomes readable when the process exits.
+///
+/// # Errors
+/// The process does not exist in the PID namespace of this process, or no descriptor can be opened.
 pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call gets two numbers and accesses no memory of this process.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
@@ -79,13 +83,19 @@ pub fn received(fd: RawFd) -> OwnedFd {
 }
 
 /// Registers a descriptor with the tokio runtime, which can then await its readiness.
+///
+/// # Errors
+/// The descriptor does not support epoll.
 pub fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd always returns the same descriptor, and keeps it open.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
-/// Resets a signal to its default action. Needed for SIGCHLD: a process that was started with SIGCHLD ignored cannot
-/// wait for its child processes.
+/// Resets a signal to its default action. Necessary for SIGCHLD, because a process that was started with SIGCHLD
+/// ignored cannot wait for its child processes.
+///
+/// # Errors
+/// The action of the signal cannot be changed.
 pub fn reset_signal(reset: Signal) -> nix::Result<()> {
     // SAFETY: the default action runs no code of this process.
     unsafe { signal(reset, SigHandler::SigDfl) }.map(drop)
@@ -99,7 +109,8 @@ pub fn taken_over() -> MutexGuard<'static, Vec<RawFd>> {
     TAKEN.lock().expect("nobody panics holding it")
 }
 
-/// Takes ownership of a descriptor that this process inherited, and makes it close-on-exec. Each descriptor can be taken over once.
+/// Takes ownership of a descriptor that this process inherited, and makes it close-on-exec. Each descriptor can be
+/// taken over once.
 ///
 /// # Errors
 /// The descriptor is not open, was taken over before, or is standard input, output or error.

@@ -23,10 +23,11 @@ use crate::sys::taken_over;
 pub struct InheritedFds(BTreeMap<String, Vec<OwnedFd>>);
 
 impl InheritedFds {
-    /// Takes ownership of the descriptors that the variable LISTEN_FDS announces. There are none if LISTEN_PID names
-    /// another process.
+    /// Takes ownership of the descriptors that the variable LISTEN_FDS announces. Takes no descriptors if LISTEN_PID
+    /// is the PID of another process.
     ///
-    /// # Errors LISTEN_FDS is invalid, or one of the descriptors is not open.
+    /// # Errors
+    /// LISTEN_FDS is invalid, or one of the descriptors is not open.
     pub fn take() -> Result<Self> {
         let mut inherited = InheritedFds::default();
         const FAILED: &str = "cannot read LISTEN_FDS";
@@ -62,9 +63,9 @@ impl InheritedFds {
     }
 }
 
-/// Closes every inherited descriptor that was not taken over, except 0, 1 and 2. A node that starts the exporter passes
-/// all its own descriptors to it. If they stayed open, the node's listening sockets and its lock would stay in use
-/// after the node has exited.
+/// Closes every inherited descriptor that was not taken over, except 0, 1 and 2. A node that starts the exporter
+/// passes all descriptors of the node to the exporter. If these descriptors stayed open in the exporter, the node's
+/// listening sockets would stay in use after the node has exited.
 pub fn close_inherited() {
     let taken = taken_over();
     let open: Vec<RawFd> = match std::fs::read_dir("/proc/self/fd") {
@@ -103,8 +104,8 @@ impl Notification {
 /// a process without a supervisor.
 static SUPERVISOR: OnceLock<OwnedFd> = OnceLock::new();
 
-/// The socket to the service manager; `None` if there is none. The socket is connected before the sandbox is applied,
-/// because the sandbox forbids new Unix sockets.
+/// The socket to the service manager; `None` if there is no service manager. The socket is connected before the
+/// sandbox is applied, because the sandbox forbids new Unix sockets.
 static MANAGER: LazyLock<Option<UnixDatagram>> = LazyLock::new(|| {
     let address = std::env::var_os("NOTIFY_SOCKET")?;
     let address = match address.as_encoded_bytes().strip_prefix(b"@") {
@@ -176,9 +177,9 @@ impl Heartbeat {
     }
 }
 
-/// Sends WATCHDOG=1 to the service manager at twice the rate that the service manager requires. Sends it only while the
-/// runtime that runs this future and the runtime that increments `other` do not hang. Returns immediately if the
-/// service manager requires no watchdog.
+/// Sends WATCHDOG=1 to the service manager at twice the rate that the service manager requires. Sends WATCHDOG=1 only
+/// while the runtime that runs this future and the runtime that increments `other` do not hang. Returns immediately if
+/// the service manager requires no watchdog.
 pub async fn watchdog(other: Heartbeat) {
     let Some(within) = sd_notify::watchdog_enabled() else { return };
     let mut seen = 0;

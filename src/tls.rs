@@ -15,8 +15,10 @@ use rustls::pki_types::pem::PemObject;
 
 use crate::files;
 
-/// Parses the certificates in the contents of a PEM file. Returns an error if there is no certificate. `path` is used
-/// in error messages.
+/// Parses the certificates in the contents of a PEM file. `path` is used in error messages.
+///
+/// # Errors
+/// The contents are not valid PEM, or contain no certificate.
 pub fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let certificates = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let certificates = certificates.with_context(|| format!("certificates of {}", path.display()))?;
@@ -27,6 +29,9 @@ pub fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'stati
 }
 
 /// Parses the CA certificates in the contents of a PEM file. `path` is used in error messages.
+///
+/// # Errors
+/// The errors of [`certificates`], or a certificate cannot be used as a CA certificate.
 pub fn authorities(pem: &[u8], path: &Path) -> Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates(pem, path)? {
@@ -36,6 +41,9 @@ pub fn authorities(pem: &[u8], path: &Path) -> Result<RootCertStore> {
 }
 
 /// Reads the contents of a PEM file, without parsing them.
+///
+/// # Errors
+/// The errors of [`files::read`].
 pub fn read_pem(path: &Path) -> Result<Vec<u8>> {
     files::read(path).with_context(|| format!("cannot read {}", path.display()))
 }

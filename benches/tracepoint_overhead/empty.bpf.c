@@ -6,7 +6,7 @@
 #include <bpf/bpf_tracing.h>
 #include <bpf/usdt.bpf.h>
 
-/* A BPF program that does nothing. The cost of a hit is then the cost of the uprobe. */
+/* A BPF program that does nothing. With this program, a hit costs only the uprobe. */
 SEC("usdt") int empty(struct pt_regs *ctx)
 {
 	return 0;

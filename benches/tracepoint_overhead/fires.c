@@ -1,7 +1,9 @@
-/* Fires the two tracepoints with the most hits, with the arguments that a node passes. As in a node built with GCC, the
- * arguments of a message that the exporter reads are in registers, except the message type, which is a std::string in
- * memory. Reads commands from standard input, one per line: `add TIMES`, or a message type and TIMES, for example `inv
- * TIMES`. `inv_block TIMES` is an inv with a block. Prints the time of one hit in nanoseconds. */
+/* A program that fires the two tracepoints that a node hits most often, utxocache:add and net:inbound_message, with arguments as in
+ * a node. As in a node that was built with GCC, the arguments of a message that the exporter reads are in registers, except the
+ * message type, which is a std::string in memory.
+ *
+ * Each line of standard input is a command: `add TIMES`, or a message type and TIMES, for example `inv TIMES`. With `inv_block
+ * TIMES`, the message is an inv that announces a block. After each command the program prints the time for a hit in nanoseconds. */
 #define _SDT_HAS_SEMAPHORES 1
 #include <stdbool.h>
 #include <stdint.h>
@@ -17,7 +19,7 @@
 SEMAPHORE(utxocache_add);
 SEMAPHORE(net_inbound_message);
 
-/* The memory that the arguments of both tracepoints point to. */
+/* The memory to which the arguments of the tracepoints point. */
 struct coin {
 	unsigned char hash[32];
 	uint32_t index, height;
@@ -27,7 +29,7 @@ struct coin {
 		const char *pointer;
 		uint64_t length;
 		char text[16];
-	} type; /* layout of a std::string of libstdc++ */
+	} type; /* has the layout of libstdc++'s std::string */
 	unsigned char message[16384];
 };
 

@@ -1,7 +1,7 @@
-//! Measures the cost of one hit of a tracepoint for the node in these variants: no program attached, an empty BPF
-//! program, the exporter's program and, if bpftrace is installed, bpftrace with only `count()` and bpftrace with the
-//! same work as the exporter's program. The variants alternate in one run. Prints the medians, and the ratio of each
-//! variant's overhead to the overhead of the empty program. Needs root, clang and systemtap-sdt-dev.
+//! Measures how long a hit of a tracepoint takes in a process to which one of these programs is attached: no program,
+//! an empty BPF program, the exporter's BPF program and, if bpftrace is installed, bpftrace with only `count()` and
+//! bpftrace with the same work as the exporter's program. These variants alternate in one run. Prints the medians, and
+//! the ratio of each variant's overhead to the overhead of the empty program. Needs root, clang and systemtap-sdt-dev.
 //!
 //!     cargo bench --bench tracepoint_overhead
 
@@ -15,14 +15,14 @@ use bitcoind_exporter::usdt::{Programs, TracepointGroup};
 use libbpf_rs::libbpf_sys::API_HEADERS;
 use libbpf_rs::{Object, ObjectBuilder};
 
-/// Number of rounds. A round is so short that most rounds end before another process gets the CPU. The medians are
-/// therefore valid on a busy machine.
+/// Number of rounds. A round is so short that most rounds are not interrupted by other processes, and the medians are
+/// therefore valid also on a busy machine.
 const ROUNDS: usize = 500;
-/// Number of hits in one round. The number is below the number of events (WAKEUP in net.bpf.c) after which the
-/// exporter's program wakes up user space. The events of a round are read from the ring buffer before the next round.
+/// Number of hits in a round. It is less than the number of events (WAKEUP in net.bpf.c) after which the exporter's
+/// BPF program wakes up user space. The events of a round are read from the ring buffer before the next round.
 const HITS: usize = 200;
 
-/// A running process of the program `fires.c`, which fires a tracepoint on request and prints the time of one hit.
+/// A process of the program `fires.c`, which fires a tracepoint on request and prints the time for a hit.
 struct Fires {
     child: Child,
     input: ChildStdin,
@@ -36,7 +36,7 @@ impl Fires {
         Fires { child, input, output }
     }
 
-    /// Fires a tracepoint this many times. Returns the time of one hit in nanoseconds.
+    /// Fires a tracepoint this number of times. Returns the time for a hit in nanoseconds.
     fn fire(&mut self, what: &str, times: usize) -> f64 {
         writeln!(self.input, "{what} {times}").unwrap();
         let mut line = String::new();
@@ -56,8 +56,8 @@ fn main() {
     std::fs::remove_dir_all(&dir).unwrap();
 }
 
-/// Compiles `fires.c` to a binary of this name. Each variant needs its own binary, because a program that is attached
-/// to a file is affected by the starts and exits of all processes of that file.
+/// Compiles `fires.c` to a binary with this name. Each variant needs its own binary, because the kernel attaches
+/// uprobes to a file, and the processes of other variants must not affect them.
 fn compile(dir: &Path, name: &str) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/tracepoint_overhead/fires.c");
     let binary = dir.join(name);
@@ -85,8 +85,8 @@ fn empty_program(dir: &Path) -> Object {
     ObjectBuilder::default().open_file(&object).unwrap().load().unwrap()
 }
 
-/// Measures a tracepoint in all variants, each with its own process. `same` is the bpftrace action with the same work
-/// as the exporter's program. `fired` lists the commands for `fires.c`.
+/// Measures a tracepoint in all variants, each in its own process. `same` is the bpftrace action that does the same
+/// work as the exporter's program. `fired` are the commands for `fires.c`.
 fn bench(dir: &Path, provider: &str, tracepoint: &str, group: TracepointGroup, same: &str, fired: &[&str]) {
     let start = |name: &str| {
         let binary = compile(dir, &format!("{name}-{tracepoint}"));
@@ -146,7 +146,7 @@ fn bench(dir: &Path, provider: &str, tracepoint: &str, group: TracepointGroup, s
     }
 }
 
-/// Attaches bpftrace to a process. Returns when bpftrace has attached; returns `None` if bpftrace is not installed.
+/// Starts bpftrace, and waits until it is attached to the process. Returns `None` if bpftrace is not installed.
 fn bpftrace(
     (fires, binary): (Fires, PathBuf),
     provider: &str,

@@ -61,8 +61,8 @@ NODE = {
                "minutes on average.", {NAME: "time() - bitcoin_tip_timestamp_seconds{*}"},
                steps=[(3600, "orange"), (7200, "red")]),
         number("Height", "none", "Height of the tip of the active chain.", {NAME: "bitcoin_chain_height{*}"}, history=True),
-        number("Outbound peers", "none", "Connections opened by the node, 10 by default. Without any, it receives only the data that "
-               "inbound peers choose to send.", {NAME: 'bitcoin_connections{*,direction="out"}'},
+        number("Outbound peers", "none", "Connections opened by the node, 10 by default. Without outbound peers, the node "
+               "receives only the data that inbound peers choose to send.", {NAME: 'bitcoin_connections{*,direction="out"}'},
                steps=[(None, "red"), (1, "orange"), (8, "green")]),
         number("Headers ahead", "none", "Headers whose blocks are not connected yet.",
                {NAME: "bitcoin_header_height{*} - bitcoin_chain_height{*}"}, steps=[(2, "orange"), (10, "red")]),
@@ -75,8 +75,8 @@ NODE = {
                {NAME: "bitcoin_ibd{*}"}, words=YES),
         number("Sync", "percentunit", "Estimated share of verified transactions of the chain.",
                {NAME: "bitcoin_verification_progress{*}"}),
-        number("Warnings", "none", "Number of the node's warnings, without that of a pre-release build. `bitcoin-cli getnetworkinfo` shows "
-               "their text.", {NAME: 'sum by (node,instance) (bitcoin_warnings{*,kind!="pre_release"})'}, steps=[(1, "orange")]),
+        number("Warnings", "none", "Number of the node's warnings, without the warning of a pre-release build. `bitcoin-cli "
+               "getnetworkinfo` shows the text of the warnings.", {NAME: 'sum by (node,instance) (bitcoin_warnings{*,kind!="pre_release"})'}, steps=[(1, "orange")]),
         number("Uptime", "s", "Time since the node started.", {NAME: "bitcoin_node_uptime_seconds{*}"}),
         text_of_label("Version", "User agent of the node.", "subversion", "bitcoin_node_info{*}", span=20),
     ],
@@ -84,7 +84,7 @@ NODE = {
         graph("Blocks", "none", "Blocks connected and disconnected within an hour. Disconnected blocks mean a reorganization.",
               {"{{node}} connected": "round(increase(bitcoin_blocks_connected_total{*}[1h]))",
                "{{node}} disconnected": "round(increase(bitcoin_blocks_disconnected_total{*}[1h]))"}),
-        graph("Tip age", "s", "Age of the timestamp in the tip's header. Each block resets it.",
+        graph("Tip age", "s", "Age of the timestamp in the tip's header. Each block resets the age.",
               {NAME: "time() - bitcoin_tip_timestamp_seconds{*}"}),
         graph("Chain tips", "none", "Tips of the block tree by status: the active chain and the forks that the node has seen.",
               {"{{node}} {{status}}": "bitcoin_chain_tips{*}"}),
@@ -105,7 +105,7 @@ NODE = {
     "Fees": [
         graph("Fee estimates", "suffix: sat/vB", "The node's estimate of the fee rate for confirmation within the given number of blocks; absent without an estimate.",
               {"{{node}} {{blocks}} blocks": "bitcoin_fee_estimate_sat_per_vbyte{*}"}),
-        graph("Minimum fee rate", "suffix: sat/vB", "Lowest fee rate that the mempool accepts. It rises when the mempool is full.",
+        graph("Minimum fee rate", "suffix: sat/vB", "Lowest fee rate that the mempool accepts. The fee rate rises when the mempool is full.",
               {NAME: "bitcoin_mempool_min_feerate_sat_per_vbyte{*}"}),
     ],
     "Peers": [
@@ -119,7 +119,7 @@ NODE = {
               {"{{node}} blocks": "bitcoin_blocks_in_flight{*}",
                "{{node}} peers": "bitcoin_peers_with_blocks_in_flight{*}"}),
         graph("Largest group", "none", "Peers in the largest group of addresses: an IPv4 /16 or IPv6 /32, or an autonomous system (with "
-              "`-asmap`). Many can mean that one operator surrounds the node (an eclipse attack).",
+              "`-asmap`). A large group can mean that one operator surrounds the node (an eclipse attack).",
               {"{{node}} {{direction}} {{by}}": "bitcoin_peers_largest_group{*}"}),
         graph("Announcements queued", "none", "Transactions waiting to be announced: the sum over all peers, and the maximum for one "
               "peer. Needs Bitcoin Core 31 and JSON-RPC.", {"{{node}} {{statistic}}": "bitcoin_peers_inv_to_send{*}"}),
@@ -157,7 +157,7 @@ NODE = {
               {"{{node}} {{version}}": "bitcoin_peers_by_version{*}"}, stacked=True),
         graph("By client", "none", "Connected peers by the software that they claim to run: Bitcoin Core by major version, Knots, others.",
               {"{{node}} {{software}}": 'label_join(bitcoin_peers_by_client{*}, "software", " ", "client", "version")'}, stacked=True),
-        graph("By service", "none", "Connected peers that offer a service; a peer can offer several.",
+        graph("By service", "none", "Connected peers by the services that they offer; a peer that offers several services counts for each of them.",
               {"{{node}} {{service}}": "bitcoin_peers_by_service{*}"}),
         graph("Ahead of the node", "none", "Peers that have announced a valid header higher than the node's tip, and added nodes (`-addnode`) "
               "that are not connected.",
@@ -228,11 +228,11 @@ NODE = {
         graph("Bandwidth", "Bps", "Total P2P bytes per second, from the node's own counters.",
               {"{{node}} received": rate("bitcoin_bytes_recv_total"),
                "{{node}} sent": rate("bitcoin_bytes_sent_total")}),
-        graph("Upload target", "bytes", "Bytes that the node may send in 24 hours (`-maxuploadtarget`), and those that are left.",
+        graph("Upload target", "bytes", "Bytes that the node may send in 24 hours (`-maxuploadtarget`), and the bytes that are left.",
               {"{{node}} target": "bitcoin_upload_target_bytes{*}", "{{node}} left": "bitcoin_upload_target_left_bytes{*}"}),
         graph("RPC server", "none", "JSON-RPC calls that the node is executing for other clients.",
               {NAME: "bitcoin_rpc_active_commands{*}"}),
-        graph("Longest RPC call", "s", "Time for which the longest of these calls has been running.",
+        graph("Longest RPC call", "s", "Time for which the longest-running JSON-RPC call has been running.",
               {NAME: "bitcoin_rpc_longest_command_seconds{*}"}),
         graph("Received by message", "Bps", "P2P message bytes per second of the connected peers, by message type.",
               {"{{node}} {{type}}": rate("bitcoin_p2p_message_bytes_total", ',direction="in"', "type")},
@@ -269,7 +269,7 @@ NODE = {
               {"{{node}} {{state}}": "bitcoin_exporter_utxo_trace{*}"}),
     ],
     "Process": [
-        graph("Resident memory", "bytes", "Resident memory of the node. Panels about the process need IPC, or bitcoind.pid in the data directory.",
+        graph("Resident memory", "bytes", "Resident memory of the node. Panels about the node's process need IPC, or bitcoind.pid in the data directory.",
               {NAME: "bitcoin_node_process_resident_memory_bytes{*}"}),
         graph("Processor time", "percentunit", "Processor time by group of threads; 100 % is one processor.",
               {"{{node}} {{thread}}": rate("bitcoin_node_process_cpu_seconds_total", by="thread")}, stacked=True),
@@ -279,7 +279,7 @@ NODE = {
               "about 11 GB.", {NAME: 'round(increase(bitcoin_node_process_io_bytes_total{*,direction="write"}[1h]))'}),
         graph("Free disk", "bytes", "Free space and size of the file system that holds the node's data directory.",
               {"{{node}} free": "bitcoin_datadir_filesystem_free_bytes{*}", "{{node}} size": "bitcoin_datadir_filesystem_size_bytes{*}"}),
-        graph("Page faults", "cps", "Page faults per second; `major` ones waited for the disk.",
+        graph("Page faults", "cps", "Page faults per second; `major` page faults waited for the disk.",
               {"{{node}} {{kind}}": rate("bitcoin_node_process_page_faults_total", by="kind")}),
         graph("Descriptors and threads", "none", "Open file descriptors and threads of the node.",
               {"{{node}} descriptors": "bitcoin_node_process_open_fds{*}", "{{node}} threads": "bitcoin_node_process_threads{*}"}),
@@ -288,7 +288,7 @@ NODE = {
     ],
     "Exporter": [
         graph("Connection", "none", "1 while the connection to the node works and the last poll succeeded, otherwise 0.", {NAME: "bitcoin_up{*}"}, span=8),
-        graph("Time since the last poll", "s", "Time since the end of the last successful poll. It grows while the node does not respond.",
+        graph("Time since the last poll", "s", "Time since the end of the last successful poll. The time grows while the node does not respond.",
               {NAME: "time() - bitcoin_exporter_last_poll_timestamp_seconds{*}"}, span=8),
         graph("Connects and disconnects", "none", "Connections to the node that began and ended within an hour, with the reason of the end: shutdown, lost, hung, refused.",
               {"{{node}} connects": "round(increase(bitcoin_exporter_connects_total{*}[1h]))",
@@ -302,7 +302,7 @@ NODE = {
               {"{{node}} {{cause}}": "round(increase(bitcoin_exporter_http_rpc_failures_total{*}[1h]))"}),
         graph("Notifications", "cps", "Notifications from the node per second, by callback.",
               {"{{node}} {{callback}}": rate("bitcoin_exporter_callbacks_total", by="callback")}),
-        graph("Callback response time", "s", "Time that the node waited for the exporter's response to a notification.",
+        graph("Callback response time", "s", "Time for which the node waited for the guard's response to a notification.",
               quantiles("bitcoin_exporter_callback_duration_seconds", window="$__rate_interval")),
         graph("Guard's wait for a processor", "percentunit", "Share of time that the guard was ready to run and waited for "
               "a processor, because of a quota or a busy machine.",
@@ -344,7 +344,7 @@ FLEET = {
                {"behind": "max(instance:bitcoin_blocks_behind:value{*})"}, steps=[(1, "orange"), (3, "red")]),
         number("Oldest tip", "s", "Greatest tip age of the selected nodes.",
                {"age": "max(instance:bitcoin_tip_age_seconds:value{*})"}, steps=[(3600, "orange"), (7200, "red")]),
-        number("Fewest outbound peers", "none", "Outbound peers of the selected node with the fewest.",
+        number("Fewest outbound peers", "none", "Outbound peers of the selected node with the fewest outbound peers.",
                {"peers": "min(instance:bitcoin_outbound_peers:value{*})"},
                steps=[(None, "red"), (1, "orange"), (8, "green")]),
     ],
@@ -370,7 +370,7 @@ FLEET = {
              ["node", "severity", "alertname"], span=24, hidden=["alertstate", "instance", "Value"], sort="severity"),
     ],
     "Chains": [
-        graph("Nodes up", "none", "Nodes of each chain: those that are up, and all whose chain is known.",
+        graph("Nodes up", "none", "Nodes of each chain: the nodes that are up, and all nodes whose chain is known.",
               {"{{chain}} {{chain_id}} up": "chain:bitcoin_up:sum", "{{chain}} {{chain_id}} known": "chain:bitcoin_nodes:count"}),
         graph("Best height", "none", "Greatest height of the nodes of each chain.",
               {"{{chain}} {{chain_id}}": "chain:bitcoin_chain_height:max"}, least=None),
@@ -426,13 +426,13 @@ FIBRE = {
     "Reconstruction": [
         graph("Reconstruction time", "s", "Time from the first chunk of a block to the whole block.",
               quantiles("fibre_block_reconstruction_duration_seconds")),
-        graph("Blocks", "none", "Blocks reconstructed from FIBRE/UDP, and blocks sent over it, within an hour.",
+        graph("Blocks", "none", "Blocks reconstructed from FIBRE/UDP, and blocks sent over FIBRE/UDP, within an hour.",
               {"{{node}} reconstructed": "round(increase(fibre_blocks_reconstructed_total{*}[1h]))",
                "{{node}} sent": "round(increase(fibre_blocks_sent_total{*}[1h]))"}),
         graph("Chunks in an hour", "short", "Chunks received and used for the blocks reconstructed within an hour.",
               {"{{node}} received": hourly("fibre_chunks_received_total"),
                "{{node}} used": hourly("fibre_chunks_used_total")}),
-        graph("Chunk efficiency", "percentunit", "Share of the received chunks that were needed, over an hour.",
+        graph("Chunk efficiency", "percentunit", "Share of the received chunks that were needed to reconstruct blocks, over an hour.",
               {NAME: f"{hourly('fibre_chunks_used_total')} / {hourly('fibre_chunks_received_total')}"}),
         graph("Chunks per block", "none", "Chunks used to reconstruct one block.", quantiles("fibre_block_chunks_used")),
         graph("Transactions from the mempool", "none", "Mean number of transactions of a reconstructed block that were in the mempool, and that were missing. Needs "
@@ -499,7 +499,7 @@ def relay():
             graph("From the first compact block until complete", "s", "Median and tail over a day.",
                   quantiles("bitcoin_block_assembly_seconds")),
             graph("Completed by", "none", "Blocks connected within an hour, by the means that completed them. No peer announced "
-                  "those with `other`: a sync, or a block that this node mined.",
+                  "the blocks with `other`: a sync, or a block that this node mined.",
                   {"{{node}} {{by}}": hourly("bitcoin_block_arrivals_total", by="by")}, stacked=True),
             graph("Share without a round trip", "percentunit", "Share of the blocks announced within six hours that needed no request for transactions.",
                   {NAME: shared % (("6h",) * 2)}),
@@ -609,7 +609,7 @@ INTERNALS = {
     ],
     "The exporters agree": [
         graph("Blocks connected: IPC minus USDT", "none", "Blocks that bitcoind-ipc-exporter counted within an hour, minus "
-              "those of bitcoind-usdt-exporter on the same node (the same label `node`). Always 0, except "
+              "the blocks that bitcoind-usdt-exporter counted on the same node (the same label `node`). Always 0, except "
               "between two scrapes.",
               {"{{node}}": "round(sum by (node) (increase(bitcoin_blocks_connected_total{job=\"bitcoind-ipc\"}[1h])) - "
                "sum by (node) (increase(bitcoin_blocks_connected_total{job=\"bitcoind-usdt\"}[1h])))"}, least=None),

@@ -238,10 +238,11 @@ def build(uid, title, description, job, parts, unfolded=2, one_node=False):
         chosen.append(f'{name}=~"${name}"')
     number_of = itertools.count(1)
     top = 0
-    # Rows without data stay visible, collapsed. Schema v1 cannot hide them: its rows have `collapsed` and `repeat`, and Grafana shows a row
-    # that repeats for a variable without values once (RowRepeaterBehavior.ts: `values.length ? values :
-    # emptyVariablePlaceholderOption.values`). Schema v2 can (conditionalRendering), but its files are rejected by Grafana 12, and by 13.0
-    # unless they are whole resources (grafana issues 126641, 127928).
+    # Rows without data stay visible, collapsed. Version 1 of Grafana's dashboard schema cannot hide a row without data:
+    # its rows have only `collapsed` and `repeat`, and Grafana shows a row that repeats for a variable without values once
+    # (RowRepeaterBehavior.ts: `values.length ? values : emptyVariablePlaceholderOption.values`). Version 2 of the schema
+    # can hide such rows (conditionalRendering), but Grafana 12 rejects dashboard files of version 2, and Grafana 13.0
+    # rejects them unless they are whole resources (grafana issues 126641, 127928).
     for place, (name, panels) in enumerate(parts.items()):
         row = dashboard.Row(name).id(next(number_of)).grid_pos(model.GridPos(x=0, y=top, w=24, h=1))
         for panel in panels:

@@ -17,10 +17,10 @@ UID = "bitcoin-propagation"
 DATASOURCE = model.DataSourceRef(type_val="grafana-postgresql-datasource", uid="${store}")
 SINCE = "block_height >= (SELECT propagation.height_at('$chain', $__timeFrom()))"
 BLOCKS = f"stage = '$stage' AND chain = '$chain' AND {SINCE} AND first_at <= $__timeTo()"
-# The blocks of `wins` and of the table itself have another column for the time.
+# In the view `wins`, the column with the time is `at` instead of `first_at`.
 WON = BLOCKS.replace("first_at", "at")
 ROWS = f"chain = '$chain' AND {SINCE} AND connected_at <= $__timeTo()"
-# Lines about a block, in Loki. The hash is a column of the table.
+# The link to the log lines about a block in Loki. The hash of the block is a column of the panel's table.
 LOG_LINK = (
     '/explore?schemaVersion=1&orgId=1&panes={"a":{"datasource":"loki","queries":[{"refId":"A","expr":"{job=~\\"bitcoin-core|'
     'bitcoind-exporter\\"} |= `${__value.raw}`"}],"range":{"from":"now-7d","to":"now"}}}'
@@ -67,7 +67,7 @@ def _table(title, description, sql, units, span=24, links=()):
 
 
 MICROS = {"median": "µs", "last": "µs", "±": "µs"}
-# The columns of a block's spread, for two tables.
+# The query of the two tables that show the spread of each block.
 SPREAD = """
     SELECT first_at AS time, block_height AS height, first_node AS "first node", nodes, median_us AS median, last_us AS last,
         error_us AS "±", last_node AS "last node", array_to_string(excluded, ', ') AS "excluded nodes",
@@ -92,7 +92,7 @@ PARTS = {
                   percentile_cont(0.99) WITHIN GROUP (ORDER BY offset_us) AS "p99", max(error_us) AS "bound on the error"
               FROM propagation.lateness WHERE {blocks} GROUP BY node ORDER BY 2 DESC LIMIT 40""", span=12),
         _bars("Distribution of the lateness", "none", "Number of blocks by the lateness of a node, over all nodes, without the first one. "
-              "Each bar is twice as wide as the one before; `uncertain` blocks have a lateness below the bound on its error.", """
+              "Each bar is twice as wide as the previous bar; `uncertain` blocks have a lateness below the bound on its error.", """
               SELECT '≤ ' || CASE WHEN bound < 1000 THEN bound || ' µs' WHEN bound < 1000000 THEN round(bound / 1000.0, 1) || ' ms'
                   ELSE round(bound / 1000000.0, 1) || ' s' END AS lateness, certain, uncertain
               FROM (SELECT power(2, ceil(ln(greatest(offset_us, 1)::float8) / ln(2::float8)))::bigint AS bound,
@@ -113,8 +113,8 @@ PARTS = {
               SELECT coalesce(announced_connection, 'not announced') AS connection, count(*) FILTER (WHERE is_certain) AS certain,
                   count(*) FILTER (WHERE is_certain IS NOT TRUE) AS uncertain
               FROM propagation.wins WHERE {won} GROUP BY 1 ORDER BY count(*) DESC, 1"""),
-        _table("Excluded nodes", "Nodes whose clock was not synchronized when they connected blocks. These blocks are excluded from all "
-               "other panels.", """
+        _table("Excluded nodes", "Nodes whose clock was not synchronized when they connected blocks. All other panels exclude these "
+               "nodes for these blocks.", """
                SELECT node, count(*) AS blocks, max(connected_at) AS "last time", max(clock_max_error_us) AS "±"
                FROM propagation.unsynchronized WHERE {rows} GROUP BY node ORDER BY 1""", {"±": "µs"}),
     ],

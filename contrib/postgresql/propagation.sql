@@ -1,5 +1,5 @@
--- The schema of the block store (--block-store), version 1. An exporter applies it if its user may create a schema. Otherwise the owner of
--- the database applies it once:
+-- The schema of the block store (--block-store), version 1. An exporter creates the schema if its user may create
+-- schemas. If not, the owner of the database applies this file once:
 --
 --     psql --single-transaction --file propagation.sql 'postgres://owner@host/bitcoin'
 --
@@ -16,12 +16,12 @@ CREATE SCHEMA propagation;
 CREATE TABLE propagation.version (version integer NOT NULL);
 INSERT INTO propagation.version VALUES (1);
 
--- A row for each block and node. Times are those of the node's wall clock; a stage that did not occur, or that the exporter does not see,
--- is NULL. docs/fleet.md describes the columns.
+-- The table has a row for each block and node. Times are measured with the wall clock of the node's machine. The time
+-- of a stage that did not occur, or that the exporter does not see, is NULL. docs/fleet.md describes the columns.
 --
--- The partition key of a unique key must be a part of it. A time would not do: it differs between two exporters of one node, and a block
--- could get a second row after a reorganization. The hash of a block determines its height. A partition has 4,320 heights, a month of
--- blocks at ten minutes.
+-- The partition key must be a part of the primary key. The height is suitable, because the hash of a block determines
+-- its height. A time is not suitable, because it differs between two exporters of one node, and after a reorganization:
+-- a block could get a second row. A partition has 4,320 heights, which is a month of blocks.
 CREATE TABLE propagation.blocks (
     chain text NOT NULL,
     block_height integer NOT NULL,
@@ -55,8 +55,9 @@ CREATE TABLE propagation.blocks (
 
 CREATE INDEX blocks_by_time ON propagation.blocks (chain, connected_at);
 
--- Creates the partition for a height, if it does not exist. It runs with the rights of the owner: exporters may not create tables. Without
--- pg_temp at the end of the path, a user's temporary type named `text` would be used, whose constraint runs the user's code.
+-- Creates the partition for a height, if it does not exist. The function runs with the rights of the schema's owner,
+-- because exporters may not create tables. pg_temp must be the last entry of search_path. Without this entry,
+-- PostgreSQL would use a temporary type `text` that the caller has created, and run the code of this type's constraint.
 CREATE FUNCTION propagation.ensure_partition(height integer) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -70,18 +71,20 @@ BEGIN
     END IF;
 END $$;
 
--- The height of the first block that a node connected at this time or later. A condition on the height reads only the blocks of a range
--- of times; a condition on the time reads all blocks of the views below.
+-- The height of the first block that a node connected at this time or later. A query of the views below should have a
+-- condition on the height, which reads only the blocks of a time range. With a condition on the time, the query would
+-- read all blocks.
 CREATE FUNCTION propagation.height_at(of_chain text, at timestamptz) RETURNS integer
 LANGUAGE sql STABLE AS $$
     SELECT block_height FROM propagation.blocks WHERE chain = of_chain AND connected_at >= at ORDER BY connected_at LIMIT 1
 $$;
 
--- The lateness of each node for each block: offset_us is the time from the first node to this one, and error_us the bound on its error: the
--- sum of the bounds on the two clocks' errors and of the two resolutions. The order of two nodes is certain only if the offset is greater.
--- `stage` is the compared moment: `connected`, which all nodes have, or `complete`, which only tracepoints show. Nodes whose clock was not
--- synchronized are excluded (see the view unsynchronized), and nodes that connected the block more than an hour after the first: they were
--- catching up.
+-- The lateness of each node for each block. offset_us is the time from the first node to this node. error_us is the
+-- bound on the error of offset_us: the sum of the error bounds of the two clocks and of the two resolutions. The order
+-- of two nodes is certain only if offset_us is greater than error_us. `stage` is the compared stage of the block:
+-- `connected`, which all exporters report, or `complete`, which only tracepoints show. The view excludes nodes whose
+-- clock was not synchronized (see the view unsynchronized), and nodes that connected the block more than an hour after
+-- the first node, because they were catching up.
 CREATE VIEW propagation.lateness AS
 SELECT *, count(*) OVER (PARTITION BY stage, chain, block_height, block_hash) AS nodes FROM (
     SELECT stage, chain, block_height, block_hash, node, source, at,
@@ -103,13 +106,13 @@ SELECT *, count(*) OVER (PARTITION BY stage, chain, block_height, block_hash) AS
 ) AS offsets
 WHERE offset_us < 3600000000;
 
--- The nodes whose clock was not synchronized, with the blocks that the other views therefore exclude.
+-- The nodes whose clock was not synchronized, with the blocks for which the other views therefore exclude these nodes.
 CREATE VIEW propagation.unsynchronized AS
 SELECT chain, node, source, block_height, block_hash, connected_at, clock_max_error_us
 FROM propagation.blocks WHERE clock_synchronized IS NOT TRUE;
 
--- The spread of each block over the nodes: the time from the first node to the median one and to the last one, with the greatest bound on
--- the error of an offset, and the excluded nodes.
+-- The spread of each block over the nodes: the time from the first node to the median node and to the last node, the
+-- greatest bound on the error of these times, and the excluded nodes.
 CREATE VIEW propagation.spread AS
 SELECT stage, chain, block_height, block_hash, min(first_at) AS first_at, min(first_node) AS first_node, count(*) AS nodes,
     (percentile_cont(0.5) WITHIN GROUP (ORDER BY offset_us))::bigint AS median_us,
@@ -121,8 +124,8 @@ SELECT stage, chain, block_height, block_hash, min(first_at) AS first_at, min(fi
        AND excluded.block_hash = lateness.block_hash) AS excluded
 FROM propagation.lateness GROUP BY stage, chain, block_height, block_hash;
 
--- The first node for each block, with the mechanism that brought the block, and the lead over the second node. The win is certain if the
--- lead is greater than the bound on its error.
+-- The first node for each block, with the relay mechanism that delivered the block, and the lead over the second node.
+-- The win is certain if lead_us is greater than lead_error_us.
 CREATE VIEW propagation.wins AS
 SELECT stage, chain, block_height, block_hash, at, node, arrival, announced_by, announced_connection, race_winner, nodes,
     lead_us, lead_error_us, lead_us > lead_error_us AS is_certain

@@ -1,5 +1,5 @@
-//! Fuzzes the guard between a node and an exporter that both send arbitrary bytes. The fuzz input is a sequence of
-//! pieces, each with its sender, its length and its bytes.
+//! Fuzzes the guard with a node and an exporter that both send arbitrary bytes. The fuzz input is a sequence of pieces,
+//! each with its sender (node or exporter), its length and its bytes.
 #![no_main]
 
 use std::io::{Read, Write};
@@ -13,7 +13,7 @@ use libfuzzer_sys::fuzz_target;
 
 nix::ioctl_read_bad!(unread_by_the_other, 0x5411 /* TIOCOUTQ */, nix::libc::c_int);
 
-/// Waits until the guard has read all bytes that were sent to this socket, at most 2 ms.
+/// Waits until the guard has read all bytes that were sent to this socket, but at most 2 ms.
 fn taken(socket: &UnixStream) {
     let since = Instant::now();
     let mut left = 1;
@@ -52,8 +52,8 @@ fuzz_target!(|data: &[u8]| {
             while socket.read(&mut sink).is_ok_and(|read| read > 0) {}
         }
     }
-    // If the last input byte is odd, the exporter closes its connection before the node does, and the guard disconnects
-    // from the node in the meantime.
+    // If the last byte of the input is odd, the exporter closes its connection a millisecond before the node, and the
+    // guard starts to disconnect from the node.
     if data.last().is_some_and(|last| last & 1 == 1) {
         let _ = exporter.shutdown(Shutdown::Both);
         std::thread::sleep(Duration::from_millis(1));

@@ -1,4 +1,4 @@
-//! Fuzzes the metrics endpoint with arbitrary bytes from a client.
+//! Fuzzes the exporter's HTTP endpoint with arbitrary bytes from a client.
 #![no_main]
 
 use std::time::Duration;
@@ -30,8 +30,8 @@ fuzz_target!(|data: &[u8]| {
     runtime.block_on(async {
         let (ours, theirs) = tokio::io::duplex(4096);
         let (mut read, mut write) = tokio::io::split(theirs);
-        // The first input byte selects the client. If its lowest bit is set, the client does not read for a minute. If
-        // the next bit is set, the client does not close the connection.
+        // The first byte of the input selects the client's behavior. If the lowest bit is set, the client does not read
+        // for a minute. If the second lowest bit is set, the client does not close the connection.
         let (first, requests) = data.split_first().map_or((0, data), |(first, rest)| (*first, rest));
         let reader = async {
             if first & 1 == 1 {
@@ -50,8 +50,8 @@ fuzz_target!(|data: &[u8]| {
         let open = Endpoint::all(WebConfig::default());
         let graceful = GracefulShutdown::new();
         let served = async {
-            // The tokio clock is paused and advances when all tasks wait. A timeout here therefore means that the
-            // client can keep a connection open indefinitely.
+            // Tokio's clock is paused, and advances when all tasks wait. A timeout here means that a client can keep a
+            // connection open for as long as it likes.
             tokio::time::timeout(
                 Duration::from_secs(3600),
                 serve_connection(ours, &open, &FixedPages, &Authenticated::default(), graceful.watcher()),

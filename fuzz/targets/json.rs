@@ -1,4 +1,4 @@
-//! Fuzzes the parsers of JSON-RPC results. The node responds to each request with the next line of the input.
+//! Fuzzes the parsers of JSON-RPC results. A fake node responds to each request with the next line of the input.
 #![no_main]
 
 use std::cell::Cell;
@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(Metrics::new);
 
-/// A node whose JSON-RPC responses are lines of the input.
+/// A fake node whose JSON-RPC results are the lines of the input.
 #[derive(Clone)]
 struct Node {
     answers: Rc<Vec<String>>,
@@ -78,7 +78,7 @@ impl rpc::Server for Node {
 }
 
 fuzz_target!(|text: &str| {
-    let mut answers = vec![r#"{"id":1,"result":1}"#.to_string(); 2]; // for uptime, which is called twice before the first poll
+    let mut answers = vec![r#"{"id":1,"result":1}"#.to_string(); 2]; // the exporter calls uptime twice before the first poll
     answers.extend(text.lines().map(|line| format!(r#"{{"id":1,"result":{line}}}"#)));
     let node = Node { answers: answers.into(), next: Rc::default() };
     let runtime =

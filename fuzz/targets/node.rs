@@ -1,4 +1,4 @@
-//! Fuzzes a session of the exporter, with polls and long polls, against a node that sends the messages in the input.
+//! Fuzzes a connection of the exporter, with polls and long polls, to a fake node that sends the messages in the input.
 #![no_main]
 
 use std::rc::Rc;
@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 static METRICS: LazyLock<Arc<Metrics>> = LazyLock::new(Metrics::new);
 
-/// The length in bytes of the Cap'n Proto message at the start of `data`, from its segment table; the length of `data`
-/// if there is no complete message.
+/// The length in bytes of the Cap'n Proto message with which `data` begins, according to the message's segment table.
+/// Returns the length of `data` if the message is not complete.
 fn message(data: &[u8]) -> usize {
     let number = |at: usize| Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().unwrap()) as usize);
     let length = || {
@@ -30,7 +30,7 @@ fn message(data: &[u8]) -> usize {
 }
 
 fuzz_target!(|data: &[u8]| {
-    // The clock is paused and advances only when all tasks wait. Waiting therefore takes no real time.
+    // Tokio's clock is paused, and advances when all tasks wait. Timeouts therefore take no real time.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -54,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
                 Err(end) => end,
             }
         };
-        // The node sends a message when the exporter has processed the previous message.
+        // The node sends a message after the exporter has processed the previous message.
         let peer = async {
             let mut rest = data;
             let mut sink = vec![0; 65_536];
@@ -74,7 +74,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(!matches!(end, SessionEnd::ShutdownRequested));
         METRICS.clear_node_values();
     });
-    // No input may make the page grow without limit.
+    // The size of the metrics page must have a limit for every input.
     let page = render(&METRICS.families(), &[], Format::OpenMetrics);
     assert!(page.len() < 200_000 && page.ends_with("# EOF\n"));
 });

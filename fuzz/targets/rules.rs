@@ -1,10 +1,11 @@
-//! Fuzzes the guard between a strict node, which behaves correctly, and an exporter that sends arbitrary messages. The
-//! input selects the messages of both.
+//! Fuzzes the guard with an exporter that sends arbitrary messages, and with a fake node that behaves correctly. The
+//! input selects the messages of the exporter and of the node.
 //!
-//! The node panics on a call that would change the state of a real node, and on everything that would make a real node
-//! disconnect, abort or hang: a protocol violation, a cancelled call, a second disconnect of a handler, two concurrent
-//! calls on a block template, a call on a template after its destroy, a template that is not released, and a close
-//! while a call or a subscription is unfinished. The guard must respond to each of the node's calls exactly once.
+//! The fake node panics if the guard forwards a call that would change the state of a real node, or if the guard does
+//! something that would make a real node disconnect, abort or hang: a protocol violation, a cancelled call, a second
+//! disconnect of a handler, two concurrent calls on a block template, a call on a template after its destroy, a
+//! template that is not released, or a close during a call or with a subscription. The guard must respond to each of
+//! the node's calls exactly once.
 #![no_main]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,8 +49,8 @@ const METHODS: [(u64, u16); 19] = [
     (rpc::Client::TYPE_ID, 0),
     (0, 0),
 ];
-/// Calls that the guard must reject: loading wallets, submitting a solution or a block, shutting down, disconnecting peers, JSON-RPC
-/// without a method, and an unknown interface.
+/// Calls that the guard must reject: they load wallets, submit a solution or a block, shut down the node, disconnect
+/// peers, are JSON-RPC without a method, or belong to an unknown interface.
 const FORBIDDEN: &[(u64, u16)] = METHODS.split_at(12).1;
 const MAKE_THREAD: (u64, u16) = METHODS[1];
 const WAIT_TIP_CHANGED: (u64, u16) = METHODS[2];
@@ -58,7 +59,7 @@ const CREATE_NEW_BLOCK: (u64, u16) = METHODS[8];
 const TEMPLATE_READS: [(u64, u16); 2] = [METHODS[9], METHODS[10]];
 const DESTROY_TEMPLATE: (u64, u16) = METHODS[11];
 
-/// A call that the node has received from the guard and that is not finished.
+/// A call that the fake node has received from the guard, until the guard's `Finish` message.
 struct ReceivedCall {
     method: Option<(u64, u16)>,
     target: u32,
@@ -67,7 +68,7 @@ struct ReceivedCall {
     results: Vec<u32>,
 }
 
-/// A strict node, which checks the protocol rules and panics if the guard violates one.
+/// A fake node that panics if the guard violates a rule of the protocol.
 struct Node {
     socket: UnixStream,
     buffer: Vec<u8>,
@@ -79,7 +80,7 @@ struct Node {
     disconnected: BTreeSet<u32>,
     /// Whether `destroy` was called on a block template, by the template's export ID.
     templates: BTreeMap<u32, bool>,
-    /// Question IDs of the node's calls to the guard that are unanswered.
+    /// Question IDs of the node's calls to which the guard has not responded.
     unanswered_calls: BTreeSet<u32>,
     next: u32,
 }
@@ -244,8 +245,8 @@ impl Node {
         self.questions.values().any(|it| it.target == id && !it.answered)
     }
 
-    /// Responds to one of the unanswered calls from the guard, with results or with an error. `which` selects the call
-    /// and `how` the response.
+    /// Responds to one of the guard's calls, with results or with an error. `which` selects the call, and `how` selects
+    /// the response.
     fn respond(&mut self, which: u8, how: u8) {
         let open: Vec<u32> =
             self.questions.iter().filter(|(_, it)| !it.answered).map(|(id, _)| *id).collect();
@@ -274,7 +275,7 @@ impl Node {
             }
         }
         if fails && method == Some(DISCONNECT) {
-            self.disconnected.remove(&target); // the disconnect may be retried
+            self.disconnected.remove(&target); // The guard may then call disconnect again.
         }
         let frame = build(|it| {
             let mut answer: return_::Builder = it.init_return();
@@ -297,8 +298,8 @@ impl Node {
         self.send(&frame);
     }
 
-    /// Makes a call on the callback of a subscription: a notification, a request for a thread, or an unknown method.
-    /// Does nothing if there is no subscription.
+    /// Calls the callback of a subscription with a notification, with a request for a thread, or with an unknown
+    /// method. Does nothing if the node has no subscription.
     fn make_callback(&mut self, what: u8) {
         let Some(&target) = self.subscriptions.values().next() else { return };
         self.next += 1;
@@ -313,8 +314,8 @@ impl Node {
         self.send(&call(question, target, method, &[]));
     }
 
-    /// Releases the callback of a subscription whose handler was disconnected and whose subscribing call is finished,
-    /// as a real node does.
+    /// Releases the callback of a subscription whose handler was disconnected, if the call that made the subscription
+    /// is finished, as a real node does.
     fn release_callback(&mut self) {
         let settled = |handler: &&u32| {
             let ends =
@@ -409,7 +410,7 @@ fuzz_target!(|data: &[u8]| {
         if let Some(frame) = exporter_frame {
             let _ = exporter.write_all(&frame);
         }
-        // Some steps wait until the guard, which runs in another thread, has handled the message.
+        // In some steps, the guard, which runs on another thread, gets time to handle the message.
         if c & 3 == 0 {
             std::thread::sleep(Duration::from_micros(100));
         }
@@ -419,7 +420,7 @@ fuzz_target!(|data: &[u8]| {
             break;
         }
     }
-    // The exporter exits, and the node responds to all calls. The guard must then disconnect soon, but not earlier.
+    // The exporter exits, and the node responds to all calls. The guard must disconnect after these responses.
     drop(exporter);
     let since = Instant::now();
     while !node.closed {

@@ -1,8 +1,8 @@
-//! Runs the repeated work of a drill on another thread while the drill waits.
+//! Repeats an action on another thread while a drill waits for alerts.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// Guard value that ends the background work when it is dropped, also if the drill panics.
+/// A value that sets a flag when it is dropped, also if the drill panics.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {

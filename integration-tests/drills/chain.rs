@@ -1,4 +1,4 @@
-//! Drills with faults of the chain: branches, missing blocks, and nodes that are behind.
+//! Drills with faults of the chain: reorganizations, chain splits, missing blocks, and nodes that are behind.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -18,8 +18,8 @@ fn mines_no_blocks(fleet: &Fleet) {
     fleet.network.pace.blocks.store(0, Relaxed);
 }
 
-/// Drill 10: a reorganization of four blocks. Nodes with only Mining are excluded: they provide only the tip's hash and
-/// height, so a longer branch looks like the next block.
+/// Drill 10: a reorganization of four blocks. Nodes with only the Mining interface are excluded, because an exporter
+/// that gets only the tip's hash and height cannot distinguish this reorganization from a new block.
 pub fn reorganization_of_four_blocks_is_deep() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly, Kind::Subscribed];
     let fleet = Fleet::start("10 reorg of 4 blocks", kinds.map(Plan::new).into());
@@ -29,7 +29,8 @@ pub fn reorganization_of_four_blocks_is_deep() {
     let tip = height(hub);
     let fork = hub.cli(&["getblockhash", &(tip - 3).to_string()]);
     hub.cli(&["invalidateblock", &fork]);
-    // Mine to another script, because blocks with the same script would equal the invalidated blocks.
+    // The coinbases of the new blocks pay to another script (52 instead of 51), because blocks with the same script
+    // could be identical to the invalidated blocks.
     hub.cli(&["generatetodescriptor", "5", "raw(52)"]);
     let hash = hub.cli(&["getblockhash", &(tip + 1).to_string()]);
     for member in &fleet.members {
@@ -45,9 +46,9 @@ pub fn reorganization_of_four_blocks_is_deep() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinDeepReorg")], 5.0);
 }
 
-/// Drill 8: the nodes enforce relative lock times (BIP 68), and their peer, which mines, does not enforce them.
-/// The exporter calls getchaintips once a minute of real time. Therefore a simulated minute of this drill takes ten
-/// seconds of real time.
+/// Drill 8: the hub mines a block that violates BIP 68. The nodes enforce BIP 68, and the hub does not. A simulated
+/// minute of this drill takes ten seconds of real time, because the exporter calls getchaintips only once a minute of
+/// real time.
 pub fn branch_with_more_work_that_the_node_rejects_is_critical() {
     const FACTOR: u32 = 6;
     let network = Network::start_with(FACTOR, Duration::ZERO, &["-testactivationheight=csv@100000"]);
@@ -69,7 +70,8 @@ pub fn branch_with_more_work_that_the_node_rejects_is_critical() {
     }
 }
 
-/// Starts two nodes on the same chain, each with its own peer.
+/// Starts two nodes on the same chain. The first node is a peer of the hub. The second node is a peer of another node
+/// that can mine. Returns the fleet of the two nodes, and this other node.
 fn two_sides(drill: &'static str, kind: Kind) -> (Fleet, Node) {
     let network = Network::start(FACTOR);
     network.pace.blocks.store(0, Relaxed);
@@ -115,7 +117,8 @@ pub fn two_tips_of_equal_height_are_a_split() {
         let since = Instant::now();
         fleet.network.hub.mine(1);
         other.cli(&["generatetodescriptor", "1", "raw(52)"]);
-        // The alert fires for the node whose tip hash suffix is lower.
+        // The alert fires for one of the two nodes: the node whose tip hash ends in the lower 13-digit hexadecimal
+        // number.
         let suffix = |node: &Node| {
             let hash = node.cli(&["getbestblockhash"]);
             u64::from_str_radix(&hash[hash.len() - 13..], 16).unwrap()
@@ -138,8 +141,8 @@ pub fn two_tips_of_different_heights_are_a_split() {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Drills 6 and 7: the tip is three hours old. Drill 7 has nodes that provide the timestamp of their tip, and drill 6
-/// has a whitelist without getnetworkinfo.
+/// Drills 6 and 7: the tip is three hours old, and the exporters can read its timestamp. For the nodes of drill 6, the
+/// RPC whitelist of the exporters' user lacks getnetworkinfo.
 pub fn tip_of_three_hours_ago_is_stale() {
     let methods: Vec<_> =
         bitcoind_exporter::testing::method_names().filter(|it| *it != "getnetworkinfo").collect();
@@ -171,10 +174,10 @@ pub fn tip_of_three_hours_ago_is_stale() {
     fleet.expect(fleet.since, &fleet.names(), &[warning("BitcoinTipStale")], 15.0);
 }
 
-/// Drill 7 with nodes that do not provide the timestamp of their tip: the height does not change for two hours.
+/// Drill 7: the height does not change for two hours, and the exporters cannot read the timestamp of the tip.
 pub fn no_new_block_for_two_hours_is_an_alert() {
     const FACTOR: u32 = 120;
-    // The rules recognize by its difficulty that this node is on regtest.
+    // The rules detect by the difficulty that this node, which has no JSON-RPC, is on regtest.
     let plan = Plan::new(Kind::MiningOnly);
     let fleet = Fleet::start_scaled("7 no block for 2 h", FACTOR, vec![plan, Plan::new(Kind::Subscribed)]);
     let since = Instant::now();
@@ -182,7 +185,7 @@ pub fn no_new_block_for_two_hours_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinNoNewBlock")], 135.0);
 }
 
-/// Drill 4: the alerts about two conditions must fire although one poll in nine fails.
+/// Drill 4: the alerts about missing outbound peers and missing blocks must fire although one poll in nine fails.
 pub fn conditions_alert_though_polls_fail() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
     let behind = kinds.map(|kind| Plan::new(kind).alone().without_usdt().node(&["-connect=0"]));
@@ -192,7 +195,7 @@ pub fn conditions_alert_though_polls_fail() {
     let since = Instant::now();
     let behind: Vec<_> = fleet.members[1..].iter().collect();
     for member in &behind {
-        // Submit the hub's existing blocks to the node, because the node has no peer.
+        // The node has no peer, and therefore gets the hub's first ten blocks over JSON-RPC.
         let (node, hub) = (member.real(), &fleet.network.hub);
         for at in 1..=10 {
             let hash = hub.cli(&["getblockhash", &at.to_string()]);
@@ -209,7 +212,8 @@ pub fn conditions_alert_though_polls_fail() {
     beside(hang, || fleet.expect(since, &names, &expected, 30.0));
 }
 
-/// Stops the nodes in each ninth poll, for longer than the call timeout and shorter than three polls.
+/// Stops the nodes after every eight polls for 600 ms, a time longer than the exporter's timeout for a call and shorter
+/// than three poll intervals.
 fn hang_each_ninth_poll(nodes: &[&Node]) {
     use nix::sys::signal::Signal;
     std::thread::sleep(Duration::from_millis(8 * 250));
@@ -218,7 +222,7 @@ fn hang_each_ninth_poll(nodes: &[&Node]) {
     nodes.iter().for_each(|node| node.signal(Signal::SIGCONT));
 }
 
-/// Drill 17: the nodes are in initial block download, and their peers have no blocks.
+/// Drill 17: the nodes are in initial block download, and their peer has no further blocks.
 pub fn download_without_blocks_is_stuck() {
     const FACTOR: u32 = 120;
     let network = Network::start_with(FACTOR, 72 * HOUR, &[]);

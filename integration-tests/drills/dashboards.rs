@@ -1,4 +1,4 @@
-//! Drill that compares the alerts which the dashboards count with the alerts that fire.
+//! A drill of the dashboards: they must count the alerts of this project, and no alerts of other projects.
 
 use std::path::Path;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::fleet::{Expected, Fleet, Kind, Plan, critical, warning};
 
-/// The expressions of all dashboards that contain `ALERTS`, with all nodes selected.
+/// The PromQL expressions of the dashboards that count alerts, with all nodes selected.
 fn expressions() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("contrib/grafana/dashboards");
     let mut found = Vec::new();
@@ -35,7 +35,7 @@ fn collect(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// Drill 25: Prometheus also evaluates rules of other projects. One of these rules sets the label `node`.
+/// Drill 25: Prometheus also evaluates alert rules of another project, one of which has alerts with the label `node`.
 pub fn others_alerts_are_not_counted() {
     let mut fleet =
         Fleet::start("25 unrelated alerts", vec![Plan::new(Kind::Rpc), Plan::new(Kind::HttpOnly)]);
@@ -58,7 +58,7 @@ pub fn others_alerts_are_not_counted() {
     for expression in &expressions {
         assert_eq!(sum(&fleet, expression), 0.0, "{expression}");
     }
-    // The dashboards count the alerts of this project.
+    // Kill a node, which makes an alert of this project fire. The dashboards must count this alert.
     let since = Instant::now();
     fleet.member("rpc").kill();
     let name = "NodeFilesystemSpaceFillingUp";

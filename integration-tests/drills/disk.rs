@@ -1,14 +1,14 @@
-//! A small file system for the data directory of one node.
+//! A small file system for the data directory of one node, which a drill can fill.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::statvfs::statvfs;
 
-/// Size of the file system in bytes. A node does not start with less than 50 MiB of free space.
+/// Size of the file system in bytes. Bitcoin Core does not start with less than 50 MiB of free space.
 const SIZE: u64 = 200 << 20;
 
-/// A mounted file system of [`SIZE`] bytes. Mounting needs root.
+/// A mounted tmpfs of [`SIZE`] bytes. Only root can mount it.
 pub struct Disk {
     place: PathBuf,
 }
@@ -22,7 +22,7 @@ impl Disk {
         Disk { place: place.into() }
     }
 
-    /// Fills the file system until this share (0 to 1) is free.
+    /// Fills the file system until this fraction (0 to 1) of it is free.
     pub fn fill(&self, free: f64) {
         let state = statvfs(&self.place).unwrap();
         let available = state.blocks_available() as f64 * state.fragment_size() as f64;

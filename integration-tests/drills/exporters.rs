@@ -13,7 +13,9 @@ use crate::harness::node::rpcauth;
 use crate::harness::{eventually, fixture};
 use crate::stack::Target;
 
-/// Drill 18: both exporters of one node are killed, and each further fault affects the exporter of another node.
+/// Drill 18: Prometheus cannot scrape the exporters of four nodes. The exporters of the first node are killed, the
+/// exporter of the second node is stopped, the third exporter requires a password, and the fourth exporter has an
+/// expired certificate.
 pub fn exporter_that_does_not_answer_is_down() {
     let authority = Authority::new();
     let web = |text: String| {
@@ -40,21 +42,21 @@ pub fn exporter_that_does_not_answer_is_down() {
         usdt.signal(Signal::SIGKILL);
     }
     fleet.member("frozen").exporter().signal(Signal::SIGSTOP);
-    // This exporter requires a password, which Prometheus does not send.
-    let hash = "$2y$04$wqjcFCU6tDD60nk7jEOvcOdrZkmoRwCkqAAdUHV2vDKaTBFMBTIZO"; // the hash of any password
+    // The exporter of this node requires a password, which Prometheus does not send. The value of the hash is
+    // irrelevant.
+    let hash = "$2y$04$wqjcFCU6tDD60nk7jEOvcOdrZkmoRwCkqAAdUHV2vDKaTBFMBTIZO";
     let password = web(format!("basic_auth_users: {{prometheus: '{hash}'}}"));
     let member = fleet.member("password");
     member.plan = member.plan.clone().exporter(&["--web.config.file", &password]);
     member.restart_exporter();
-    // Restart the exporter, because Prometheus would keep using its existing TLS connection to an exporter that
-    // continues to run.
+    // The test restarts the exporter, because Prometheus checks the certificate only when it opens a TLS connection.
     authority.write_certificate(true);
     fleet.member("certificate").restart_exporter();
     fleet.expect(since, &fleet.names(), &[critical("BitcoinExporterDown")], 8.0);
     fleet.member("frozen").exporter().signal(Signal::SIGCONT);
 }
 
-/// A certificate authority, and the certificate of an exporter that it signs.
+/// A certificate authority, with a directory for its certificate and for the exporter's certificate and key.
 struct Authority {
     dir: TempDir,
     issuer: Issuer<'static, KeyPair>,
@@ -72,7 +74,7 @@ impl Authority {
         authority
     }
 
-    /// Writes a new certificate for the exporter, which is expired if `expired` is true.
+    /// Writes a new certificate for the exporter. If `expired` is true, the certificate is no longer valid.
     fn write_certificate(&self, expired: bool) {
         let mut parameters = CertificateParams::new(vec!["127.0.0.1".into()]).unwrap();
         if expired {
@@ -111,10 +113,10 @@ pub fn json_rpc_lost_beside_ipc_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinRpcLost")], 12.0);
 }
 
-/// Drill 19: one USDT exporter never finds a node, and a second USDT exporter loses its node. The IPC exporter of the
-/// lost node is not a target of this Prometheus.
+/// Drill 19: one USDT exporter never finds a node, and the node of a second USDT exporter is killed. The IPC exporter
+/// of the killed node is not a target of this Prometheus.
 pub fn usdt_exporter_without_tracepoints_is_an_alert() {
-    // The second node keeps a target in the job of the IPC exporters.
+    // The second node keeps a target in the job of the IPC exporters, because an empty job would cause another alert.
     let plans = vec![Plan::new(Kind::Rpc).named("lost"), Plan::new(Kind::HttpOnly).named("other")];
     let mut fleet = Fleet::start("19 no tracepoints", plans);
     let mut command = fixture::command();
@@ -129,15 +131,16 @@ pub fn usdt_exporter_without_tracepoints_is_an_alert() {
     ];
     targets.extend(fleet.members[1].targets());
     let since = Instant::now();
-    // Remove the target of this node's IPC exporter, as if another Prometheus scraped it.
+    // The new targets do not include the IPC exporter of the killed node, as if another Prometheus scraped it.
     fleet.stack.set_targets(&targets);
     fleet.expect(since, &["lost".into(), "never".into()], &[warning("BitcoinNoProbes")], 60.0);
 }
 
-/// Drill 22: the targets of one job vanish.
+/// Drill 22: all targets of one scrape job vanish.
 pub fn job_without_targets_is_an_alert() {
     let fleet = Fleet::start("22 targets vanish", vec![Plan::new(Kind::Rpc)]);
-    // The rule samples the earlier targets every 10 minutes.
+    // The alert needs a target that existed within the last day, and reads the targets of this day in steps of 10
+    // minutes. The target must therefore exist for more than 10 minutes.
     fleet.quiet(12.0);
     let since = Instant::now();
     let targets: Vec<_> =
@@ -146,7 +149,7 @@ pub fn job_without_targets_is_an_alert() {
     fleet.expect(since, &[String::new()], &[critical("BitcoinNothingScraped")], 15.0);
 }
 
-/// Drill 22: a rule fails to evaluate. Then Alertmanager is killed, and then Prometheus.
+/// Drill 22: a rule of Prometheus fails to evaluate, then Alertmanager is stopped, and then Prometheus is stopped.
 pub fn monitoring_watches_itself() {
     let mut fleet = Fleet::start("22 monitoring", vec![Plan::new(Kind::Rpc), Plan::new(Kind::HttpOnly)]);
     fleet.quiet(2.0);
@@ -155,7 +158,7 @@ pub fn monitoring_watches_itself() {
     let since = Instant::now();
     fleet.stack.add_rules("groups: [{name: broken, rules: [{record: x, expr: up * on () up}]}]");
     fleet.expect(since, &[String::new()], &[warning("BitcoinRuleFailures")], 15.0);
-    // Checks that no message arrives any more. A dead man's switch would detect the missing messages.
+    // Checks that no message about the watchdog alert arrives. A dead man's switch would detect the missing messages.
     let silent = |fleet: &Fleet| {
         fleet.stack.watchdog_arrived();
         std::thread::sleep(fleet.stack.minutes(12.0).max(Duration::from_secs(3)));

@@ -1,5 +1,5 @@
-//! Drills of the alerts about FIBRE, with a program that has FIBRE's tracepoints, and with JSON-RPC responses of a
-//! FIBRE node.
+//! Drills of the alerts about FIBRE. Instead of a FIBRE node, they use a program with FIBRE's tracepoints, and a fake
+//! JSON-RPC server with the responses of a FIBRE node.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,7 +15,7 @@ use crate::harness::fixture::{self, Fixture, cannot_bpf, compile};
 use crate::harness::peer::unix_time;
 use crate::stack::{INTERVAL, Target};
 
-/// A simulated FIBRE node: a fixture process that fires FIBRE's tracepoints, and the exporter that traces it.
+/// A process of the program `fixture.c`, which fires FIBRE's tracepoints, and the USDT exporter that traces it.
 pub struct FibreNode {
     _dir: TempDir,
     fixture: Fixture,
@@ -35,13 +35,14 @@ impl FibreNode {
         Target::new("bitcoind-usdt", self.exporter.address(), "fibre")
     }
 
-    /// Fires the tracepoints of a connected block and, if `reconstructed` is true, of its reconstruction by FIBRE.
+    /// Fires the tracepoint of a connected block. If `reconstructed` is true, first fires the tracepoint of the block's
+    /// reconstruction by FIBRE.
     pub fn block(&mut self, reconstructed: bool) {
         self.height += 1;
         if reconstructed {
             self.fixture.fire("reconstructed a 2500 2600 2 20000");
         }
-        // In the command `block`, the number before the duration is the byte that fills the block's hash.
+        // The arguments of the command `block` are the height, the byte that fills the block's hash, and the duration.
         self.fixture.fire(&format!("named b-msghand block {} {} 1000", self.height, self.height % 251));
     }
 }
@@ -66,8 +67,8 @@ pub fn fibre_without_blocks_is_silent() {
     fleet.expect(since, &["fibre".into()], &[warning("FibreSilent")], 360.0);
 }
 
-/// Drill 20: the peers of one group are silent, or have never responded. Their silence is already nearly two minutes
-/// long at the beginning, because the limit of two minutes is real time in this drill.
+/// Drill 20: the FIBRE peers of one group send no packets. When the drill begins, their last packet is 100 seconds old,
+/// because the alert's limit of two minutes is real time.
 pub fn fibre_peers_that_are_silent_are_an_alert() {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let peer = |group: u32, heard: Duration| {
@@ -98,7 +99,7 @@ pub fn fibre_peers_that_are_silent_are_an_alert() {
     );
     let since = Instant::now();
     let expected = [warning("FibrePeerSilent")];
-    // The peers of group 1 keep sending; the peers of group 2 are silent.
+    // The peer of group 1 keeps sending packets, and the peer of group 2 does not.
     let sends = || {
         respond([now(), start]);
         std::thread::sleep(Duration::from_millis(500));

@@ -19,19 +19,19 @@ use crate::network::{Network, WITHOUT_CHECKS};
 use crate::report;
 use crate::stack::{Alert, INTERVAL, Received, Stack, Target};
 
-/// The kind of a node: how its exporter connects to it.
+/// The kind of a node, by the interfaces over which its exporter polls the node.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Kind {
-    /// IPC with the interfaces Mining and Rpc (Core 32).
+    /// The exporter uses the IPC interfaces Mining and Rpc (Core 32).
     Rpc,
-    /// IPC with Mining, and JSON-RPC over HTTP (Core 30, 31). Uses the program in CORE31_NODE. If CORE31_NODE is not
-    /// set, uses the node of `Rpc` behind a proxy that hides the interface Rpc.
+    /// The exporter uses the IPC interface Mining, and JSON-RPC over HTTP (Core 30, 31). The node's program is
+    /// CORE31_NODE, or BITCOIN_NODE behind a proxy that hides the Rpc interface if CORE31_NODE is not set.
     RpcOverHttp,
-    /// JSON-RPC over HTTP, without IPC.
+    /// The exporter uses JSON-RPC over HTTP, without IPC.
     HttpOnly,
-    /// IPC with Mining, without JSON-RPC.
+    /// The exporter uses the IPC interface Mining, without JSON-RPC.
     MiningOnly,
-    /// A fake node with notifications.
+    /// A fake node whose IPC interface Chain sends notifications to the exporter.
     Subscribed,
 }
 
@@ -51,34 +51,34 @@ impl Kind {
     }
 }
 
-/// The configuration of a node of a drill, and of its exporters.
+/// The configuration of a node in a drill, and of the node's exporters.
 #[derive(Clone)]
 pub struct Plan {
     pub name: String,
-    /// A label `node` that the target gets later in the drill.
+    /// The value to which the label `node` of the node's targets changes during the drill.
     pub later_name: Option<String>,
     pub kind: Kind,
-    /// Arguments of the node, in addition to the arguments that connect it to the hub.
+    /// Command-line arguments of the node, in addition to those that every node of a drill has.
     pub node: Vec<String>,
     pub exporter: Vec<String>,
     /// Additional labels of the node's targets.
     pub target_labels: Vec<(&'static str, &'static str)>,
     /// Path of the node's program, if that is not BITCOIN_NODE.
     pub program: Option<PathBuf>,
-    /// Labels of samples that a relabel rule of Prometheus replaces: (label, pattern of the value, new value).
+    /// Relabel rules of Prometheus for the samples: (label, regular expression for the old value, new value).
     pub labels: Vec<(String, String, String)>,
     pub usdt: bool,
     pub connected: bool,
     /// Certificate of the authority that signed the exporter's certificate, if the endpoint uses TLS.
     pub authority: Option<PathBuf>,
-    /// Whether Prometheus stores the metrics of the data directory's file system. If false, Prometheus drops these
-    /// metrics, because they describe this machine's disk, which may be full.
+    /// Whether the node's data directory is on a separate file system. If false, Prometheus drops the metrics of the
+    /// data directory's file system, because the disk of the machine that runs the drill may be full.
     pub disk: bool,
 }
 
 impl Plan {
-    /// A plan for a node of this kind. The node is named after the kind, and a relabel rule sets the chain in its
-    /// samples to main.
+    /// A plan for a node of this kind. The node's name is the name of the kind. A relabel rule replaces the value
+    /// `regtest` of the label `chain` with `main`.
     pub fn new(kind: Kind) -> Self {
         Plan {
             name: kind.name().into(),
@@ -100,8 +100,7 @@ impl Plan {
         Plan { name: name.into(), ..self }
     }
 
-    /// The label `node` of the target changes to this name later in the drill. Until the change, Prometheus stores the
-    /// node's samples under the earlier name.
+    /// The drill changes the label `node` of the node's targets to this value.
     pub fn later_named(self, name: &str) -> Self {
         Plan { later_name: Some(name.into()), ..self }
     }
@@ -111,7 +110,7 @@ impl Plan {
         self
     }
 
-    /// Adds this label to the node's targets.
+    /// Adds this label to the node's scrape targets.
     pub fn target_label(mut self, name: &'static str, value: &'static str) -> Self {
         self.target_labels.push((name, value));
         self
@@ -126,19 +125,19 @@ impl Plan {
         self
     }
 
-    /// A relabel rule of Prometheus replaces regtest with this chain in the labels on which rules depend.
+    /// A relabel rule replaces the value `regtest` of the label `chain` with this value.
     pub fn chain(mut self, chain: &str) -> Self {
         self.labels[0].2 = chain.into();
         self
     }
 
-    /// A relabel rule of Prometheus replaces values of this label that match `pattern` with `value`.
+    /// A relabel rule replaces values of this label that match the regular expression `pattern` with `value`.
     pub fn label(mut self, label: &str, pattern: &str, value: &str) -> Self {
         self.labels.push((label.into(), pattern.into(), value.into()));
         self
     }
 
-    /// Arguments of the exporter with the credentials for JSON-RPC over HTTP.
+    /// The exporter's arguments with the chain, and with the cookie file unless the plan has a user and a password.
     fn credentials(&self, node: &Node) -> Vec<String> {
         let regtest = node.dir().join("regtest");
         if self.exporter.iter().any(|it| it == "--rpc-user") {
@@ -157,7 +156,7 @@ impl Plan {
     }
 
     fn relabeling(&self) -> impl Iterator<Item = Value> + '_ {
-        // The pattern also matches the empty name, because a target may have no label `node`.
+        // The regular expression also matches an empty value, because a target may have no label `node`.
         let names = format!("({}|{}|)", self.name, self.later_name.as_deref().unwrap_or_default());
         let disk = (!self.disk).then(|| {
             json!({
@@ -176,7 +175,7 @@ impl Plan {
         disk.into_iter().chain(labels)
     }
 
-    /// The data directory is on a separate file system, whose metrics are stored.
+    /// The node's data directory is on a separate file system.
     pub fn on_own_disk(self) -> Self {
         Plan { disk: true, ..self }
     }
@@ -196,10 +195,10 @@ impl Plan {
     }
 }
 
-/// A running node of a drill, with its exporters.
+/// A node in a drill, with the node's exporters.
 pub struct Member {
     pub plan: Plan,
-    // The fields are dropped in this order: the exporters exit before the node.
+    // Rust drops the fields in this order, and therefore the exporters exit before the node.
     pub ipc: Option<Exporter>,
     pub usdt: Option<Exporter>,
     pub gate: Option<Gate>,
@@ -208,13 +207,12 @@ pub struct Member {
     real: Option<Node>,
     /// The file system of the node's data directory, which is unmounted after the node has exited.
     pub disk: Option<Disk>,
-    /// Address of the IPC exporter's endpoint, which stays the same after a restart of the exporter.
+    /// Address of the IPC exporter's endpoint, which the exporter also uses after a restart.
     address: Option<String>,
     usdt_address: Option<String>,
 }
 
-/// The listening address at an exporter's first start. After a restart, the exporter gets the address of its first
-/// start.
+/// Listening address for the first start of an exporter: a free port. Later starts use the port of the first start.
 const ANY_PORT: &str = "127.0.0.1:0";
 
 impl Member {
@@ -360,8 +358,7 @@ impl Member {
         }
     }
 
-    /// Replaces the node's data directory with an empty one. The node at the same socket and port then has another
-    /// chain.
+    /// Restarts the node without its blocks, chain state and indexes. The node keeps its socket and its ports.
     pub fn replace_chain(&mut self) {
         self.stop();
         let dir = self.real().dir().join("regtest");
@@ -371,7 +368,7 @@ impl Member {
         self.start_again();
     }
 
-    /// Stops the node with SIGSTOP (`hangs` is true), or resumes it with SIGCONT.
+    /// Makes the node hang if `hangs` is true (SIGSTOP), and otherwise makes it resume (SIGCONT).
     pub fn hang(&self, hangs: bool) {
         match &self.fake {
             Some(fake) => fake.hang(hangs),
@@ -393,7 +390,7 @@ impl Member {
     }
 }
 
-/// An alert that a drill expects.
+/// The name and severity of an alert that a drill expects.
 #[derive(Clone)]
 pub struct Expected {
     pub name: &'static str,
@@ -424,17 +421,18 @@ impl Expected {
     }
 }
 
-/// The running nodes of a drill, with their exporters, their network and the monitoring programs.
+/// The nodes of a drill, with their exporters, their P2P network and the monitoring programs.
 pub struct Fleet {
     drill: &'static str,
     pub stack: Stack,
     pub members: Vec<Member>,
     pub network: Network,
-    /// The time from which on Prometheus has scraped all targets.
+    /// The time at which Prometheus had scraped each target once.
     pub since: Instant,
 }
 
-/// Default factor by which all durations are divided. With 60, a simulated minute takes a second of real time.
+/// Default factor by which all durations of rules and routes are divided. With 60, a simulated minute takes a second of
+/// real time.
 pub const FACTOR: u32 = 60;
 
 impl Fleet {
@@ -447,14 +445,14 @@ impl Fleet {
         Self::start_on(drill, factor, Network::start(factor), plans)
     }
 
-    /// Like [`Self::start_scaled`], with nodes that are connected to an existing network.
+    /// Like [`Self::start_scaled`], but connects the nodes to an existing network.
     pub fn start_on(drill: &'static str, factor: u32, network: Network, plans: Vec<Plan>) -> Self {
         let mut members: Vec<_> = plans.into_iter().map(|plan| Member::start(plan, &network)).collect();
         let relabeling: Vec<_> = members.iter().flat_map(|it| it.plan.relabeling()).collect();
         for member in members.iter().filter(|it| it.plan.connected && it.real.is_some()) {
             eventually("the node has the blocks of its peer", || {
                 let height = |node: &Node| node.cli(&["getblockcount"]).parse::<u32>().unwrap();
-                // The comparison allows a difference of one block, because the hub continues to mine.
+                // The hub continues to mine, and therefore the node may be one block behind.
                 (height(member.real()) + 1 >= height(&network.hub)).then_some(())
             });
         }
@@ -478,7 +476,7 @@ impl Fleet {
         Fleet { drill, stack, members: Vec::new(), network, since: Instant::now() }.watched(targets.len())
     }
 
-    /// Waits until each target was scraped.
+    /// Waits until Prometheus has scraped each target once.
     fn watched(mut self, targets: usize) -> Self {
         self.stack.wait_for_targets(targets);
         self.since = Instant::now();
@@ -498,7 +496,7 @@ impl Fleet {
         self.members.iter_mut().find(|it| it.plan.name == name).expect("a member")
     }
 
-    /// Waits for this number of simulated minutes, and checks that no message arrives in that time.
+    /// Waits for this number of simulated minutes, and panics if an alert fired in that time.
     pub fn quiet(&self, minutes: f64) {
         std::thread::sleep(self.stack.minutes(minutes));
         let received = self.stack.received();
@@ -506,19 +504,20 @@ impl Fleet {
         assert_eq!(self.stack.alerts("firing"), BTreeSet::new(), "{}: before the fault", self.drill);
     }
 
-    /// Waits until the webhook has received these alerts about each of these nodes, and a short time longer. Panics if
-    /// another alert arrives.
+    /// Waits until the webhook has received the expected alerts about each of these nodes, and then for another three
+    /// simulated minutes. Panics if an expected alert is missing or if the webhook has received another alert. `within`
+    /// is the required maximum time in the report, in simulated minutes since `since`.
     pub fn expect(&self, since: Instant, nodes: &[String], expected: &[Expected], within: f64) {
         let each: Vec<_> = nodes.iter().map(|node| (node.clone(), expected.to_vec())).collect();
         self.expect_each(since, &each, within);
     }
 
-    /// Like [`Self::expect`], with separate alerts for each node. An empty name stands for an alert without the label
-    /// `node`.
+    /// Like [`Self::expect`], but with different alerts for each node. An empty node name stands for alerts without the
+    /// label `node`.
     pub fn expect_each(&self, since: Instant, each: &[(String, Vec<Expected>)], within: f64) {
         let wanted: BTreeSet<_> =
             each.iter().flat_map(|(node, all)| all.iter().map(|it| it.of(node))).collect();
-        // The timeout is longer than `within`, because a busy machine delays scrapes, polls and evaluations.
+        // On a busy machine, alerts can arrive later than `within`, because scrapes, polls and evaluations are delayed.
         let end = Instant::now() + self.stack.minutes(3.0 * within) + Duration::from_secs(20);
         loop {
             let received = self.stack.received();

@@ -1,4 +1,5 @@
-//! A TCP proxy in front of a node's JSON-RPC port, which can close connections or respond with an error status.
+//! A TCP proxy in front of a node's JSON-RPC port. A drill can make the proxy close connections or respond with an
+//! error status.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -6,9 +7,10 @@ use std::sync::{Arc, Mutex};
 
 use crate::harness::node::Node;
 
-/// How a [`Gate`] treats connections.
+/// The behavior of a [`Gate`] for new connections.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Mode {
+    /// The gate forwards connections to the node.
     Open,
     /// The gate closes new connections at once.
     Closed,
@@ -18,7 +20,7 @@ pub enum Mode {
     Ended,
 }
 
-/// A running TCP proxy in front of a node's JSON-RPC port.
+/// A TCP proxy in front of a node's JSON-RPC port, which stops when this value is dropped.
 pub struct Gate {
     port: u16,
     state: Arc<Mutex<State>>,
@@ -47,7 +49,7 @@ impl Gate {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// Closes all open connections, and treats new connections according to `mode`.
+    /// Closes all open connections, and sets the behavior for new connections.
     pub fn set(&self, mode: Mode) {
         let mut state = self.state.lock().unwrap();
         state.mode = mode;
@@ -75,7 +77,7 @@ fn accept(client: TcpStream, target: u16, state: &Mutex<State>) -> bool {
         }
         Mode::Open => {
             let Ok(node) = TcpStream::connect(("127.0.0.1", target)) else { return true };
-            // Remove the descriptors of closed connections.
+            // Drop the sockets of closed connections.
             state.open.retain(|it| it.peer_addr().is_ok());
             state.open.extend([client.try_clone().unwrap(), node.try_clone().unwrap()]);
             pass(client, node);

@@ -1,5 +1,5 @@
-//! Runs [`WithoutRpc`](crate::harness::without_rpc) in a separate process, because an exporter waits for the exit of
-//! the process behind the socket.
+//! Runs the proxy of [`without_rpc`](crate::harness::without_rpc) in a separate process. When a node shuts down, the
+//! exporter waits for the exit of the process that listens on the node's socket, which is the proxy's process.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +11,7 @@ use crate::harness::without_rpc::serve_forever;
 
 const VARIABLE: &str = "DRILLS_HIDE_RPC_OF";
 
-/// If this process was started as a proxy, this function runs the proxy and does not return.
+/// Runs the proxy and does not return if [`HiddenRpc`] has started this process as a proxy. Otherwise does nothing.
 pub fn serve_if_asked() {
     if let Some(node) = std::env::var_os(VARIABLE) {
         let socket = std::env::args_os().nth(1).expect("the socket");
@@ -19,7 +19,7 @@ pub fn serve_if_asked() {
     }
 }
 
-/// A running proxy process that hides the interface Rpc of a node.
+/// A process with a proxy that hides the Rpc interface of a node.
 pub struct HiddenRpc {
     dir: TempDir,
     node: PathBuf,
@@ -48,7 +48,7 @@ impl HiddenRpc {
         self.dir.path().join("node.sock")
     }
 
-    /// Stops the proxy process. A drill calls this when the node behind the proxy has stopped.
+    /// Kills the proxy's process. A drill calls this function when the node behind the proxy has exited.
     pub fn stop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();

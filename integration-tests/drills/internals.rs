@@ -1,4 +1,4 @@
-//! Drills with faults inside a node: an index that is stuck, and background validation that is stuck.
+//! Drills with faults inside a node: the building of an index or background validation makes no progress.
 
 use std::time::Instant;
 
@@ -24,8 +24,8 @@ pub fn index_that_stands_still_is_stuck() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinIndexStuck")], 75.0);
 }
 
-/// Starts a network whose hub has a chain with an assumeutxo snapshot. The hub is pruned and sends no blocks below the
-/// snapshot.
+/// Starts a network whose hub has mined blocks above an assumeutxo snapshot. The hub runs with `-prune=1`, and other
+/// nodes do not request the blocks below the snapshot from it.
 pub fn network_above_a_snapshot(factor: u32) -> (Network, Snapshot) {
     let mut snapshot = None;
     let prepare = |hub: &Node| snapshot = Some(Snapshot::write(hub));
@@ -33,7 +33,7 @@ pub fn network_above_a_snapshot(factor: u32) -> (Network, Snapshot) {
     (network, snapshot.unwrap())
 }
 
-/// Starts nodes from the snapshot with `loadtxoutset`, as an operator would.
+/// Starts nodes, and loads the snapshot into each node with `loadtxoutset`.
 pub fn fleet_from_a_snapshot(
     drill: &'static str,
     factor: u32,
@@ -46,8 +46,8 @@ pub fn fleet_from_a_snapshot(
     for member in &fleet.members {
         let node = member.real();
         snapshot.load(node);
-        // Submit the blocks above the snapshot, because a node in initial block download requests no blocks from a
-        // pruned peer.
+        // The test submits the blocks above the snapshot over JSON-RPC, because a node in initial block download does
+        // not request blocks from a pruned peer.
         Snapshot::submit_blocks_above(&fleet.network.hub, node);
     }
     let hub = &fleet.network.hub;
@@ -67,7 +67,7 @@ pub fn background_validation_without_blocks_is_stuck() {
     const FACTOR: u32 = 120;
     let (network, snapshot) = network_above_a_snapshot(FACTOR);
     let fleet = fleet_from_a_snapshot("16 background validation stuck", FACTOR, network, &snapshot);
-    // The nodes get the first ten of the blocks below the snapshot.
+    // Background validation gets the first ten blocks and then no further blocks.
     for member in &fleet.members {
         (1..=10).for_each(|height| snapshot.give(member.real(), height));
     }

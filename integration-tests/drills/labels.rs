@@ -1,4 +1,4 @@
-//! Drills with labels that change, that two nodes share, or that are missing.
+//! Drills with target labels that change, that are the same for two nodes, or that are missing.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::fleet::{Fleet, Kind, Plan, critical};
 use crate::harness::eventually;
 
-/// Series that must exist for each node, because the fleet's dashboard and rules need them.
+/// Recorded series that must exist for each node, because the fleet dashboard and the fleet's alert rules need them.
 const RECORDS: [&str; 4] = [
     "instance:bitcoin_chain:info",
     "instance:bitcoin_chain_height:value",
@@ -31,7 +31,8 @@ fn has_records(fleet: &Fleet, nodes: &[&str]) {
     assert_eq!(failures[0]["value"][1], "0", "rules failed");
 }
 
-/// Drill 23: a node is renamed, a node's chain is replaced, and two sites use the same address.
+/// Drill 23: the label `node` of one node changes, another node gets an empty chain, and two nodes at different sites
+/// have the same address.
 pub fn changed_labels_disturb_no_rule() {
     let plans = vec![
         Plan::new(Kind::Rpc).named("renamed").later_named("new-name"),
@@ -48,18 +49,18 @@ pub fn changed_labels_disturb_no_rule() {
         .flat_map(|it| it.targets())
         .map(|target| match target.labels["node"].as_str() {
             "renamed" => target.label("node", "new-name"),
-            // The machines of two sites have the same address.
+            // Two machines in the networks of different sites can have the same private address.
             "site-a" | "site-b" => target.label("instance", "10.0.0.1:9332"),
             _ => target,
         })
         .collect();
     fleet.stack.set_targets(&targets);
-    // A node with another data directory, and therefore another chain, runs at the same address.
     fleet.member("replaced").replace_chain();
     std::thread::sleep(fleet.stack.minutes(45.0));
     has_records(&fleet, &["new-name", "site-a", "site-b", "replaced"]);
     fleet.expect(since, &[], &[], 45.0);
-    // Check that the rules still work for the renamed node, the node with another chain and the nodes of two sites.
+    // Check that an alert fires for the renamed node, for the node with the empty chain and for a node that shares its
+    // address with another node.
     let since = Instant::now();
     for name in ["renamed", "site-a", "replaced"] {
         fleet.member(name).kill();
@@ -82,14 +83,13 @@ pub fn targets_without_names_are_told_apart() {
         })
         .collect();
     fleet.stack.set_targets(&targets);
-    // The label `chain` of the samples is main, so the rules for nodes on mainnet apply.
     fleet.quiet(2.0);
     let since = Instant::now();
     let down = targets[0].address.clone();
     fleet.member("one").kill();
     fleet.network.hub.cli(&["setnetworkactive", "false"]);
-    // One message names the address of the node that is down. The alert of the second target, whose node is up, must
-    // not be suppressed.
+    // The alerts must name the addresses of the targets. BitcoinNodeDown of the first target must not suppress
+    // BitcoinNoOutboundPeers of the second target.
     let wanted = [(down, "BitcoinNodeDown"), (targets[1].address.clone(), "BitcoinNoOutboundPeers")];
     let end = Instant::now() + fleet.stack.minutes(60.0);
     let has = |instance: &str, name: &str| {

@@ -1,9 +1,9 @@
-//! Fault drills with real nodes, both exporters, Prometheus with the shipped rules, Alertmanager with the shipped
-//! routes, and a webhook in place of the operator. Each drill injects one fault, and compares the received messages
-//! with the expectation in docs/alerts.md. All durations are divided by a factor ([`scale`]).
+//! Drills of the alerts: each drill injects a fault, and compares the alerts that a webhook receives with the alerts in
+//! the table of drills in docs/alerts.md. A drill runs nodes, both exporters, Prometheus with the shipped rules, and
+//! Alertmanager with the shipped routes. All durations of rules and routes are divided by a factor ([`scale`]).
 //!
-//! DRILLS_REPORT=FILE writes the table of alerts and their times to FILE. DRILLS=all also runs the drills that take
-//! more than two minutes.
+//! With DRILLS_REPORT=FILE, the drills write the table of alerts and their times to FILE. With DRILLS=all, the drills
+//! that take more than two minutes also run.
 
 mod background;
 mod chain;
@@ -37,8 +37,8 @@ fn main() -> ExitCode {
     hidden_rpc::serve_if_asked();
     let _priority = Priority::raise();
     let mut arguments = Arguments::from_args();
-    // Number of drills that run at the same time. It is higher than the number of processors, because each drill runs
-    // several servers, nodes and exporters, but waits most of the time.
+    // Number of drills that run at the same time, also on machines with fewer processors, because a drill waits most of
+    // the time.
     const AT_A_TIME: usize = 4;
     arguments.test_threads = Some(arguments.test_threads.unwrap_or(AT_A_TIME));
     let trials = vec![
@@ -123,11 +123,10 @@ fn main() -> ExitCode {
     conclusion.exit_code()
 }
 
-/// Raised CPU priority of all processes of the drills, if this user may raise it. A drill is 60 times as sensitive to
-/// delays as real operation: the timeout of a scrape is 250 ms instead of 10 s. Linux first distributes CPU time
-/// between sessions, by the nice value of each session, and then between the processes of a session, by their nice
-/// values (sched(7), autogroup). Therefore [`Priority`] raises both the priority of the session and the priority of the
-/// process.
+/// Raised CPU priority of the drills' processes, if the user is allowed to raise it. Drills are sensitive to delays:
+/// for example, a scrape has a timeout of 250 ms instead of 10 s. Linux distributes CPU time between sessions by their
+/// nice values, and then between the processes of a session by their nice values (sched(7), autogroup). [`Priority`]
+/// therefore sets both nice values to -20. The session's nice value is restored when this value is dropped.
 struct Priority {
     session_before: Option<String>,
 }
@@ -154,7 +153,7 @@ impl Drop for Priority {
     }
 }
 
-/// A trial for a drill that takes more than two minutes, which is ignored unless DRILLS=all.
+/// A trial for a drill that takes more than two minutes. The trial is ignored without DRILLS=all.
 fn long_trial(name: &str, drill: impl FnOnce() + Send + 'static) -> Trial {
     trial(name, drill).with_ignored_flag(std::env::var_os("DRILLS").is_none_or(|it| it != "all"))
 }

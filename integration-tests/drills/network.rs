@@ -1,5 +1,5 @@
-//! A P2P network for the monitored nodes: a hub, which is a node without an exporter that mines blocks and sends
-//! transactions.
+//! The P2P network of a drill. The peer of the monitored nodes is the hub: a node without exporters, which mines blocks
+//! and sends transactions.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use crate::harness::peer::unix_time;
 
 const MINED: u32 = 160;
 
-/// Arguments that disable the additional consistency checks of regtest after each transaction and block.
+/// Node arguments that disable the consistency checks that Bitcoin Core runs on regtest by default.
 pub const WITHOUT_CHECKS: [&str; 2] = ["-checkmempool=0", "-checkblockindex=0"];
 
 /// The rate at which the hub mines blocks and sends transactions.
 pub struct Pace {
     pub transactions: AtomicBool,
-    /// Milliseconds of real time between blocks; 0 for no blocks.
+    /// Milliseconds of real time between two blocks. With 0, the hub mines no blocks.
     pub blocks: AtomicU32,
 }
 
-/// A running hub, with the thread that mines its blocks and sends its transactions.
+/// A running hub, with the test's thread that makes the hub mine blocks and send transactions.
 pub struct Network {
     pub hub: Arc<Node>,
     pub pace: Arc<Pace>,
@@ -38,23 +38,25 @@ pub struct Network {
 }
 
 impl Network {
-    /// Starts a network with a block every ten simulated minutes, and transactions in shorter intervals.
+    /// Starts a hub with 160 blocks, which mines a block every ten simulated minutes and sends transactions.
     pub fn start(factor: u32) -> Self {
         Self::start_with(factor, Duration::ZERO, &[])
     }
 
-    /// Like [`Self::start`], but the timestamps of the first blocks are `age` in the past.
+    /// Like [`Self::start`], but with additional arguments for the hub, whose clock is `age` behind the machine's
+    /// clock.
     pub fn start_with(factor: u32, age: Duration, arguments: &[&str]) -> Self {
         Self::start_from(factor, age, arguments, |_| ())
     }
 
-    /// Like [`Self::start`], but `prepare` can first create blocks on the hub, or submit blocks to the hub.
+    /// Like [`Self::start`], but with additional arguments for the hub, and with a function that runs before the hub
+    /// mines its first block.
     pub fn start_prepared(factor: u32, arguments: &[&str], prepare: impl FnOnce(&Node)) -> Self {
         Self::start_from(factor, Duration::ZERO, arguments, prepare)
     }
 
     fn start_from(factor: u32, age: Duration, arguments: &[&str], prepare: impl FnOnce(&Node)) -> Self {
-        // With this permission for loopback, the hub announces transactions to its peers without delay.
+        // The permission noban makes the hub announce transactions to its peers without delay.
         let hub =
             Node::start(&[&["-whitelist=noban,in,out@127.0.0.1"], &WITHOUT_CHECKS[..], arguments].concat());
         prepare(&hub);
@@ -85,7 +87,8 @@ impl Drop for Network {
     }
 }
 
-/// Mines blocks and sends transactions until `ended` is true. Errors are ignored, because in some drills the hub fails.
+/// Makes the hub mine blocks and send transactions until `ended` is true. Errors are ignored, because some drills stop
+/// the hub.
 fn live(node: &Node, pace: &Pace, ended: &AtomicBool, mut coins: VecDeque<Transaction>, factor: u32) {
     let between = Duration::from_millis(u64::from(30_000 / factor));
     let mut last_block = Instant::now();
@@ -104,8 +107,7 @@ fn live(node: &Node, pace: &Pace, ended: &AtomicBool, mut coins: VecDeque<Transa
     }
 }
 
-/// A transaction that spends the first output of the transaction `previous`. The first output of the new transaction
-/// has the value of the spent output minus the fee.
+/// A transaction that spends the first output of the transaction `previous` and has two outputs.
 fn spending(previous: &Transaction) -> Transaction {
     const FEE: Amount = Amount::from_sat(1_000);
     const SMALL: Amount = Amount::from_sat(10_000);

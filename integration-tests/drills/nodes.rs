@@ -1,4 +1,4 @@
-//! Drills with nodes that exit, hang, restart, report warnings or have a full disk.
+//! Drills with nodes that exit, hang, restart, report warnings, have a full disk or cannot build block templates.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,7 +58,8 @@ pub fn planned_restart_is_no_alert() {
     fleet.expect(since, &[], &[], 30.0);
 }
 
-/// Drill 28: the node's program is replaced with another version. The first version is Core 31 if CORE31_NODE is set.
+/// Drill 28: each node is stopped, and its program is replaced with another version. The old version is Core 31 if
+/// CORE31_NODE is set.
 pub fn upgrade_of_the_node_is_no_alert() {
     let dir = tempfile::TempDir::new().unwrap();
     let before = std::env::var_os("CORE31_NODE").map_or_else(bitcoin_node, PathBuf::from);
@@ -88,7 +89,7 @@ pub fn upgrade_of_the_node_is_no_alert() {
     assert_eq!(versions.as_array().unwrap().len(), 3, "{versions}");
 }
 
-/// Drill 2: the nodes run for one minute, and are down for seven minutes, repeatedly.
+/// Drill 2: four times, the nodes are killed, are down for seven minutes, and run for one minute.
 pub fn crash_loop_is_critical() {
     const FACTOR: u32 = 20;
     let plans = Kind::REAL.into_iter().chain([Kind::MiningOnly]).map(Plan::new);
@@ -105,7 +106,7 @@ pub fn crash_loop_is_critical() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinNodeRestarts")], 30.0);
 }
 
-/// Drill 28: the node builds no template, because its clock is behind its tip.
+/// Drill 28: the nodes cannot build block templates, because their clocks are three hours behind.
 pub fn node_without_templates_is_an_alert() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::MiningOnly];
     let fleet = Fleet::start("28 templates fail", kinds.map(Plan::new).into());
@@ -118,7 +119,7 @@ pub fn node_without_templates_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinNoTemplate")], 45.0);
 }
 
-/// Drill 29: Prometheus stores an older version in the label of the current node.
+/// Drill 29: a relabel rule of Prometheus replaces the version of two nodes with a version that lacks a safety fix.
 pub fn version_with_a_safety_fix_is_read_within_a_day() {
     const FACTOR: u32 = 240;
     let old = |kind: Kind| Plan::new(kind).label("version", "[0-9]+", "300100");
@@ -146,15 +147,15 @@ pub fn full_disk_is_an_alert() {
 
 /// Drill 26: blocks signal a soft fork that the node does not support, and the node warns about it.
 pub fn unknown_rules_are_a_warning() {
-    // Four periods of 144 blocks that signal with bit 4, the highest bit that the node watches.
+    // The blocks of four periods of 144 blocks signal with version bit 4, the highest bit for which the node warns.
     let network = Network::start_with(FACTOR, Duration::ZERO, &["-blockversion=536870928"]);
     network.hub.mine(4 * 144);
     let fleet = Fleet::start_on("26 unknown rules", FACTOR, network, Kind::REAL.map(Plan::new).into());
     fleet.expect(fleet.since, &fleet.names(), &[warning("BitcoinNodeWarns")], 15.0);
 }
 
-/// Drill 26: the text of a warning determines the alert. A real node exits after a fatal error, and therefore a fake
-/// server sends recorded responses with Bitcoin Core's warning texts.
+/// Drill 26: the text of a node's warning determines the alert. Because a real node exits after a fatal error, a fake
+/// JSON-RPC server sends recorded responses with the texts of Bitcoin Core's warnings.
 pub fn warnings_alert_by_kind() {
     let answers: Value = serde_json::from_str(include_str!("../answers/core-28.json")).unwrap();
     let with = |text: &str| {

@@ -1,4 +1,5 @@
-//! Drills with faults of peers: no peers, peers of one group, silent peers, hostile peers.
+//! Drills with faults of P2P peers: missing peers, peers of one address group, peers that send no transactions, and
+//! peers that overload the node.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -18,7 +19,7 @@ use crate::harness::eventually;
 use crate::harness::peer::{Peer, unix_time};
 use crate::network::Network;
 
-/// Drill 11: nodes without outbound peers.
+/// Drill 11: the nodes lose their only outbound peer.
 pub fn node_without_outbound_peers_is_an_alert() {
     let fleet = Fleet::start("11 no outbound peer", Kind::REAL.map(Plan::new).into());
     fleet.quiet(2.0);
@@ -58,7 +59,7 @@ impl Drop for Socks {
     }
 }
 
-/// Handles a SOCKS5 connection (RFC 1928), with the features that Bitcoin Core uses.
+/// Handles a SOCKS5 connection (RFC 1928), as far as Bitcoin Core uses the protocol.
 fn connect(mut client: TcpStream, target: u16) -> Option<()> {
     let mut greeting = [0; 2];
     client.read_exact(&mut greeting).ok()?;
@@ -80,7 +81,7 @@ fn connect(mut client: TcpStream, target: u16) -> Option<()> {
     Some(())
 }
 
-/// Drill 11: all outbound peers are in one /16, and there are many inbound peers.
+/// Drill 11: all outbound peers of the nodes are in one /16 network, and the nodes have 12 inbound peers.
 pub fn outbound_peers_of_one_group_are_an_alert() {
     let network = Network::start(FACTOR);
     let socks = Socks::start(network.hub.p2p_port);
@@ -95,7 +96,7 @@ pub fn outbound_peers_of_one_group_are_an_alert() {
         plan(Kind::Rpc, "rpc", &one),
         plan(Kind::RpcOverHttp, "rpc-over-http", &one),
         plan(Kind::HttpOnly, "http-only", &one),
-        // A node whose outbound peers are in different groups of addresses, as a node chooses its peers by default.
+        // The outbound peers of this node are in different /16 networks, as those that a node chooses by default.
         plan(Kind::Rpc, "well", &|at| format!("{}.8.8.1:8333", 40 + at)).without_usdt(),
     ];
     let fleet = Fleet::start_on("11 one group", FACTOR, network, plans);
@@ -105,13 +106,12 @@ pub fn outbound_peers_of_one_group_are_an_alert() {
         .flat_map(|it| (0..12).map(|_| Peer::connect(it.real().p2p_port)).collect::<Vec<_>>())
         .collect();
     let names: Vec<_> = fleet.names().into_iter().filter(|it| it != "well").collect();
-    // The condition of the alert is true since the first scrape.
     let since = fleet.since;
     fleet.expect(since, &names, &[warning("BitcoinOutboundPeersOfOneGroup")], 15.0);
     drop(inbound);
 }
 
-/// Drill 12: peers send no transactions. The alert must not fire for the node with -blocksonly.
+/// Drill 12: the peer of the nodes sends no transactions. The alert must not fire for the node with -blocksonly.
 pub fn peers_without_transactions_are_an_alert() {
     let blocks_only = Plan::new(Kind::Rpc).named("blocksonly").without_usdt().node(&["-blocksonly"]);
     let plans = Kind::REAL.into_iter().map(Plan::new).chain([blocks_only]).collect();
@@ -128,7 +128,7 @@ pub fn peers_without_transactions_are_an_alert() {
     fleet.expect(since, &names, &[warning("BitcoinNoTransactions")], 40.0);
 }
 
-/// Drill 13: the clocks of most peers differ from the node's clock.
+/// Drill 13: the clocks of most peers are 15 minutes ahead of the node's clock.
 pub fn clock_that_differs_from_most_peers_is_an_alert() {
     let right = Plan::new(Kind::Rpc).named("right").without_usdt();
     let fleet = Fleet::start("13 clocks", Kind::REAL.into_iter().map(Plan::new).chain([right]).collect());
@@ -153,23 +153,23 @@ pub fn peers_that_misbehave_are_an_alert() {
     let since = Instant::now();
     for _ in 0..30 {
         let mut peer = Peer::connect(fleet.members[0].real().p2p_port);
-        // 50,001 entries, one more than an inv message may have.
+        // An inv message may have at most 50,000 entries.
         let too_many = vec![bitcoin::p2p::message_blockdata::Inventory::Error; 50_001];
         peer.send(NetworkMessage::Inv(too_many));
-        // Wait until the node has handled the message, because it drops unhandled messages when a connection ends. The
-        // node does not disconnect the misbehaving peers, because they have the permission noban.
+        // A node drops a peer's unhandled messages when the connection is closed. The node does not disconnect the
+        // misbehaving peers, because they have the permission noban.
         peer.wait_until_handled();
     }
     fleet.expect(since, &["rpc".into()], &[warning("BitcoinPeersMisbehave")], 30.0);
 }
 
-/// Drill 27: peers send many addresses.
+/// Drill 27: a peer sends many addresses to each node.
 pub fn flood_of_addresses_is_an_alert() {
     let fleet = Fleet::start("27 address flood", Kind::REAL.map(Plan::new).into());
     fleet.quiet(2.0);
     let since = Instant::now();
     let mut peers: Vec<_> = fleet.members.iter().map(|it| Peer::connect(it.real().p2p_port)).collect();
-    // 0.6 MB a minute for 25 minutes. The alert fires after the condition has held for 5 minutes.
+    // The peer sends 0.6 MB a minute for 25 minutes. The alert fires after the condition has held for 5 minutes.
     for round in 0..50 {
         for of_round in 0..24 {
             for peer in &mut peers {
@@ -191,7 +191,8 @@ fn addresses(round: u32) -> Vec<AddrV2Message> {
     (0..1000).map(address).collect()
 }
 
-/// Drill 27: transactions wait to be announced to a peer that lacks the permission for immediate announcements.
+/// Drill 27: each node has thousands of transactions to announce to a peer without the permission noban, to which the
+/// node announces a limited number of transactions per second.
 pub fn backlog_of_announcements_is_an_alert() {
     let network = Network::start(FACTOR);
     let connect = format!("-connect={}", network.address());
@@ -208,10 +209,9 @@ pub fn backlog_of_announcements_is_an_alert() {
     fleet.quiet(2.0);
     let peers: Vec<_> =
         fleet.members.iter().map(|it| Peer::connect_for_transactions(it.real().p2p_port)).collect();
-    // Mine no blocks, because a block would confirm most of the transactions. The network spends the coinbases of the
-    // first 60 blocks; this drill uses a later one.
+    // Stop mining, because a new block would confirm most of the transactions.
     fleet.network.pace.blocks.store(0, Relaxed);
-    // Create the transactions before the measurement begins.
+    // The hub spends the coinbases of the first 60 blocks in its own transactions.
     hub.fan_out(&hub.cli(&["getblockhash", "61"]), 9_000);
     let since = Instant::now();
     fleet.expect(since, &fleet.names(), &[warning("BitcoinInvBacklog")], 30.0);
@@ -225,7 +225,7 @@ pub fn message_handler_without_time_left_is_an_alert() {
     let (hub, node) = (&fleet.network.hub, fleet.members[0].real());
     hub.fan_out(&hub.cli(&["getblockhash", "61"]), 5_000);
     let large = hub.mine(1).remove(0);
-    // Mine another block, because the node serves the newest block from memory.
+    // The node serves its newest block from memory, and reads older blocks from disk.
     let latest = hub.mine(1).remove(0);
     eventually("the node has the blocks", || {
         node.try_cli(&["getblockheader", &latest]).is_ok().then_some(())
@@ -234,7 +234,7 @@ pub fn message_handler_without_time_left_is_an_alert() {
     let since = Instant::now();
     let mut peers = [(); 2].map(|()| Peer::connect(node.p2p_port));
     let txs_request = BlockTransactionsRequest { block_hash: large.parse().unwrap(), indexes: vec![0] };
-    // While one peer waits for its response, the node handles the request of the other peer.
+    // With two peers, the node always has a request to handle while the other peer reads its response.
     let requests = || {
         for peer in &mut peers {
             peer.wait_until_handled();

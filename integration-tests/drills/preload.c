@@ -1,8 +1,8 @@
-/* A library that is loaded into a node (LD_PRELOAD) and injects the faults that these environment variables select:
+/* A library for LD_PRELOAD, which injects faults into a node. These environment variables select the faults:
  *
- *   PRELOAD_BYTES_PER_SECOND  limits the rate at which files are read. The first large read is not limited, and the node
- *                             therefore responds as soon as it has its first blocks.
- *   PRELOAD_HANGS             the thread that gets this name hangs from then on. */
+ *   PRELOAD_BYTES_PER_SECOND  limits the rate at which the node reads files with reads of more than 1 MB. The first of
+ *                             these reads is not limited, because a node with -reindex responds only after this read.
+ *   PRELOAD_HANGS             makes the thread hang that sets its name to this value. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>

@@ -1,4 +1,4 @@
-//! A node with a fault that a preloaded library (`preload.c`) injects.
+//! Starts nodes with the library `preload.c` in LD_PRELOAD, which injects a fault into the node.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -8,18 +8,18 @@ use tempfile::TempDir;
 
 use crate::harness::node::bitcoin_node;
 
-/// A script that starts bitcoin-node with the preloaded library and a fault.
+/// A script that starts `bitcoin-node` with the library in LD_PRELOAD and with a fault.
 pub struct Faulty {
     dir: TempDir,
 }
 
 impl Faulty {
-    /// A node whose reads from disk are limited to this rate in bytes per second.
+    /// A script for a node that reads files at this rate in bytes per second.
     pub fn slow_disk(bytes_per_second: u64) -> Self {
         Self::with(&format!("PRELOAD_BYTES_PER_SECOND={bytes_per_second}"))
     }
 
-    /// A node whose thread with this name hangs.
+    /// A script for a node in which the thread with this name hangs.
     pub fn hanging_thread(name: &str) -> Self {
         Self::with(&format!("PRELOAD_HANGS={name}"))
     }
@@ -31,7 +31,7 @@ impl Faulty {
         let mut compiler = Command::new("cc");
         compiler.args(["-O2", "-shared", "-fPIC", "-o"]).args([&library, &source]);
         assert!(compiler.status().expect("a C compiler").success());
-        // Use `exec`, because the node must have the PID of the started process.
+        // With `exec`, the node has the PID of the process that the test has started.
         let script = format!(
             "#!/bin/sh\nLD_PRELOAD={} {setting} exec {} \"$@\"\n",
             library.display(),

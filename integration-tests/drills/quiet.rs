@@ -1,5 +1,5 @@
-//! Drill 30, the quiet day: situations in which no alert may fire. By default, 75 minutes are simulated.
-//! DRILLS_QUIET_MINUTES=1440 simulates a whole day, in 24 minutes of real time.
+//! Drill 30, the quiet day: situations in which no alert may fire. By default, a situation lasts 75 simulated minutes.
+//! With DRILLS_QUIET_MINUTES=1440, a situation lasts a simulated day, which takes 24 minutes of real time.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,8 +20,7 @@ use crate::preload::Faulty;
 use crate::report;
 use crate::snapshot::Snapshot;
 
-/// Number of simulated minutes. The default of 75 is longer than an hour, because most rules have windows of at most an
-/// hour.
+/// Number of simulated minutes of a situation. The default is 75, because most rules have windows of at most an hour.
 fn minutes() -> f64 {
     let given = std::env::var("DRILLS_QUIET_MINUTES").ok();
     given.map_or(75.0, |it| it.parse().expect("DRILLS_QUIET_MINUTES is a number"))
@@ -33,12 +32,11 @@ fn passes(fleet: &Fleet) {
     assert_quiet(fleet, since);
 }
 
-/// Checks that no alert was received, no alert is suppressed, and all rules were evaluated.
+/// Checks that the webhook has received no alert, that no alert is firing, and that no evaluation of a rule has failed.
 fn assert_quiet(fleet: &Fleet, since: Instant) {
     fleet.expect(since, &[], &[], minutes());
     assert_eq!(fleet.stack.alerts("firing"), BTreeSet::new(), "firing, and not sent yet or held back");
-    // Use the last sample within an hour, because after a failed scrape of itself, Prometheus has no current sample of
-    // these series.
+    // After a failed scrape of its own metrics, Prometheus has no current sample of these series.
     let number = |series: &str| -> f64 {
         let query = format!("sum(last_over_time({series}[1h]))");
         fleet.stack.prometheus.query(&query)[0]["value"][1].as_str().unwrap().parse().unwrap()
@@ -56,7 +54,8 @@ fn assert_quiet(fleet: &Fleet, since: Instant) {
     });
 }
 
-/// Nodes with peers, blocks, transactions and indexes. Each node is connected to all other nodes.
+/// Nodes with different indexes, a pruned node and a node with `-blocksonly`, each of which is connected to all other
+/// nodes.
 pub fn nodes_on_main_are_quiet() {
     let plans = vec![
         Plan::new(Kind::Rpc).node(&["-txindex"]),
@@ -79,8 +78,7 @@ pub fn nodes_on_main_are_quiet() {
     }
 }
 
-/// Signet and two private signets. The nodes of all three signets report the chain name `signet`, and have different
-/// blocks.
+/// Nodes on three different chains that all have the chain name `signet`, as nodes on signet and on private signets.
 pub fn nodes_on_signets_are_quiet() {
     let miner = |blocks: u32| {
         let miner = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
@@ -114,7 +112,8 @@ pub fn nodes_without_peers_are_quiet() {
         alone(Kind::Rpc, "regtest-rpc").chain("regtest"),
         alone(Kind::RpcOverHttp, "regtest-rpc-over-http").chain("regtest"),
         alone(Kind::HttpOnly, "regtest-http-only").chain("regtest"),
-        // A node without JSON-RPC does not report its chain, so its target needs the label `chain_id` (docs/alerts.md).
+        // A node without JSON-RPC does not report its chain, and its target therefore needs the label `chain_id`
+        // (docs/alerts.md).
         alone(Kind::MiningOnly, "regtest-mining-only").target_label("chain_id", "regtest"),
         alone(Kind::Rpc, "offline-rpc").without_usdt().node(&["-networkactive=0"]),
         alone(Kind::HttpOnly, "offline-http-only").node(&["-networkactive=0"]),
@@ -122,19 +121,18 @@ pub fn nodes_without_peers_are_quiet() {
     passes(&Fleet::start_scaled("30 regtest, -networkactive=0", FACTOR, plans));
 }
 
-/// A continuing initial block download, and the time after its end.
+/// Nodes in initial block download that receive blocks, and the time after the download.
 pub fn download_is_quiet() {
     let network = Network::start_with(FACTOR, Duration::from_secs(72 * 3600), &[]);
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
     let fleet = Fleet::start_on("30 IBD and the hour after it", FACTOR, network, kinds.map(Plan::new).into());
-    // Mine a hundred blocks per simulated hour.
+    // With a block every 500 ms of real time, the hub mines about a hundred blocks per simulated hour.
     fleet.network.pace.blocks.store(500, Relaxed);
     let since = Instant::now();
     fleet.stack.wait(fleet.stack.minutes(minutes()));
     in_download(&fleet, true);
     fleet.network.hub.cli(&["setmocktime", "0"]);
     fleet.network.pace.blocks.store(600_000 / FACTOR, Relaxed);
-    // The windows of some rules are six hours long.
     fleet.stack.wait(fleet.stack.minutes((minutes() / 4.0).max(60.0)));
     in_download(&fleet, false);
     assert_quiet(&fleet, since);
@@ -147,7 +145,7 @@ fn in_download(fleet: &Fleet, expected: bool) {
     }
 }
 
-/// Nodes that were started from an assumeutxo snapshot, and validate the blocks below it during the whole time.
+/// Nodes that have loaded an assumeutxo snapshot, and validate the blocks below the snapshot in the background.
 pub fn background_validation_is_quiet() {
     let (network, snapshot) = network_above_a_snapshot(FACTOR);
     let fleet = fleet_from_a_snapshot("30 assumeutxo", FACTOR, network, &snapshot);
@@ -164,7 +162,7 @@ pub fn background_validation_is_quiet() {
     assert_quiet(&fleet, since);
 }
 
-/// A FIBRE node that is repeatedly disconnected for hours, and catches up without FIBRE.
+/// A FIBRE node that repeatedly gets no blocks for hours, and then connects the missed blocks without FIBRE.
 pub fn fibre_that_catches_up_is_quiet() {
     if cannot_bpf() {
         return eprintln!("FIBRE needs BPF");
@@ -173,7 +171,7 @@ pub fn fibre_that_catches_up_is_quiet() {
     let mut node = FibreNode::start();
     let fleet = Fleet::of_targets("30 FIBRE catches up", FACTOR, &[node.target()]);
     let since = Instant::now();
-    // Pairs of hours: connected time with FIBRE, and disconnected time.
+    // Pairs of durations in hours: with blocks that FIBRE reconstructs, and without blocks.
     for (works, away) in [(1.0, 6.5), (2.0, 5.5), (0.5, 3.0), (1.5, 2.5)] {
         for _ in 0..(works * 6.0) as u32 {
             node.block(true);
@@ -182,7 +180,7 @@ pub fn fibre_that_catches_up_is_quiet() {
         fleet.stack.wait(fleet.stack.minutes(60.0 * away));
         (0..(away * 6.0) as u32).for_each(|_| node.block(false));
     }
-    // Blocks of initial block download, as on a new node.
+    // The node connects 20 blocks a minute, as in initial block download.
     for _ in 0..90 {
         (0..20).for_each(|_| node.block(false));
         fleet.stack.wait(fleet.stack.minutes(1.0));
@@ -190,10 +188,10 @@ pub fn fibre_that_catches_up_is_quiet() {
     assert_quiet(&fleet, since);
 }
 
-/// Nodes that run -reindex, and exporters that are started before their node.
+/// Nodes that are restarted with -reindex, and exporters that are started before their node.
 pub fn reindex_and_late_nodes_are_quiet() {
-    // Number of large blocks. With this number, each of the two phases of -reindex takes an hour and a half of
-    // simulated time. In the first phase only the header height grows.
+    // With 60 large blocks, each of the two phases of -reindex takes one and a half simulated hours. In the first phase
+    // the node's header height grows, but not its block height.
     const BLOCKS: u32 = 60;
     let faulty = Faulty::slow_disk(650_000);
     let reindex =

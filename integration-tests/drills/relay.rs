@@ -1,4 +1,4 @@
-//! Drills with blocks that arrive slowly, and with compact blocks whose transactions are missing from the mempool.
+//! Drills with blocks that arrive slowly, and with compact blocks whose transactions are not in the node's mempool.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -13,16 +13,16 @@ use crate::harness::peer::Peer;
 use crate::harness::{eventually, fixture};
 use crate::network::Network;
 
-/// Factor by which durations are divided. With 120, six simulated hours take three minutes of real time.
+/// Factor by which durations of rules are divided. With 120, six simulated hours take three minutes of real time.
 const FACTOR: u32 = 120;
 
-/// A plan for a node whose exporter requests no templates, because the duration of templates depends on the load of
-/// this machine.
+/// A plan for a node whose exporter requests no block templates. If the exporter requested templates, the alert about
+/// slow templates could fire on a busy machine.
 fn rpc() -> Plan {
     Plan::new(Kind::Rpc).exporter(&["--next-block", "off"])
 }
 
-/// Drill 21: the node's policy rejects the transactions that miners accept.
+/// Drill 21: because of its -minrelaytxfee, the node rejects the transactions that the hub then mines.
 pub fn compact_blocks_without_transactions_are_an_alert() {
     if fixture::cannot_bpf() {
         return eprintln!("drill 21 needs BPF");
@@ -31,14 +31,12 @@ pub fn compact_blocks_without_transactions_are_an_alert() {
     let plans = vec![rpc().named("strict").node(&policy), rpc().named("well")];
     let fleet = Fleet::start_scaled("21 compact blocks", FACTOR, plans);
     let since = Instant::now();
-    // Because of -minrelaytxfee, the node gets no transactions from its peers. Only BitcoinCompactBlocksIncomplete must
-    // fire.
     let expected = [warning("BitcoinCompactBlocksIncomplete")];
     fleet.expect(since, &["strict".into()], &expected, 360.0);
 }
 
-/// Drill 21: a peer announces blocks six seconds before the node gets them. The limit of the alert is five seconds of
-/// real time, because latencies are not divided by the factor.
+/// Drill 21: a peer announces each block six seconds before the node gets the block. The alert's limit is five seconds
+/// of real time, because latencies are not divided by the factor.
 pub fn blocks_that_come_slowly_are_an_alert() {
     const DELAY: Duration = Duration::from_secs(6);
     if fixture::cannot_bpf() {
@@ -46,14 +44,14 @@ pub fn blocks_that_come_slowly_are_an_alert() {
     }
     let network = Network::start(crate::fleet::FACTOR);
     network.pace.blocks.store(0, Relaxed);
-    // This peer gets the chain up to the current tip and no later blocks.
+    // This peer gets the chain up to the current tip, and no blocks after it.
     let peer = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
     peer.cli(&["addnode", &network.address(), "onetry"]);
     let tip = |node: &Node| node.cli(&["getbestblockhash"]);
     eventually("the peer has the chain", || (tip(&peer) == tip(&network.hub)).then_some(()));
     peer.cli(&["setnetworkactive", "false"]);
-    // Wait until the connections are closed, because a `setnetworkactive true` before the connections are closed would
-    // keep them open.
+    // The node closes its connections some time after `setnetworkactive false`. If `setnetworkactive true` were called
+    // earlier, these connections would stay open.
     eventually("the peer is alone", || (peer.cli(&["getconnectioncount"]) == "0").then_some(()));
     peer.cli(&["setnetworkactive", "true"]);
     let connect = format!("-connect=127.0.0.1:{}", peer.p2p_port);

@@ -1,17 +1,17 @@
-//! The table of the alerts and their times, which DRILLS_REPORT writes.
+//! The tables of the drills' results, which are written to the file in DRILLS_REPORT.
 
 use std::sync::Mutex;
 use std::time::Duration;
 
-/// A row in the table of alerts: a drill, a node, and the time until an alert.
+/// A row in the table of alerts: the time from the fault in a drill to an alert about a node.
 pub struct Line {
     pub drill: &'static str,
     pub node: String,
     pub kind: String,
     pub alert: String,
-    /// Real time from the fault to the message to the webhook; `None` if no message arrived.
+    /// Real time from the fault to the webhook's receipt of the alert. `None` if the webhook did not receive the alert.
     pub after: Option<Duration>,
-    /// The time from the fault to the message in simulated minutes; `None` if no message arrived.
+    /// The duration `after` in simulated minutes.
     pub minutes: Option<f64>,
     /// Required maximum of `minutes`.
     pub within: f64,
@@ -19,10 +19,10 @@ pub struct Line {
 
 static LINES: Mutex<Vec<Line>> = Mutex::new(Vec::new());
 
-/// A row in the table of the quiet day: a situation in which no alert fired.
+/// A row in the table of drill 30 (the quiet day): a situation in which no alert fired.
 pub struct QuietDay {
     pub situation: &'static str,
-    /// Simulated minutes.
+    /// Duration of the situation in simulated minutes.
     pub minutes: f64,
     /// Number of exporters that Prometheus scraped.
     pub targets: f64,
@@ -42,7 +42,7 @@ pub fn add(line: Line) {
     LINES.lock().unwrap().push(line);
 }
 
-/// The tables of all drills that have run; empty if no drill has run.
+/// The tables of the results of all drills that have run, in Markdown. Empty if no drill has run.
 pub fn tables() -> String {
     let tables = [table(), quiet_table()];
     tables.into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join("\n")

@@ -1,48 +1,48 @@
-//! Scales the time of rules and routes by dividing every duration and range by a factor. With a factor of 60, ten
-//! minutes become ten seconds.
+//! Divides all durations in Prometheus rules and in Alertmanager routes by a factor. With a factor of 60, ten minutes
+//! become ten seconds.
 //!
-//! `for`, `keep_firing_for`, a group's `interval`, ranges, subqueries, offsets and the horizon of `predict_linear` are
-//! recognized as durations by their position. A number that is compared with a value in seconds is either simulated
-//! time (for example an uptime), which is divided, or real time (for example the age of a header, a latency).
-//! [`SECONDS`] classifies these values. An expression with a comparison that [`SECONDS`] does not cover is an error.
+//! The durations in `for`, `keep_firing_for`, a group's `interval`, ranges, subqueries, offsets and the second argument
+//! of `predict_linear` are always divided. A number that is compared with a value in seconds is divided if the value is
+//! simulated time (for example an uptime), and is not divided if the value is real time (for example a latency).
+//! [`SECONDS`] lists both kinds of values. A comparison with a value in seconds that is not in [`SECONDS`] is an error.
 
 use serde_json::Value;
 
-/// The kind of a number that is compared with a value in seconds.
+/// Whether a number that is compared with a value in seconds is divided by the factor.
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Unit {
-    /// Simulated time, which is divided by the factor.
+    /// The number is simulated time and is divided.
     Scaled,
-    /// Real time or a count, which is not divided.
+    /// The number is real time or a count, and is not divided.
     Real,
 }
 
-/// Classification of values in seconds: a part of the expression that a number is compared with (without spaces), and
-/// its unit. The first match applies.
+/// Values in seconds that rules compare with numbers: a part of the value's expression without spaces, and the unit of
+/// the number. The first entry whose part occurs in the expression applies.
 const SECONDS: [(&str, Unit); 15] = [
-    // Expressions whose values are counts, not seconds.
+    // The values of these expressions are counts, not seconds.
     ("changes(", Unit::Real),
     ("_seconds_count", Unit::Real),
-    // Histograms of latencies of the node and of the exporter, which are in real time.
+    // Latencies of the node and of the exporter are real time.
     ("histogram_quantile(", Unit::Real),
     ("_seconds_sum", Unit::Real),
     ("_seconds_bucket", Unit::Real),
-    // The drill chooses the timestamps of headers in real time.
+    // The drills set the timestamps of headers in real time.
     ("tip_timestamp_seconds", Unit::Real),
     ("tip_age_seconds", Unit::Real),
     ("certificate_expiry", Unit::Real),
-    // Clock offsets, and the silence of peers that send a packet every ten seconds of real time.
+    // The offsets of clocks are real time. FIBRE peers send a packet every ten seconds of real time.
     ("offset_seconds", Unit::Real),
     ("silence_seconds", Unit::Real),
     ("cpu_seconds_total", Unit::Real),
-    // The age of a process of the drill, which is scaled like the rules.
+    // The age of a process or of a sample is simulated time.
     ("node_uptime_seconds", Unit::Scaled),
     ("node_start_time_seconds", Unit::Scaled),
     ("process_start_time_seconds", Unit::Scaled),
     ("time()-timestamp(", Unit::Scaled),
 ];
 
-/// The length of a PromQL duration such as `1d12h` or `250ms`, in milliseconds.
+/// The number of milliseconds in a PromQL duration such as `1d12h` or `250ms`.
 pub fn milliseconds(duration: &str) -> Result<u64, String> {
     let (mut rest, mut total) = (duration, 0);
     while !rest.is_empty() {
@@ -64,7 +64,7 @@ pub fn milliseconds(duration: &str) -> Result<u64, String> {
     Ok(total)
 }
 
-/// The duration divided by the factor, rounded to Prometheus' resolution of a millisecond.
+/// A PromQL duration divided by the factor, in milliseconds, the shortest unit of PromQL.
 pub fn duration(duration: &str, factor: u32) -> Result<String, String> {
     let scaled = milliseconds(duration)? as f64 / f64::from(factor);
     Ok(format!("{}ms", (scaled.round() as u64).max(u64::from(scaled > 0.0))))
@@ -128,7 +128,7 @@ fn end_of_text(text: &str, quote: char) -> usize {
     text.len()
 }
 
-/// Whether the word is a duration, and not a plain number or a name.
+/// Whether the word is a PromQL duration. A number without a unit is not a duration.
 fn is_duration(word: &str) -> bool {
     word.starts_with(|it: char| it.is_ascii_digit()) && milliseconds(word).is_ok()
 }
@@ -144,8 +144,8 @@ fn divided(word: &str, factor: u32) -> Result<String, String> {
     }
 }
 
-/// The operand to the left of the operator at `at`, without spaces. The operand begins after the enclosing parenthesis
-/// or after an operator between vectors.
+/// The operand to the left of the operator with the index `at`, without spaces. The operand begins after the enclosing
+/// parenthesis or after `and`, `or` or `unless`.
 fn left_operand(tokens: &[Token], at: usize) -> String {
     let (mut depth, mut start) = (0, at);
     while start > 0 {
@@ -172,7 +172,7 @@ fn is_scaled(operand: &str) -> Result<bool, String> {
     Ok(*unit == Unit::Scaled)
 }
 
-/// The expression with all simulated times divided by the factor.
+/// The PromQL expression with all durations in simulated time divided by the factor.
 pub fn expression(expression: &str, factor: u32) -> Result<String, String> {
     let tokens = tokens(expression);
     let mut scaled = String::new();
@@ -196,12 +196,12 @@ pub fn expression(expression: &str, factor: u32) -> Result<String, String> {
     Ok(scaled)
 }
 
-/// Index of the last token before `at` that is neither a space nor a sign.
+/// Index of the last token before the index `at` that is neither a space nor a minus sign.
 fn before(tokens: &[Token], at: usize) -> Option<usize> {
     tokens[..at].iter().rposition(|it| !matches!(it, Token::Space(_)) && it.text() != "-")
 }
 
-/// Whether the number or duration at `at`, outside of brackets, is simulated time.
+/// Whether the number or duration with the index `at`, which is not in square brackets, is simulated time.
 fn is_span(tokens: &[Token], at: usize) -> Result<bool, String> {
     let Some(before) = before(tokens, at) else { return Ok(false) };
     match &tokens[before] {
@@ -213,16 +213,19 @@ fn is_span(tokens: &[Token], at: usize) -> Result<bool, String> {
     }
 }
 
-/// Parser state that finds the second arguments of `predict_linear`, which are in seconds.
+/// The calls of `predict_linear` that contain the current token. Their second arguments are numbers of seconds, which
+/// must be divided by the factor.
 #[derive(Default)]
 struct Horizons {
     depth: u32,
-    /// For each unclosed call, the depth of its parentheses, and whether its second argument has begun.
+    /// For each call of `predict_linear` that contains the current token: the depth of its parentheses, and whether the
+    /// current token is in its second argument.
     open: Vec<(u32, bool)>,
 }
 
 impl Horizons {
-    /// The text of a token, with a division by the factor appended to a second argument.
+    /// The text of a token. Encloses a second argument of `predict_linear` in parentheses, and adds a division by the
+    /// factor.
     fn divided(&mut self, text: &str, before: Option<&Token>, factor: u32) -> String {
         match text {
             "(" => {
@@ -252,7 +255,7 @@ impl Horizons {
     }
 }
 
-/// Scales all rules of a rules file.
+/// Divides all durations in a file of Prometheus rules by the factor.
 pub fn rules(mut file: Value, factor: u32) -> Result<Value, String> {
     for group in file["groups"].as_array_mut().ok_or("no groups")? {
         scale_key(group, "interval", factor)?;
@@ -274,17 +277,16 @@ fn scale_key(object: &mut Value, key: &str, factor: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// Scales the intervals of all routes in a configuration of Alertmanager.
+/// Divides the intervals of all routes and the resolve timeout in a configuration of Alertmanager by the factor.
 pub fn routes(mut config: Value, factor: u32) -> Result<Value, String> {
     scale_route(&mut config["route"], factor)?;
-    let default = "5m"; // Alertmanager's
+    let default = "5m"; // Alertmanager's default
     let timeout = config["global"]["resolve_timeout"].as_str().unwrap_or(default);
     config["global"]["resolve_timeout"] = duration(timeout, factor)?.into();
     Ok(config)
 }
 
 fn scale_route(route: &mut Value, factor: u32) -> Result<(), String> {
-    // If the root route lacks an interval, Alertmanager's default is scaled and set.
     for key in ["group_wait", "group_interval", "repeat_interval"] {
         scale_key(route, key, factor)?;
     }
@@ -332,6 +334,6 @@ pub fn only_spans_of_the_drills_time_are_scaled() {
         scaled("time() - bitcoin_node_start_time_seconds < 1h"),
         "time() - bitcoin_node_start_time_seconds < 60000ms"
     );
-    // The author of a rule with a new metric in seconds has to add the metric to SECONDS.
+    // A rule with a new metric in seconds is an error until the metric is in SECONDS.
     assert!(expression("bitcoin_new_thing_seconds > 60", 60).unwrap_err().contains("SECONDS"));
 }

@@ -1,5 +1,5 @@
-//! Starts nodes from an assumeutxo snapshot. On regtest, Bitcoin Core accepts the snapshot of a chain of 200 blocks
-//! whose outputs anyone can spend (`m_assumeutxo_data` of regtest in kernel/chainparams.cpp).
+//! Writes an assumeutxo snapshot, and loads the snapshot into nodes. On regtest, Bitcoin Core accepts the snapshot of
+//! one chain of 200 blocks (`m_assumeutxo_data` of regtest in kernel/chainparams.cpp).
 
 use std::path::{Path, PathBuf};
 
@@ -57,14 +57,14 @@ fn block(previous: &Header, height: u32) -> Block {
     block
 }
 
-/// The blocks of the chain up to a snapshot, and the snapshot file.
+/// An assumeutxo snapshot at height 200, and the blocks of the chain up to the snapshot.
 pub struct Snapshot {
     blocks: Vec<Block>,
     dir: TempDir,
 }
 
 impl Snapshot {
-    /// Submits the chain to a node without blocks, and makes the node write the snapshot.
+    /// Submits the blocks to a node that has no blocks, and makes the node write the snapshot with `dumptxoutset`.
     pub fn write(node: &Node) -> Self {
         let mut tip = genesis_block(Network::Regtest).header;
         let blocks: Vec<_> = (1..=HEIGHT)
@@ -86,7 +86,8 @@ impl Snapshot {
         self.dir.path().join("snapshot")
     }
 
-    /// Loads the snapshot into a node without blocks. The node's background validation then waits for blocks.
+    /// Loads the snapshot into a node that has no blocks. The node's background validation then waits for the blocks up
+    /// to the snapshot.
     pub fn load(&self, node: &Node) {
         let headers: Vec<_> =
             self.blocks.iter().map(|it| ("submitheader", json!([serialize_hex(&it.header)]))).collect();
@@ -94,12 +95,12 @@ impl Snapshot {
         node.cli(&["loadtxoutset", &Path::display(&self.file()).to_string()]);
     }
 
-    /// Submits the block at this height, for which the node's background validation waits. The first height is 1.
+    /// Submits the block at this height to a node whose background validation waits for it. The first height is 1.
     pub fn give(&self, node: &Node, height: u32) {
         node.batch(&[("submitblock", json!([serialize_hex(&self.blocks[height as usize - 1])]))]);
     }
 
-    /// Submits the blocks above the snapshot from one node to another node.
+    /// Reads the blocks above the snapshot from one node, and submits them to another node.
     pub fn submit_blocks_above(from: &Node, to: &Node) {
         let tip: u32 = from.cli(&["getblockcount"]).parse().unwrap();
         let results = |calls: Vec<(&str, Value)>| -> Vec<Value> {
@@ -111,8 +112,7 @@ impl Snapshot {
         to.batch(&calls);
     }
 
-    /// Number of blocks below the snapshot block. Background validation is complete only after the snapshot block
-    /// itself is validated.
+    /// Number of blocks below the snapshot's block. With these blocks, background validation is not yet complete.
     pub fn below() -> u32 {
         HEIGHT - 1
     }

@@ -1,5 +1,5 @@
-//! The monitoring programs of a drill: Prometheus with the shipped rules, Alertmanager with the shipped routes, both
-//! with scaled durations, and a webhook in place of the operator.
+//! The monitoring programs of a drill: Prometheus with the shipped rules, Alertmanager with the shipped routes, and a
+//! webhook that receives the alerts. The durations of rules and routes are divided by the drill's factor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -18,10 +18,10 @@ use crate::harness::prometheus::{Alertmanager, Prometheus};
 use crate::harness::webhook::webhook;
 use crate::scale;
 
-/// Name of the alert that always fires.
+/// Name of the shipped alert that always fires.
 const WATCHDOG: &str = "BitcoinWatchdog";
 
-/// Interval between scrapes, between rule evaluations, and between polls.
+/// Interval of Prometheus' scrapes and rule evaluations, and of the exporters' polls.
 pub const INTERVAL: &str = "250ms";
 
 fn contrib() -> PathBuf {
@@ -52,14 +52,14 @@ impl Target {
     }
 }
 
-/// An alert in a message to the webhook.
+/// An alert in a notification to the webhook.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Alert {
     pub name: String,
     pub severity: String,
-    /// The receiver that the routes select.
+    /// Name of the Alertmanager receiver that the routes select for the alert.
     pub receiver: String,
-    /// Value of the label `node`; empty if the alert lacks the label.
+    /// Value of the label `node`. Empty if the alert lacks the label.
     pub node: String,
 }
 
@@ -69,7 +69,7 @@ impl fmt::Debug for Alert {
     }
 }
 
-/// The first message about an alert that the webhook received.
+/// The first notification about an alert that the webhook received.
 #[derive(Clone)]
 pub struct Received {
     pub alert: Alert,
@@ -84,7 +84,7 @@ impl fmt::Debug for Received {
     }
 }
 
-/// The running monitoring programs of a drill, and the messages that the webhook has received.
+/// The monitoring programs of a drill, and the alerts that the webhook has received.
 pub struct Stack {
     pub prometheus: Prometheus,
     pub alertmanager: Alertmanager,
@@ -96,8 +96,8 @@ pub struct Stack {
 }
 
 impl Stack {
-    /// Starts the monitoring programs. `relabeling` are relabel rules for the samples. `authority` is the certificate
-    /// authority of exporters with TLS.
+    /// Starts the monitoring programs. `relabeling` are Prometheus' relabel rules for samples. `authority` is the file
+    /// with the certificate of the authority that signed the exporters' certificates.
     pub fn start(factor: u32, targets: &[Target], relabeling: &[Value], authority: Option<&Path>) -> Self {
         let (url, messages) = webhook();
         let dir = TempDir::new().unwrap();
@@ -112,7 +112,7 @@ impl Stack {
         if let Some(authority) = authority {
             config["scrape_configs"][0]["tls_config"] = json!({"ca_file": authority});
         }
-        // Also scale the durations in Prometheus' command-line options.
+        // The durations in Prometheus' command-line options are also divided.
         let scaled = |text: &str| scale::duration(text, factor).unwrap();
         let prometheus = Prometheus::start_with(
             &config.to_string(),
@@ -132,17 +132,17 @@ impl Stack {
         write_targets(self.dir.path(), targets);
     }
 
-    /// The real duration of this number of simulated minutes.
+    /// The real time that this number of simulated minutes takes.
     pub fn minutes(&self, minutes: f64) -> Duration {
         Duration::from_secs_f64(minutes * 60.0 / f64::from(self.factor))
     }
 
-    /// The number of simulated minutes in a real duration.
+    /// The number of simulated minutes in a duration of real time.
     pub fn in_minutes(&self, span: Duration) -> f64 {
         span.as_secs_f64() * f64::from(self.factor) / 60.0
     }
 
-    /// Waits for this real duration, and records the arrival times of messages.
+    /// Waits for this duration of real time, and records the arrival times of alerts at the webhook.
     pub fn wait(&self, span: Duration) {
         let end = Instant::now() + span;
         while Instant::now() < end {
@@ -151,8 +151,8 @@ impl Stack {
         }
     }
 
-    /// All alerts that the webhook has received, including the alerts of the receiver `nobody`, which would send no
-    /// message in operation.
+    /// All alerts that the webhook has received, including the alerts of the receiver `nobody`, for which the shipped
+    /// configuration sends no notifications.
     pub fn received(&self) -> Vec<Received> {
         let mut received = self.received.lock().unwrap();
         for message in self.messages.lock().unwrap().try_iter() {
@@ -177,32 +177,32 @@ impl Stack {
         received.clone()
     }
 
-    /// Whether a message about the watchdog alert has arrived since the last call.
+    /// Whether the webhook has received the watchdog alert since the last call of this function.
     pub fn watchdog_arrived(&self) -> bool {
         self.received();
         self.watchdog.swap(false, Relaxed)
     }
 
-    /// Discards the alert that Prometheus has no targets. This alert fires because Prometheus reads its targets only
-    /// five seconds of real time after its start.
+    /// Discards the alert about missing targets, which fires because Prometheus reads its targets five seconds of real
+    /// time after its start.
     pub fn discard_startup_alert(&self) {
         const ALERT: &str = "BitcoinNothingScraped";
         eventually("the alert about missing targets has ended", || {
             (!self.alerts("firing").iter().any(|it| it.starts_with(ALERT))).then_some(())
         });
-        // Wait until Alertmanager has sent the alert.
+        // Alertmanager may send the alert after it has ended in Prometheus.
         std::thread::sleep(self.minutes(1.0));
         self.received();
         self.received.lock().unwrap().retain(|it| it.alert.name != ALERT);
     }
 
-    /// Adds rules to Prometheus without scaling them.
+    /// Adds rules to Prometheus without dividing their durations, and restarts Prometheus.
     pub fn add_rules(&mut self, rules: &str) {
         std::fs::write(self.dir.path().join("more.yml"), rules).unwrap();
         self.prometheus.stop();
         let restarted = unix_time() + 1;
         self.prometheus.start_again();
-        // After a restart, Prometheus reads its targets with a delay of some seconds of real time.
+        // Prometheus reads its targets some seconds of real time after its start.
         eventually("targets are scraped again", || {
             let scraped =
                 self.prometheus.query(&format!("timestamp(up{{job=~\"bitcoind-.*\"}}) > {restarted}"));
@@ -210,8 +210,7 @@ impl Stack {
         });
     }
 
-    /// Names and nodes of the alerts in this state (`firing` or `pending`) in Prometheus, including alerts that
-    /// Alertmanager suppresses.
+    /// The names and nodes of the alerts that have this state (`firing` or `pending`) in Prometheus.
     pub fn alerts(&self, state: &str) -> BTreeSet<String> {
         let alerts = self.prometheus.query(&format!("ALERTS{{alertstate=\"{state}\"}}"));
         let label = |it: &Value, name: &str| it["metric"][name].as_str().unwrap_or_default().to_string();
@@ -220,7 +219,7 @@ impl Stack {
         texts.filter(|it| !it.starts_with(WATCHDOG)).collect()
     }
 
-    /// A text with the number of failed scrapes, the longest scrape and the last error of each target.
+    /// A text with the failed scrapes, the slowest scrapes and the last error of each target, for a failed test.
     pub fn failed_scrapes(&self) -> String {
         let failed = self.prometheus.query("count_over_time((up == 0)[1h:250ms]) > 0");
         let slowest = self.prometheus.query("topk(3, max_over_time(scrape_duration_seconds[1h]))");
@@ -235,8 +234,8 @@ impl Stack {
         format!("failed {failed}, slowest {slowest}, last errors {errors:#?}")
     }
 
-    /// Waits until each target was scraped successfully at least once. On a busy machine, not all targets are up at the
-    /// same time.
+    /// Waits until Prometheus has scraped each target successfully at least once. On a busy machine, the targets may
+    /// not all be up at the same time.
     pub fn wait_for_targets(&self, number: usize) {
         eventually("every target is scraped", || {
             let up = self.prometheus.query("count(max_over_time(up{job=~\"bitcoind-.*\"}[1m]) == 1)");
@@ -245,8 +244,8 @@ impl Stack {
     }
 }
 
-/// The shipped configuration of Alertmanager with scaled durations. Each receiver is the webhook, including the
-/// receiver that sends no messages in operation.
+/// The shipped configuration of Alertmanager with divided durations. Each receiver sends its notifications to the
+/// webhook.
 fn alertmanager_config(webhook: &str, factor: u32) -> Value {
     let mut config = scale::routes(yaml(&contrib().join("alertmanager/alertmanager.yml")), factor).unwrap();
     for receiver in config["receivers"].as_array_mut().unwrap() {
@@ -255,7 +254,7 @@ fn alertmanager_config(webhook: &str, factor: u32) -> Value {
     config
 }
 
-/// The shipped configuration of Prometheus with the rules and targets in this folder.
+/// The shipped configuration of Prometheus with the rules and targets in the folder `dir`.
 fn prometheus_config(dir: &Path, alertmanager: &str, relabeling: &[Value]) -> Value {
     let mut config = yaml(&contrib().join("prometheus/prometheus.yml"));
     config["global"]["scrape_interval"] = INTERVAL.into();
@@ -271,7 +270,7 @@ fn prometheus_config(dir: &Path, alertmanager: &str, relabeling: &[Value]) -> Va
             let file = dir.join(format!("{}.json", job["job_name"].as_str().unwrap()));
             job["file_sd_configs"] = json!([{"files": [file]}]);
         }
-        // The jobs that scrape Prometheus and Alertmanager.
+        // The jobs with static targets scrape Prometheus and Alertmanager.
         let own = job.get_mut("static_configs").and_then(Value::as_array_mut);
         for target in own.into_iter().flatten() {
             for address in target["targets"].as_array_mut().unwrap() {
@@ -290,7 +289,7 @@ fn write_targets(dir: &Path, targets: &[Target]) {
         let of_job = targets.iter().filter(|it| it.job == job);
         let entries: Vec<_> =
             of_job.map(|it| json!({"targets": [it.address], "labels": it.labels})).collect();
-        // Write to a temporary file and rename it, because Prometheus must not read an incomplete file.
+        // The file is written under another name and then renamed, because Prometheus must not read an incomplete file.
         let (new, file) = (dir.join(format!("{job}.new")), dir.join(format!("{job}.json")));
         std::fs::write(&new, Value::from(entries).to_string()).unwrap();
         std::fs::rename(new, file).unwrap();

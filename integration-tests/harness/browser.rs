@@ -1,4 +1,4 @@
-//! A headless Chromium, controlled over WebDriver.
+//! Runs a headless Chromium, which the test controls over WebDriver.
 
 use std::process::{Child, Command, Stdio};
 
@@ -15,6 +15,7 @@ pub struct Browser {
 }
 
 impl Browser {
+    /// Starts Chromium with a page of this size in CSS pixels, with dark mode if `dark` is true.
     pub fn start(width: u32, height: u32, dark: bool) -> Self {
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let driver = Command::new("chromedriver")
@@ -44,7 +45,7 @@ impl Browser {
         ];
         arguments.extend(dark.then(|| "--force-dark-mode".to_string()));
         let mut options = json!({"args": arguments});
-        // Chromium's window has a minimum width of 500 pixels. For a narrower page, emulate a phone.
+        // A window of Chromium is at least 500 pixels wide. Narrower pages need the emulation of a mobile device.
         if width < 500 {
             let phone = json!({"width": width, "height": height, "pixelRatio": 1.0, "touch": false});
             options["mobileEmulation"] = json!({"deviceMetrics": phone});
@@ -58,21 +59,23 @@ impl Browser {
         browser
     }
 
+    /// Sends a WebDriver command of this session, and returns the `value` of the response.
     fn ask(&self, path: &str, body: Value) -> Value {
         send("POST", &format!("{}/{path}", self.session), Some(body))
             .unwrap_or_else(|error| panic!("{path}: {error}"))
     }
 
+    /// Opens a URL in the page.
     pub fn open(&self, url: &str) {
         self.ask("url", json!({"url": url}));
     }
 
-    /// Runs a JavaScript function body in the page, and returns its result.
+    /// Runs JavaScript in the page as the body of a function, and returns the value that the function returns.
     pub fn run(&self, script: &str) -> Value {
         self.ask("execute/sync", json!({"script": script, "args": []}))
     }
 
-    /// Sends these keys to the focused element.
+    /// Presses and releases these keys on the keyboard, one after the other.
     pub fn press(&self, keys: &str) {
         let actions: Vec<_> = keys
             .chars()
@@ -81,13 +84,13 @@ impl Browser {
         self.ask("actions", json!({"actions": [{"type": "key", "id": "keyboard", "actions": actions}]}));
     }
 
-    /// Lines that the page has written to the console since the last call of this function.
+    /// Lines that the browser has logged for the page since the last call of this function, such as errors.
     pub fn console(&self) -> Vec<String> {
         let lines = self.ask("se/log", json!({"type": "browser"}));
         lines.as_array().unwrap().iter().map(|line| line["message"].to_string()).collect()
     }
 
-    /// A screenshot as PNG, in Base64.
+    /// A screenshot of the page: a PNG file in Base64.
     pub fn screenshot(&self) -> String {
         let picture = send("GET", &format!("{}/screenshot", self.session), None).unwrap();
         picture.as_str().unwrap().to_string()

@@ -1,4 +1,4 @@
-//! Starts an exporter, reads its log, and sends requests to its endpoint.
+//! Starts an exporter, reads its log, and sends requests to its HTTP endpoint.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,15 +14,16 @@ use procfs::process::{Process, Stat, all_processes};
 
 use super::eventually;
 
+/// A command that runs the IPC exporter without arguments.
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));
     // Without this variable, an exporter that is tested in a container would detect the container, and its supervisor
-    // would wait for the guards.
+    // would wait for the guards before it exits.
     command.stdin(Stdio::null()).env_remove("RUST_LOG").env(IN_CONTAINER, "0");
     command
 }
 
-/// A running exporter. When this value is dropped, the exporter is killed if it is still running.
+/// An IPC or USDT exporter that a test has started. When this value is dropped, the process is killed.
 pub struct Exporter {
     child: Child,
     log: Arc<Mutex<String>>,
@@ -30,29 +31,28 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Starts an exporter for the node with this socket, on a free port.
+    /// Starts an IPC exporter on a free port for the node with this socket, and waits until it logs its address.
     pub fn start(socket: &Path, arguments: &[&str]) -> Self {
         Self::spawn(command().arg(socket).args(arguments))
     }
 
-    /// Starts an exporter with `command` on a free port, and waits until it logs the address of its endpoint.
+    /// Runs `command` on a free port, and waits until the exporter logs the address of its endpoint.
     pub fn spawn(command: &mut Command) -> Self {
         Self::spawn_and_read(command, usize::MAX)
     }
 
-    /// Starts an exporter without adding an address to its arguments, and waits until it logs the address of its
-    /// endpoint.
+    /// Runs `command` without adding `--metrics-addr`, and waits until the exporter logs the address of its endpoint.
     pub fn spawn_without_address(command: &mut Command) -> Self {
         Self::spawn_as_it_is(command, usize::MAX)
     }
 
-    /// Starts an exporter, reads only the first `at_most` bytes of its log, and leaves the following bytes in the pipe,
-    /// which fills up.
+    /// Like [`Self::spawn`], but stops reading the log after about `at_most` bytes: the pipe of the log then fills up.
     pub fn spawn_and_read(command: &mut Command, at_most: usize) -> Self {
         Self::spawn_as_it_is(command.args(["--metrics-addr", "127.0.0.1:0"]), at_most)
     }
 
-    /// Starts an exporter that serves at this address. Its stderr is inherited and not read.
+    /// Runs `command`, whose arguments make the exporter serve at this address. The exporter inherits stderr, and its
+    /// log is not read.
     pub fn spawn_at(command: &mut Command, address: &str) -> Self {
         let child = command.stderr(Stdio::inherit()).spawn().expect("the exporter starts");
         let exporter = Exporter { child, log: Arc::default(), address: address.into() };
@@ -60,6 +60,7 @@ impl Exporter {
         exporter
     }
 
+    /// Runs `command`, reads about `at_most` bytes of its log, and waits until the exporter logs its address.
     fn spawn_as_it_is(command: &mut Command, at_most: usize) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the exporter starts");
         let log = Arc::new(Mutex::new(String::new()));
@@ -71,7 +72,7 @@ impl Exporter {
             {
                 lines.lock().unwrap().push_str(&String::from_utf8_lossy(&buffer[..read]));
             }
-            std::mem::forget(stderr); // the pipe stays open and fills up
+            std::mem::forget(stderr); // keeps the pipe open, which then fills up
         });
         let address = eventually("the exporter logs its address", || {
             let log = log.lock().unwrap();
@@ -85,20 +86,24 @@ impl Exporter {
         Exporter { child, log, address }
     }
 
+    /// Waits until `/readyz` returns status 200.
     pub fn ready(self) -> Self {
         eventually("the exporter is ready", || (self.get("/readyz").0 == 200).then_some(()));
         self
     }
 
+    /// The host and port of the exporter's endpoint.
     pub fn address(&self) -> &str {
         &self.address
     }
 
+    /// The exporter's log so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().clone()
     }
 
-    /// Sends a raw request. Returns the status code; `None` if the exporter closes the connection without a response.
+    /// Sends a raw HTTP request. Returns the status code, or `None` if the exporter closes the connection without a
+    /// response.
     pub fn try_request(&self, request: &str) -> Option<u16> {
         let mut stream = TcpStream::connect(&self.address).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -108,7 +113,7 @@ impl Exporter {
         answer.split(' ').nth(1)?.parse().ok()
     }
 
-    /// Sends a raw request. Returns the bytes of the whole response.
+    /// Sends a raw HTTP request. Returns the bytes of the whole response.
     pub fn request_bytes(&self, request: &str) -> Vec<u8> {
         let mut stream = TcpStream::connect(&self.address).expect("the exporter listens");
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -118,7 +123,7 @@ impl Exporter {
         answer
     }
 
-    /// Sends a raw request. Returns the status code, the headers and the body of the response.
+    /// Sends a raw HTTP request. Returns the status code, the headers in lower case, and the body of the response.
     pub fn request(&self, request: &str) -> (u16, String, String) {
         let answer = String::from_utf8(self.request_bytes(request)).expect("UTF-8");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
@@ -126,22 +131,25 @@ impl Exporter {
         (status, head.to_lowercase(), body.to_string())
     }
 
+    /// Requests a page of the endpoint. Returns the status code and the body of the response.
     pub fn get(&self, path: &str) -> (u16, String) {
         let (status, _, body) =
             self.request(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
         (status, body)
     }
 
+    /// The response of `/metrics` in Prometheus' text format.
     pub fn metrics(&self) -> String {
         self.get("/metrics").1
     }
 
-    /// Value of a sample in the metrics. `sample` is the name with the labels, as in the exposition format.
+    /// The current value of a sample. `sample` is the metric's name with its labels, as in Prometheus' text format.
     pub fn value(&self, sample: &str) -> Option<f64> {
         let text = self.metrics();
         text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ')?.parse().ok())
     }
 
+    /// Waits until a sample has this value. Panics after 30 seconds.
     pub fn wait_for(&self, sample: &str, value: f64) {
         let mut last = None;
         let what = || {
@@ -152,23 +160,24 @@ impl Exporter {
         assert!(found.is_ok(), "{sample} is {last:?}, expected {value}; log:\n{}", self.log());
     }
 
-    /// Number of polls that the exporter has made so far.
+    /// Number of polls of the node that the exporter has completed.
     pub fn polls(&self) -> f64 {
         self.value("bitcoin_exporter_poll_duration_seconds_count").unwrap()
     }
 
+    /// Waits until the exporter has completed this number of additional polls.
     pub fn wait_for_polls(&self, more: f64) {
         let before = self.polls();
         eventually("polls continue", || (self.polls() >= before + more).then_some(()));
     }
 
-    /// PID of the process that was started: the supervisor, or the USDT exporter.
+    /// PID of the process that the test started: the supervisor of an IPC exporter, or a USDT exporter.
     pub fn supervisor(&self) -> Pid {
         Pid::from_raw(self.child.id() as i32)
     }
 
-    /// PID of the process that serves the metrics: the supervisor's child process, or the USDT exporter, which has no
-    /// supervisor.
+    /// PID of the process that serves the metrics: the child process of an IPC exporter's supervisor, or a USDT
+    /// exporter, which has no supervisor.
     pub fn pid(&self) -> Pid {
         eventually("the exporter's process runs", || {
             let started = self.supervisor();
@@ -182,24 +191,24 @@ impl Exporter {
         kill(self.pid(), signal).expect("the exporter runs");
     }
 
-    /// PID of the guard; `None` if no guard runs.
+    /// PID of the guard. `None` if no guard is running.
     pub fn guard(&self) -> Option<Pid> {
         child_of(self.supervisor(), "bitcoind-guard")
     }
 
-    /// Waits for the exporter to exit, and returns its status.
+    /// Waits until the exporter exits, and returns its exit status.
     pub fn ended(&mut self) -> ExitStatus {
         eventually("the exporter exits", || self.child.try_wait().unwrap())
     }
 
+    /// Sends SIGTERM to the process that the test started, and returns its exit status.
     pub fn terminate(&mut self) -> ExitStatus {
         kill(self.supervisor(), Signal::SIGTERM).expect("the exporter runs");
         self.ended()
     }
 }
 
-/// PID of the child process of `parent` with this name in `/proc`; replacement guards, which have another name, are
-/// excluded.
+/// PID of the child process of `parent` with this name. Replacement guards and zombies are ignored.
 pub fn child_of(parent: Pid, name: &str) -> Option<Pid> {
     let processes =
         all_processes().unwrap().flatten().filter_map(|process| Some((process.stat().ok()?, process)));

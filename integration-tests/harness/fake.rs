@@ -1,10 +1,10 @@
-//! A fake node with any subset of the IPC interfaces. It makes the callbacks that a test requests.
+//! A fake node with any subset of Bitcoin Core's IPC interfaces, which makes the callbacks that a test requests.
 //!
-//! The fake node is as strict as real nodes. A client error that would make a real node abort or hang is recorded as a
-//! fault, and a fault fails the test that started the node. A client must not disconnect with a live subscription or in
-//! the middle of a call, cancel a call, abort, disconnect a handler twice, or leave a block template behind
-//! (`templates`). After `disconnect`, the fake node destroys the callback, either before it responds or some
-//! milliseconds later, and then releases it.
+//! The fake node records a fault for each client error that would make a real node abort or hang. A fault fails the
+//! test that started the fake node. The client errors are: closing the connection with a live subscription, during a
+//! call or with an unreleased block template (`templates`); cancelling a call; sending Cap'n Proto's `abort` message;
+//! and disconnecting a handler twice. When a client calls `disconnect` on a handler, the fake node first calls
+//! `destroy` on the callback, either before or after the response to `disconnect`, and then releases the callback.
 
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -34,10 +34,12 @@ use super::templates::{Outcome, Step, Templates, Watched};
 /// Number of the block that is the tip when the fake node starts.
 const FIRST_TIP: u8 = 7;
 
+/// The current time in milliseconds since the Unix epoch.
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
 
+/// The height of the fake chain's block with this number.
 fn height_of(block: u8) -> i32 {
     35 + i32::from(block)
 }
@@ -46,16 +48,16 @@ fn height_of(block: u8) -> i32 {
 #[derive(Clone, Copy, Default)]
 pub struct Offers {
     pub mining: bool,
-    /// Whether `makeMining` has its ordinal of Core 30.
+    /// Whether the Mining interface has the ordinals and parameters of Core 30.
     pub core30: bool,
     pub rpc: bool,
     pub chain: bool,
-    /// The methods of Chain have other ordinals than in our schema.
+    /// Whether the Chain interface has other ordinals than in this project's schema.
     pub other_chain: bool,
     pub node: bool,
     pub tracing: bool,
     pub ibd: bool,
-    /// Whether responses contain negative or huge values.
+    /// Whether the fake node's responses contain negative or huge values.
     pub absurd: bool,
     /// Whether the long poll (`waitTipChanged`) returns an error at once.
     pub tip_fails: bool,
@@ -68,6 +70,7 @@ pub struct Offers {
 }
 
 impl Offers {
+    /// A fake node with only the Init interface.
     pub const NOTHING: Offers = Offers {
         mining: false,
         core30: false,
@@ -85,29 +88,32 @@ impl Offers {
     };
 }
 
-/// A callback that the fake node makes.
+/// A callback that the fake node makes to all its subscribers of ChainNotifications or of the UTXO cache trace.
 #[derive(Clone)]
 pub enum Event {
+    /// `transactionAddedToMempool`.
     Added,
+    /// `transactionRemovedFromMempool` with this removal reason.
     Removed(i32),
-    Connected {
-        height: i32,
-        data: Vec<u8>,
-    },
-    /// A block connected to the background chainstate of an assumeutxo node.
-    Historical {
-        height: i32,
-        data: Vec<u8>,
-    },
+    /// `blockConnected` with this serialized block.
+    Connected { height: i32, data: Vec<u8> },
+    /// `blockConnected` for a block of the background chainstate of an assumeutxo node.
+    Historical { height: i32, data: Vec<u8> },
+    /// `blockDisconnected` for a block at this height.
     Disconnected(i32),
+    /// `updatedBlockTip`.
     Tip,
+    /// `chainStateFlushed`.
     Flushed,
+    /// UTXO cache trace: a coin of this many satoshis was added.
     Add(i64),
+    /// UTXO cache trace: a coin of this many satoshis was spent.
     Spend(i64),
+    /// UTXO cache trace: a coin of this many satoshis was removed from the cache.
     Uncache(i64),
 }
 
-/// For each callback that succeeded, the time until the client's response.
+/// The client's response times to the callbacks that succeeded.
 pub type Answers = Vec<Duration>;
 
 /// A command from the test's thread to the fake node's thread.
@@ -135,23 +141,23 @@ pub struct Counts {
     connections: AtomicU32,
     last_awaited_tip: AtomicU32,
     getudppeerinfo_calls: AtomicU32,
-    /// Number of getpeerinfo calls so far.
     getpeerinfo_calls: AtomicU32,
-    /// Whether the test has stopped the node. After that, closed connections are no faults.
+    /// Whether the test has stopped the node with [`FakeNode::end`]. Faults then no longer fail the test.
     ended: AtomicBool,
     /// Number of requests for a block template so far.
     pub templates: AtomicU32,
-    /// Number of calls that hang at present because the test requested it.
+    /// Number of calls under way to which the fake node does not respond because the test requested it.
     pub hanging: AtomicU32,
 }
 
 impl Counts {
+    /// Records a client error that would make a real node abort or hang.
     pub fn fault(&self, what: impl Into<String>) {
         self.faults.lock().unwrap().push(what.into());
     }
 }
 
-/// Runs a task of the node. A panic in the task is recorded as a fault.
+/// Runs a task of the fake node. A panic in the task is recorded as a fault.
 fn spawn(counts: &Arc<Counts>, part: impl Future<Output = ()> + 'static) {
     let counts = counts.clone();
     tokio::task::spawn_local(async move {
@@ -161,7 +167,7 @@ fn spawn(counts: &Arc<Counts>, part: impl Future<Output = ()> + 'static) {
     });
 }
 
-/// A fake node that runs on a separate thread. When this value is dropped, the test fails if there were faults.
+/// A fake node that runs on a separate thread. When this value is dropped, the test fails if faults were recorded.
 pub struct FakeNode {
     dir: TempDir,
     commands: async_mpsc::UnboundedSender<Command>,
@@ -169,6 +175,7 @@ pub struct FakeNode {
 }
 
 impl FakeNode {
+    /// Starts a fake node with these interfaces and properties.
     pub fn start(offers: Offers) -> Self {
         let dir = TempDir::new().unwrap();
         let (commands, receiver) = async_mpsc::unbounded_channel();
@@ -176,8 +183,8 @@ impl FakeNode {
         let listener = std::os::unix::net::UnixListener::bind(dir.path().join("node.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let shared = counts.clone();
-        // The exporter detects by the name `b-msghand` of this thread that Core 30 has loaded its chain. Core 30 does
-        // not report over IPC that it has loaded its chain.
+        // Core 30 does not report over IPC when its chain is loaded. The exporter therefore waits until the node's
+        // process has a thread with the name `b-msghand`.
         let name = if offers.loading { "b-init" } else { "b-msghand" };
         std::thread::Builder::new()
             .name(name.into())
@@ -206,106 +213,112 @@ impl FakeNode {
         FakeNode { dir, commands, counts }
     }
 
+    /// Path of the fake node's IPC socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("node.sock")
     }
 
-    /// Makes these callbacks one after the other, each after the response to the previous one. Returns the number of
-    /// callbacks that succeeded.
+    /// Makes these callbacks to all subscribers, each callback after the response to the previous callback. Returns the
+    /// number of callbacks that succeeded.
     pub fn fire(&self, events: Vec<Event>) -> usize {
         self.fire_and_time(events).len()
     }
 
-    /// Like [`Self::fire`], but returns the response times.
+    /// Like [`Self::fire`], but returns the response times of the callbacks that succeeded.
     pub fn fire_and_time(&self, events: Vec<Event>) -> Answers {
         let (sender, answers) = mpsc::channel();
         assert!(self.commands.send(Command::Fire(events, sender)).is_ok(), "the fake node runs");
         answers.recv_timeout(Duration::from_secs(60)).expect("the callbacks are answered")
     }
 
+    /// Sets whether the fake node reports that it is in initial block download.
     pub fn set_ibd(&self, ibd: bool) {
         assert!(self.commands.send(Command::SetIbd(ibd)).is_ok(), "the fake node runs");
     }
 
-    /// Sets whether calls that request the height hang.
+    /// Sets whether the fake node leaves calls of `Chain.getHeight` without a response.
     pub fn hang(&self, hangs: bool) {
         assert!(self.commands.send(Command::Hang(hangs)).is_ok(), "the fake node runs");
     }
 
-    /// Sets whether requests for subscriptions hang.
+    /// Sets whether the fake node leaves requests for subscriptions without a response.
     pub fn hang_subscriptions(&self, hang: bool) {
         assert!(self.commands.send(Command::HangSubscriptions(hang)).is_ok(), "the fake node runs");
     }
 
-    /// Sets whether the response to getpeerinfo exceeds the exporter's limit.
+    /// Sets whether the response to getpeerinfo exceeds the exporter's limit on the size of responses.
     pub fn oversize_response(&self, too_much: bool) {
         assert!(self.commands.send(Command::OversizeResponse(too_much)).is_ok(), "the fake node runs");
     }
 
-    /// Number of getpeerinfo calls.
+    /// Number of getpeerinfo calls so far.
     pub fn getpeerinfo_calls(&self) -> u32 {
         self.counts.getpeerinfo_calls.load(Relaxed)
     }
 
-    /// Completes the loading of the chain.
+    /// Makes a fake node that is loading its chain complete the loading.
     pub fn load(&self) {
         assert!(self.commands.send(Command::Load).is_ok(), "the fake node runs");
     }
 
-    /// Sets the outcome of the next request for a block template.
+    /// Sets the outcome of all later requests for a block template.
     pub fn set_outcome(&self, outcome: Outcome) {
         assert!(self.commands.send(Command::SetOutcome(outcome)).is_ok(), "the fake node runs");
     }
 
-    /// Sets the step at which calls about block templates hang.
+    /// Sets the kind of calls about block templates to which the fake node does not respond. With `None`, the fake node
+    /// responds to all calls.
     pub fn hang_at(&self, step: Option<Step>) {
         assert!(self.commands.send(Command::HangAt(step)).is_ok(), "the fake node runs");
     }
 
-    /// Whether a call hangs at present.
+    /// Whether a call is under way to which the fake node does not respond because the test requested it.
     pub fn hangs(&self) -> bool {
         self.counts.hanging.load(Relaxed) > 0
     }
 
-    /// Number of requests for a block template.
+    /// Number of requests for a block template so far.
     pub fn templates(&self) -> u32 {
         self.counts.templates.load(Relaxed)
     }
 
-    /// Sets the tip to block number `block` of the chain, at height 35 + `block`.
+    /// Makes the fake chain's block number `block`, at height 35 + `block`, the tip.
     pub fn set_tip(&self, block: u8) {
         assert!(self.commands.send(Command::SetTip(block)).is_ok(), "the fake node runs");
     }
 
-    /// Sets the response (an error or a result) to requests for headers. `None` restores the normal response.
+    /// Sets the JSON response to getblockheader, with an `error` or a `result`. `None` restores the normal response.
     pub fn answer_headers(&self, answer: Option<Value>) {
         assert!(self.commands.send(Command::AnswerHeaders(answer)).is_ok(), "the fake node runs");
     }
 
-    /// The number of the block that the last long poll passed as the current tip.
+    /// Number of the block that the client passed as the current tip in its last `waitTipChanged` call.
     pub fn last_awaited_tip(&self) -> u32 {
         self.counts.last_awaited_tip.load(Relaxed)
     }
 
+    /// Number of getudppeerinfo calls so far.
     pub fn getudppeerinfo_calls(&self) -> u32 {
         self.counts.getudppeerinfo_calls.load(Relaxed)
     }
 
+    /// Makes the fake node announce its shutdown, as a real node does: `shutdownRequested` returns true, and long polls
+    /// return no tip.
     pub fn shut_down(&self) {
         assert!(self.commands.send(Command::ShutDown).is_ok(), "the fake node runs");
     }
 
-    /// Stops the node at once, even if calls are under way.
+    /// Stops the fake node at once, even if calls are under way. Faults no longer fail the test.
     pub fn end(self) {
         self.counts.ended.store(true, Relaxed);
     }
 
-    /// Descriptions of client errors that would make a real node abort or hang.
+    /// Descriptions of the client errors so far that would make a real node abort or hang.
     pub fn faults(&self) -> Vec<String> {
         self.counts.faults.lock().unwrap().clone()
     }
 
-    /// Clears the recorded faults. Used by tests that have cut the connection on purpose.
+    /// Clears the recorded faults, for tests that close the connection on purpose.
     pub fn clear_faults(&self) {
         self.counts.faults.lock().unwrap().clear();
     }
@@ -315,7 +328,7 @@ impl FakeNode {
         self.counts.connections.load(Relaxed)
     }
 
-    /// Number of `waitTipChanged` calls.
+    /// Number of `waitTipChanged` calls so far.
     pub fn long_polls(&self) -> u32 {
         self.counts.long_polls.load(Relaxed)
     }
@@ -336,7 +349,7 @@ impl Drop for FakeNode {
     }
 }
 
-/// The callback object of a subscription.
+/// The client's callback object of a subscription.
 #[derive(Clone)]
 enum Callback {
     Chain(chain_notifications::Client),
@@ -346,7 +359,7 @@ enum Callback {
 /// The callback of a subscription; `None` after the fake node has released the callback.
 type Held = Rc<RefCell<Option<Callback>>>;
 
-/// The state of a fake node, which its interfaces share.
+/// The settings, subscriptions, tip and block templates of a fake node, which its interfaces share.
 struct State {
     offers: Offers,
     ibd: Cell<bool>,
@@ -366,6 +379,7 @@ struct State {
     counts: Arc<Counts>,
 }
 
+/// Accepts connections and executes the test's commands until the [`FakeNode`] is dropped.
 async fn run(
     state: Rc<State>,
     listener: std::os::unix::net::UnixListener,
@@ -430,6 +444,7 @@ async fn serve(state: Rc<State>, stream: UnixStream, connection: usize) {
     state.counts.connections.fetch_sub(1, Relaxed);
 }
 
+/// Makes a callback to each subscriber, one after the other, and adds the response times to `answers`.
 async fn fire(state: &State, event: Event, answers: &mut Answers) {
     let callbacks: Vec<_> =
         state.callbacks.borrow().iter().filter_map(|(_, it)| it.borrow().clone()).collect();
@@ -498,6 +513,7 @@ macro_rules! method {
     };
 }
 
+/// Returns the error "Method not implemented" if the fake node does not offer the interface.
 fn refused<T>(offered: bool, what: T) -> Result<T, Error> {
     if offered { Ok(what) } else { Err(Error::unimplemented("Method not implemented".into())) }
 }
@@ -509,12 +525,14 @@ struct Init {
 }
 
 impl Init {
+    /// Records a fault if the node is still loading its chain.
     fn chain_is_loaded(&self) {
         if self.state.loading.get() {
             self.state.counts.fault("asked for its chain before it was loaded");
         }
     }
 
+    /// The object that implements all interfaces except Init for this connection.
     fn fake(&self) -> Fake {
         Fake { state: self.state.clone(), connection: self.connection }
     }
@@ -578,6 +596,7 @@ struct Fake {
 }
 
 impl Fake {
+    /// Waits while the test has set that requests for subscriptions get no response.
     async fn subscriptions_pass(&self) {
         if *self.state.subscriptions_hang.borrow() {
             let mut call = InCall { state: self.state.clone(), answered: false };
@@ -588,6 +607,7 @@ impl Fake {
         }
     }
 
+    /// Stores the callback of a new subscription, and returns the subscription's handler.
     fn subscribe(&self, callback: Callback) -> handler::Client {
         let callback = Rc::new(RefCell::new(Some(callback)));
         self.state.callbacks.borrow_mut().push((self.connection, callback.clone()));
@@ -601,6 +621,7 @@ impl Fake {
         })
     }
 
+    /// The JSON response of the fake node to this JSON-RPC call.
     fn execute(&self, method: &str, params: &serde_json::Value) -> serde_json::Value {
         use serde_json::json;
         let hash = |block: u8| format!("{block:02x}").repeat(32);
@@ -639,8 +660,8 @@ impl Fake {
     }
 }
 
-/// A call that is under way. A real node can abort when its client disconnects before the response or cancels the call.
-/// Therefore a fault is recorded if this value is dropped before the response.
+/// A call to which the fake node has not responded. A fault is recorded if this value is dropped before the response,
+/// because a real node can abort when its client disconnects or cancels the call before the response.
 struct InCall {
     state: Rc<State>,
     answered: bool,
@@ -683,7 +704,8 @@ impl mining::Server for Fake {
         let params = params.get()?;
         let mut milliseconds = params.get_timeout();
         if this.state.offers.core30 {
-            // The schema of Core 30 has no default value.
+            // Cap'n Proto XORs a value with its default. This project's schema has the default f64::MAX and the schema
+            // of Core 30 has none. For Core 30, the XOR must therefore be undone.
             milliseconds = f64::from_bits(milliseconds.to_bits() ^ f64::MAX.to_bits());
         }
         let timeout = Duration::from_secs_f64(milliseconds / 1000.0);
@@ -742,7 +764,7 @@ impl chain::Server for Fake {
         results.get().set_result(9);
     });
     method!(chain::relay_min_fee(_params: RelayMinFeeParams, results: RelayMinFeeResults), |this| {
-        // With other ordinals the method here returns a number.
+        // With other ordinals, the method with this ordinal returns a number, and the field for the fee rate is empty.
         if !this.state.offers.other_chain {
             results.get().set_result(&1000u64.to_le_bytes());
         }
@@ -830,8 +852,8 @@ impl tracing::Server for Fake {
 struct Handler {
     callback: Held,
     disconnected: Cell<bool>,
-    /// Whether the fake node destroys the callback before it responds to `disconnect`. If false, the fake node destroys
-    /// the callback after the response.
+    /// Whether the fake node calls `destroy` on the callback before it responds to `disconnect`. If false, it calls
+    /// `destroy` after the response.
     destroys_first: bool,
     counts: Arc<Counts>,
 }

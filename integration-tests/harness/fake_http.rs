@@ -1,4 +1,4 @@
-//! A fake JSON-RPC server over HTTP, with correct and incorrect responses.
+//! A fake of a node's JSON-RPC server over HTTP, which sends correct or incorrect responses.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -17,42 +17,49 @@ use super::fake::FakeNode;
 /// How the fake server responds to a request.
 #[derive(Clone)]
 pub enum Mode {
-    /// Responds like the fake node's JSON-RPC if the request has the cookie, and with the status 401 if the request
-    /// lacks the cookie.
+    /// Responds with the result of a correct node if the request has the cookie, and otherwise with the status 401.
     Works,
-    /// Responds with these results. The keys are methods, or a method and its first parameter. For other methods,
-    /// responds with the error "Method not found".
+    /// Responds with these results. The keys of the JSON object are methods, or a method and its first parameter. The
+    /// response for other methods is the error "Method not found".
     Answers(Arc<Value>),
     /// Responds to each call with this error message.
     Error(Arc<str>),
+    /// Responds to each call with this HTTP status.
     Status(&'static str),
-    /// Responds with this status to the given number of requests, then like `Works`.
+    /// Responds to the given number of requests with this HTTP status, and to later requests like `Works`.
     StatusOf(usize, &'static str),
     /// Responds to the first request on a connection, and closes the connection at the second request without a
     /// response.
     Closes,
+    /// Responds with an HTML page instead of JSON.
     Html,
+    /// Responds with a redirect to another port.
     Redirects,
     /// Responds with the warmup error (-28), with a different message each time.
     Starts,
-    /// Sends a response that never ends, one byte at a time with pauses.
+    /// Sends a response of 1,000 bytes in 50 seconds, one byte at a time.
     NeverEnds,
+    /// Sends a response of 100 MB.
     TooLarge,
+    /// Does not respond for 60 seconds.
     Hangs,
 }
 
-/// A fake HTTP server for JSON-RPC, with a temporary directory for its cookie. The test selects the responses.
+/// A running fake JSON-RPC server over HTTP, with its cookie in a temporary directory. The test selects the [`Mode`].
 pub struct FakeHttp {
     dir: TempDir,
     address: String,
     mode: Arc<Mutex<Mode>>,
-    /// Modes for single methods, which override `mode`.
+    /// Modes of individual methods, which override `mode`.
     of_methods: Arc<Mutex<BTreeMap<String, Mode>>>,
+    /// The valid cookie, in Base64.
     cookie: Arc<Mutex<String>>,
+    /// The methods of all requests so far.
     pub seen: Arc<Mutex<Vec<String>>>,
 }
 
 impl FakeHttp {
+    /// Starts a server with this mode on a free port.
     pub fn start(mode: Mode) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let http = FakeHttp {
@@ -76,11 +83,13 @@ impl FakeHttp {
         http
     }
 
+    /// Writes a new cookie to the cookie file. The server no longer accepts the old cookie.
     pub fn change_cookie(&self, cookie: &str) {
         std::fs::write(self.dir.path().join("cookie"), cookie).unwrap();
         *self.cookie.lock().unwrap() = STANDARD.encode(cookie);
     }
 
+    /// Sets the mode for all methods that have no mode of their own.
     pub fn set(&self, mode: Mode) {
         *self.mode.lock().unwrap() = mode;
     }
@@ -94,12 +103,12 @@ impl FakeHttp {
         };
     }
 
-    /// Number of calls of this method.
+    /// Number of calls of this method so far.
     pub fn calls_of(&self, method: &str) -> usize {
         self.seen.lock().unwrap().iter().filter(|seen| *seen == method).count()
     }
 
-    /// Starts an exporter that polls this server over HTTP and has no IPC connection.
+    /// Starts an exporter that polls this server over HTTP and has no IPC connection. Waits until it is ready.
     pub fn only_exporter(&self, more: &[&str]) -> Exporter {
         let datadir = self.dir.path().to_str().unwrap();
         let mut command = command();
@@ -107,12 +116,13 @@ impl FakeHttp {
         Exporter::spawn(&mut command).ready()
     }
 
-    /// Arguments with the URL and cookie file of this server.
+    /// The exporter's arguments with the URL and the cookie file of this server.
     pub fn arguments(&self) -> [String; 4] {
         let (url, cookie) = (format!("http://{}", self.address), self.dir.path().join("cookie"));
         ["--rpc-url".into(), url, "--rpc-cookie-file".into(), cookie.display().to_string()]
     }
 
+    /// Starts an exporter that polls `node` over IPC and this server over HTTP. Waits until it is ready.
     pub fn exporter(&self, node: &FakeNode, more: &[&str]) -> Exporter {
         let arguments = self.arguments();
         let arguments: Vec<_> =
@@ -121,7 +131,7 @@ impl FakeHttp {
     }
 }
 
-/// Handles the requests of a connection. Returns `None` when the connection ends.
+/// Responds to the requests of a connection until the connection is closed.
 fn answer(
     stream: TcpStream,
     mode: &Mutex<Mode>,
@@ -158,7 +168,7 @@ fn answer(
     None
 }
 
-/// Reads a request. Returns its JSON body, and whether it has the cookie.
+/// Reads an HTTP request. Returns its JSON body, and whether the request has the valid cookie.
 fn read_request(input: &mut impl BufRead, cookie: &Mutex<String>) -> Option<(Value, bool)> {
     let (mut length, mut is_authorized) = (0, false);
     loop {
@@ -180,10 +190,12 @@ fn read_request(input: &mut impl BufRead, cookie: &Mutex<String>) -> Option<(Val
     Some((serde_json::from_slice(&body).ok()?, is_authorized))
 }
 
+/// Sends an HTTP response.
 fn send(output: &mut TcpStream, status: &str, headers: &str, body: &str) -> Option<()> {
     write!(output, "HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()).ok()
 }
 
+/// Sends the response of this mode to a request. `requests` is the number of all requests so far.
 fn respond(output: &mut TcpStream, mode: &Mode, request: &Value, requests: usize) -> Option<()> {
     const JSON: &str = "Content-Type: application/json\r\n";
     let method = request["method"].as_str()?;

@@ -1,4 +1,5 @@
-//! The test harness of all integration tests: fake and real nodes, exporters, proxies, peers and monitoring programs.
+//! The harness of the integration tests: starts fake and real nodes, exporters, proxies, P2P peers and monitoring
+//! programs.
 #![allow(dead_code, reason = "each test binary uses a part of the harness")]
 
 pub mod browser;

@@ -1,4 +1,4 @@
-//! Runs a real bitcoin-node on regtest.
+//! Runs a real node (`bitcoin-node` or `bitcoind`) on regtest.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -19,33 +19,33 @@ use tempfile::TempDir;
 
 use super::eventually;
 
-/// Path of the bitcoin-node that `integration-tests/bitcoin-node` provides.
+/// Path of `bitcoin-node`, which `integration-tests/run` sets in BITCOIN_NODE.
 pub fn bitcoin_node() -> PathBuf {
     std::env::var_os("BITCOIN_NODE").expect("BITCOIN_NODE is not set: use integration-tests/run").into()
 }
 
-/// Path of the `bitcoin-cli` of the same build as [`bitcoin_node`].
+/// Path of the `bitcoin-cli` from the same build as [`bitcoin_node`].
 pub fn bitcoin_cli() -> PathBuf {
     let node = bitcoin_node();
     let beside = node.with_file_name("bitcoin-cli");
     if beside.exists() { beside } else { node.parent().unwrap().with_file_name("bin").join("bitcoin-cli") }
 }
 
-/// Path and arguments of `bitcoind`, which has no IPC. If the build of BITCOIN_NODE has no `bitcoind`, this is
-/// `bitcoin-node -noipcbind`.
+/// Path and arguments of a node without IPC: `bitcoind`, or `bitcoin-node -noipcbind` if the build of BITCOIN_NODE has
+/// no `bitcoind`.
 fn bitcoind() -> (PathBuf, Vec<String>) {
     let beside = bitcoin_cli().with_file_name("bitcoind");
     match std::env::var_os("BITCOIND").map(PathBuf::from).or(Some(beside).filter(|path| path.exists())) {
         Some(bitcoind) => (bitcoind, Vec::new()),
         None => {
-            eprintln!("there is no bitcoind beside bitcoin-cli: bitcoin-node -noipcbind takes its place");
+            eprintln!("there is no bitcoind beside bitcoin-cli: using bitcoin-node -noipcbind instead");
             (bitcoin_node(), vec!["-noipcbind".into()])
         }
     }
 }
 
-/// A free port below the system's range of ephemeral ports. The port stays free until the node binds it, also when the
-/// node is restarted, because the system does not assign it to other sockets.
+/// A free port below the kernel's range of ephemeral ports, which the kernel therefore does not assign to other sockets
+/// before the node binds it or while the node restarts.
 pub fn free_port() -> u16 {
     let mut candidates = std::iter::repeat_with(|| rand::random_range(10_000..32_000)).take(1000);
     candidates.find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).expect("a free port")
@@ -59,7 +59,7 @@ pub fn rpcauth(user: &str, password: &str) -> String {
     format!("-rpcauth={user}:salt${digest}")
 }
 
-/// A running node on regtest, with its own data directory. The node is killed when this value is dropped.
+/// A node on regtest with its own data directory. The node is killed when this value is dropped.
 pub struct Node {
     dir: TempDir,
     rpc_port: u16,
@@ -70,28 +70,29 @@ pub struct Node {
 }
 
 impl Node {
+    /// Starts `bitcoin-node` with an IPC socket and these additional arguments. Waits until the node responds.
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_program(bitcoin_node(), [&["-ipcbind=unix"], arguments].concat())
     }
 
-    /// Starts `bitcoind`.
+    /// Starts a node without IPC, usually `bitcoind`.
     pub fn start_bitcoind(arguments: &[&str]) -> Self {
         let (program, needed) = bitcoind();
         let needed: Vec<_> = needed.iter().map(String::as_str).collect();
         Self::start_program(program, [&needed[..], arguments].concat())
     }
 
-    /// Starts a node with the binary `program`, which is another build than BITCOIN_NODE.
+    /// Starts the node binary `program` with a new data directory.
     pub fn start_program(program: PathBuf, arguments: Vec<&str>) -> Self {
         Self::start_program_in(TempDir::new().unwrap(), program, arguments)
     }
 
-    /// Starts a node with this data directory.
+    /// Like [`Self::start`], but with this data directory.
     pub fn start_in(dir: TempDir, arguments: &[&str]) -> Self {
         Self::start_program_in(dir, bitcoin_node(), [&["-ipcbind=unix"], arguments].concat())
     }
 
-    /// Starts a node of another build with this data directory.
+    /// Starts the node binary `program` with this data directory. Waits until the node responds.
     pub fn start_program_in(dir: TempDir, program: PathBuf, arguments: Vec<&str>) -> Self {
         let arguments: Vec<_> = arguments.into_iter().map(str::to_string).collect();
         let (rpc_port, p2p_port) = (free_port(), free_port());
@@ -110,6 +111,7 @@ impl Node {
         node
     }
 
+    /// Starts the node's process, whose stderr is appended to the file `stderr`.
     fn launch(dir: &Path, program: &Path, rpc_port: u16, p2p_port: u16, arguments: &[String]) -> Child {
         let stderr = std::fs::File::options().append(true).create(true).open(dir.join("stderr")).unwrap();
         Command::new(program)
@@ -124,7 +126,7 @@ impl Node {
             .expect("the node starts")
     }
 
-    /// Waits until the node has started. Returns false if another process already used one of the node's ports.
+    /// Waits until the node responds or exits. Returns false if another process was using one of the node's ports.
     fn has_its_ports(&mut self) -> bool {
         eventually("the node starts", || match self.child.try_wait().unwrap() {
             Some(_) => Some(!self.stderr().contains("Unable to bind")),
@@ -132,6 +134,7 @@ impl Node {
         })
     }
 
+    /// Waits until the node's JSON-RPC responds.
     fn until_it_answers(&mut self) {
         eventually("the node responds", || {
             let ended = self.child.try_wait().unwrap();
@@ -140,15 +143,17 @@ impl Node {
         });
     }
 
+    /// The node's data directory.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
+    /// Path of the node's IPC socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("regtest/node.sock")
     }
 
-    /// Arguments for an exporter that polls this node over HTTP only.
+    /// Arguments of an exporter that polls this node over HTTP only.
     pub fn over_http(&self) -> [String; 6] {
         let datadir = self.dir().display().to_string();
         ["--datadir".into(), datadir, "--chain".into(), "regtest".into(), "--rpc-url".into(), self.rpc_url()]
@@ -159,10 +164,12 @@ impl Node {
         format!("http://127.0.0.1:{}", self.rpc_port)
     }
 
+    /// The node's output on stderr so far.
     pub fn stderr(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("stderr")).unwrap()
     }
 
+    /// Calls `bitcoin-cli`. Returns its output, or its error message.
     pub fn try_cli(&self, arguments: &[&str]) -> Result<String, String> {
         let output = Command::new(bitcoin_cli())
             .args([
@@ -181,32 +188,35 @@ impl Node {
         }
     }
 
+    /// Calls `bitcoin-cli`, and returns its output.
     pub fn cli(&self, arguments: &[&str]) -> String {
         self.try_cli(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
     }
 
+    /// Calls `bitcoin-cli`, and parses its output as JSON.
     pub fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.cli(arguments)).expect("JSON")
     }
 
-    /// Mines blocks whose coinbase outputs anyone can spend; returns their hashes.
+    /// Mines blocks whose coinbase outputs anyone can spend. Returns the blocks' hashes.
     pub fn mine(&self, blocks: u32) -> Vec<String> {
         let hashes = self.json(&["generatetodescriptor", &blocks.to_string(), "raw(51)"]);
         hashes.as_array().unwrap().iter().map(|hash| hash.as_str().unwrap().to_string()).collect()
     }
 
+    /// The ID of the coinbase transaction of a block.
     pub fn coinbase_of(&self, block: &str) -> Txid {
         self.json(&["getblock", block])["tx"][0].as_str().unwrap().parse().unwrap()
     }
 
-    /// Makes these JSON-RPC calls over HTTP in one batch. Panics if a call fails.
+    /// Makes these JSON-RPC calls (method and parameters) over HTTP in one batch. Panics if a call fails.
     pub fn batch(&self, calls: &[(&str, Value)]) {
         let answers = self.try_batch(calls).unwrap();
         let failed = answers.iter().find(|answer| !answer["error"].is_null());
         assert!(failed.is_none() && answers.len() == calls.len(), "{failed:?}");
     }
 
-    /// Makes these JSON-RPC calls over HTTP in one batch. Returns the responses.
+    /// Makes these JSON-RPC calls (method and parameters) over HTTP in one batch. Returns the responses.
     pub fn try_batch(&self, calls: &[(&str, Value)]) -> std::io::Result<Vec<Value>> {
         let call = |(method, params): &(&str, Value)| json!({"id": 1, "method": method, "params": params});
         let body = Value::from_iter(calls.iter().map(call)).to_string();
@@ -245,17 +255,17 @@ impl Node {
         self.batch(&parts.collect::<Vec<_>>());
     }
 
-    /// Creates a transaction that spends the first output of the transaction `previous`, without sending it. Returns
-    /// the new transaction with its actual fee in satoshis.
+    /// Creates a transaction that spends the first output of the transaction `previous`, but does not send it. Returns
+    /// the new transaction and its fee, which is `fee` satoshis or one satoshi more.
     fn spending(&self, previous: Txid, fee: u64) -> (Transaction, u64) {
-        // First query the output in the chain, which also finds an output that a mempool transaction spends. If the
-        // chain does not have it, query the output in the mempool.
+        // Query the output in the chain first, which also finds an output that a mempool transaction spends. An output
+        // of an unconfirmed transaction is found only in the mempool.
         let output = |mempool: &str| self.cli(&["gettxout", &previous.to_string(), "0", mempool]);
         let output = Some(output("false")).filter(|it| !it.is_empty()).unwrap_or_else(|| output("true"));
         let output: Value = serde_json::from_str(&output).expect("an output that is not spent");
         let value = Amount::from_btc(output["value"].as_f64().unwrap());
         let anyone = || ScriptBuf::from_hex("51").unwrap();
-        // Use two outputs, because a transaction with a single output would be too small for the node to relay.
+        // With one output, the transaction would be smaller than the node's minimum size for relay.
         let value = value.unwrap();
         let half = (value - Amount::from_sat(fee)) / 2;
         let transaction = Transaction {
@@ -275,19 +285,20 @@ impl Node {
         (transaction, (value - half * 2).to_sat())
     }
 
-    /// Creates a transaction that spends the coinbase of a block, without sending it.
+    /// Creates a transaction that spends the coinbase of a block, but does not send it.
     pub fn spending_coinbase_of(&self, block: &str, fee: u64) -> Transaction {
         self.spending(self.coinbase_of(block), fee).0
     }
 
-    /// Sends a transaction that spends the coinbase of a block; returns its fee in satoshis and its virtual size in vbytes.
+    /// Sends a transaction that spends the coinbase of a block. Returns the transaction's fee in satoshis and its size
+    /// in vbytes.
     pub fn spend_coinbase_of(&self, block: &str, fee: u64) -> (u64, u64) {
         let (_, fee, size) = self.spend(self.coinbase_of(block), fee);
         (fee, size)
     }
 
     /// Sends a transaction that spends the first output of the transaction `previous`. Returns the new transaction's
-    /// ID, its fee in satoshis and its virtual size in vbytes.
+    /// ID, its fee in satoshis and its size in vbytes.
     pub fn spend(&self, previous: Txid, fee: u64) -> (Txid, u64, u64) {
         let (transaction, fee) = self.spending(previous, fee);
         self.cli(&["sendrawtransaction", &serialize_hex(&transaction), "0"]);
@@ -300,10 +311,12 @@ impl Node {
         self.ended()
     }
 
+    /// Waits until the node exits, and returns its exit status.
     pub fn ended(&mut self) -> ExitStatus {
         eventually("the node exits", || self.child.try_wait().unwrap())
     }
 
+    /// Kills the node with SIGKILL, and waits until it has exited.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -317,20 +330,22 @@ impl Node {
         self.until_it_answers();
     }
 
-    /// Adds this argument to the command line of the next start.
+    /// Adds this argument to the node's command line. [`Self::restart`] uses the new command line.
     pub fn add_argument(&mut self, argument: &str) {
         self.arguments.push(argument.into());
     }
 
-    /// Removes this argument from the command line of the next start.
+    /// Removes this argument from the node's command line. [`Self::restart`] uses the new command line.
     pub fn remove_argument(&mut self, argument: &str) {
         self.arguments.retain(|it| it != argument);
     }
 
+    /// Sends a signal to the node's process.
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).expect("the node runs");
     }
 
+    /// PID of the node's process.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

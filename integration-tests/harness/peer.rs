@@ -1,4 +1,4 @@
-//! A scripted P2P peer of a node on regtest.
+//! A P2P peer of a node on regtest, which sends the messages that a test requests.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,7 +20,7 @@ use bitcoin::{
     block, transaction,
 };
 
-/// A scripted P2P peer that is connected to a node. The connection is closed when this value is dropped.
+/// A P2P connection to a node. The connection is closed when this value is dropped.
 pub struct Peer {
     stream: TcpStream,
     messages: Receiver<NetworkMessage>,
@@ -28,7 +28,8 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Connects to a node and completes the handshake, including the negotiation of compact blocks.
+    /// Connects to the node with this P2P port, and completes the handshake and the negotiation of compact blocks. The
+    /// node does not announce transactions to this peer.
     pub fn connect(port: u16) -> Self {
         Self::connect_with_clock(port, 0)
     }
@@ -38,11 +39,13 @@ impl Peer {
         Self::connect_as(port, offset, false)
     }
 
-    /// Connects a peer to which the node announces transactions.
+    /// Like [`Self::connect`], but the node announces transactions to this peer.
     pub fn connect_for_transactions(port: u16) -> Self {
         Self::connect_as(port, 0, true)
     }
 
+    /// Connects to the node with this P2P port. The peer's clock is `offset` seconds ahead. If `relay` is true, the
+    /// node announces transactions to the peer.
     fn connect_as(port: u16, offset: i64, relay: bool) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let stream = TcpStream::connect(address).unwrap();
@@ -71,16 +74,19 @@ impl Peer {
         peer
     }
 
+    /// Sends a P2P message to the node.
     pub fn send(&mut self, message: NetworkMessage) {
         self.stream.write_all(&serialize(&RawNetworkMessage::new(Magic::REGTEST, message))).unwrap();
     }
 
+    /// Sends a block as a compact block, with the transactions at the positions `prefill` included.
     pub fn send_compact_block(&mut self, block: &Block, prefill: &[usize]) {
         let compact_block = HeaderAndShortIds::from_block(block, rand::random(), 2, prefill).unwrap();
         self.send(NetworkMessage::CmpctBlock(CmpctBlock { compact_block }));
     }
 
-    /// Waits for a message from the node for which `wanted` returns a value. Earlier messages are discarded.
+    /// Returns the value that `wanted` returns for the first matching message from the node, and discards the messages
+    /// before it. Panics if no message arrives for 30 seconds.
     pub fn receive<T>(&mut self, what: &str, mut wanted: impl FnMut(NetworkMessage) -> Option<T>) -> T {
         loop {
             let message = self.messages.recv_timeout(Duration::from_secs(30));
@@ -91,8 +97,8 @@ impl Peer {
         }
     }
 
-    /// Waits until the node has handled all messages that this peer has sent. Messages that the node sends in the
-    /// meantime are discarded.
+    /// Waits until the node has handled all messages that this peer has sent. The peer sends a ping, and discards the
+    /// messages that arrive before the pong.
     pub fn wait_until_handled(&mut self) {
         self.pings += 1;
         let ping = self.pings;
@@ -107,7 +113,7 @@ impl Drop for Peer {
     }
 }
 
-/// Reads messages from the node and passes them to `messages` until the connection is closed.
+/// Reads messages from the node until the connection is closed, and sends them to the channel `messages`.
 fn read(mut stream: TcpStream, messages: &Sender<NetworkMessage>) {
     const HEADER: usize = 24;
     loop {
@@ -128,11 +134,13 @@ fn read(mut stream: TcpStream, messages: &Sender<NetworkMessage>) {
     }
 }
 
+/// The current time in seconds since the Unix epoch.
 pub fn unix_time() -> u32 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() as u32
 }
 
-/// Builds a regtest block with these transactions, none of which has a witness. Its coinbase pays `reward`.
+/// Builds and mines a regtest block on `previous` with these transactions, which have no witnesses. The coinbase pays
+/// `reward`.
 pub fn block_on(previous: &Header, height: i64, time: u32, reward: Amount, txs: &[Transaction]) -> Block {
     let coinbase = Transaction {
         version: transaction::Version::TWO,

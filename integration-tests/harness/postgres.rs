@@ -1,4 +1,4 @@
-//! Runs a real PostgreSQL server with its own cluster in a temporary directory.
+//! Runs a real PostgreSQL server with a new database cluster in a temporary directory.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -12,12 +12,14 @@ use tempfile::TempDir;
 use super::eventually;
 use super::node::free_port;
 
-/// The server does not run as root. A test that is run as root runs it as the user nobody.
+/// ID of the user and group nobody. A test that runs as root starts PostgreSQL as nobody, because PostgreSQL does not
+/// run as root.
 const NOBODY: u32 = 65534;
-/// Password of the user `exporter`.
+/// Password of the database user `exporter`.
 pub const PASSWORD: &str = "correct horse";
 
-/// The directory of the server's programs: that in POSTGRES_BIN, or that of Debian's newest package; `None` without a server.
+/// Directory with PostgreSQL's programs: the value of POSTGRES_BIN, or the directory of Debian's newest PostgreSQL
+/// package. `None` if neither exists.
 pub fn programs() -> Option<PathBuf> {
     if let Some(folder) = std::env::var_os("POSTGRES_BIN") {
         return Some(folder.into());
@@ -28,7 +30,8 @@ pub fn programs() -> Option<PathBuf> {
     folders.max()
 }
 
-/// A running server on loopback, with the database `fleet` and its owner `exporter`; stopped when dropped.
+/// A PostgreSQL server on a port of 127.0.0.1, with the database `fleet` that the user `exporter` owns. The server is
+/// stopped when this value is dropped.
 pub struct Postgres {
     dir: TempDir,
     pub port: u16,
@@ -36,6 +39,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
+    /// Creates the cluster, the user and the database, and starts the server.
     pub fn start() -> Self {
         let dir = TempDir::new().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
@@ -54,6 +58,7 @@ impl Postgres {
         postgres
     }
 
+    /// A command that runs this program of PostgreSQL, as the user nobody if the test runs as root.
     fn command(&self, program: &str) -> Command {
         let programs = programs().expect("PostgreSQL (Debian: integration-tests/debian-packages postgresql)");
         let mut command = Command::new(programs.join(program));
@@ -64,11 +69,13 @@ impl Postgres {
         command
     }
 
+    /// Path of the cluster's data directory.
     fn data(&self) -> PathBuf {
         self.dir.path().join("data")
     }
 
-    /// Writes a file of the cluster; the server reads it at the next start.
+    /// Writes a file into the cluster's data directory, and returns its path. The server reads the file when it is
+    /// started again.
     pub fn write(&self, name: &str, text: &str) -> PathBuf {
         let path = self.data().join(name);
         std::fs::write(&path, text).unwrap();
@@ -79,12 +86,13 @@ impl Postgres {
         path
     }
 
-    /// Appends settings to the configuration; they apply from the next start on.
+    /// Appends settings to `postgresql.conf`. The settings apply when the server is started again.
     pub fn configure(&self, settings: &str) {
         let before = std::fs::read_to_string(self.data().join("postgresql.conf")).unwrap();
         self.write("postgresql.conf", &format!("{before}\n{settings}\n"));
     }
 
+    /// Starts the server with the existing cluster, and waits until it responds.
     pub fn start_again(&mut self) {
         let log = std::fs::File::options().append(true).create(true).open(self.dir.path().join("log"));
         let mut server = self.command("postgres");
@@ -96,25 +104,27 @@ impl Postgres {
         eventually("PostgreSQL answers", || self.try_sql("postgres", "SELECT 1").ok());
     }
 
-    /// Stops the server at once, and waits until it has ended.
+    /// Stops the server with SIGINT, which closes all connections, and waits until the server exits.
     pub fn stop(&mut self) {
         let Some(mut server) = self.server.take() else { return };
         kill(Pid::from_raw(server.id() as i32), Signal::SIGINT).expect("the server runs");
         server.wait().unwrap();
     }
 
-    /// URL of the database for its owner, without the password. The arguments are options of libpq, for example `sslmode=disable`.
+    /// URL of the database `fleet` for the user `exporter`, without the password. `options` are options of libpq, for
+    /// example `sslmode=disable`.
     pub fn url(&self, options: &str) -> String {
         format!("postgres://exporter@127.0.0.1:{}/fleet?{options}", self.port)
     }
 
-    /// A file with the password.
+    /// Writes [`PASSWORD`] to a file, and returns the path of the file.
     pub fn password_file(&self) -> PathBuf {
         let path = self.dir.path().join("password");
         std::fs::write(&path, format!("{PASSWORD}\n")).unwrap();
         path
     }
 
+    /// Runs SQL as the superuser. Returns psql's output, or its error message.
     fn try_sql(&self, database: &str, sql: &str) -> Result<String, String> {
         let mut psql = self.command("psql");
         psql.args(["-h"]).arg(self.dir.path()).args(["-p", &self.port.to_string(), "-U", "postgres"]);
@@ -126,22 +136,23 @@ impl Postgres {
         }
     }
 
-    /// Runs SQL as the superuser; returns its output: a line for each row, with tabs between the columns.
+    /// Runs SQL as the superuser. Returns a line for each row, with tabs between the columns.
     pub fn sql(&self, database: &str, sql: &str) -> String {
         self.try_sql(database, sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
-    /// Like [`Postgres::sql`], in the database `fleet`. Returns the rows and their columns.
+    /// Runs SQL as the superuser in the database `fleet`. Returns the columns of each row.
     pub fn rows(&self, sql: &str) -> Vec<Vec<String>> {
         self.sql("fleet", sql).lines().map(|line| line.split('\t').map(String::from).collect()).collect()
     }
 
-    /// The rows of a query that may fail, for example because a table does not exist yet.
+    /// Like [`Self::rows`], but returns `None` if the SQL fails, for example because a table does not exist yet.
     pub fn try_rows(&self, sql: &str) -> Option<Vec<Vec<String>>> {
         let rows = self.try_sql("fleet", sql).ok()?;
         Some(rows.lines().map(|line| line.split('\t').map(String::from).collect()).collect())
     }
 
+    /// The temporary directory with the data directory, the log and the socket.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }

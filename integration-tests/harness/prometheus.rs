@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::eventually;
 
+/// The path of a program in this environment variable, which `integration-tests/run` sets.
 fn program(variable: &str) -> PathBuf {
     std::env::var_os(variable)
         .unwrap_or_else(|| panic!("{variable} is not set: use integration-tests/run"))
@@ -21,12 +22,12 @@ pub fn promtool() -> PathBuf {
     program("PROMTOOL")
 }
 
-/// A running server program on a free port with its own data directory. The program is killed when this value is
-/// dropped.
+/// A process of Prometheus, Alertmanager or VictoriaMetrics on a free port with its own data directory. The process is
+/// killed when this value is dropped.
 struct Server {
     program: PathBuf,
     arguments: Vec<String>,
-    /// URL path that returns status 200 as soon as the program is ready.
+    /// URL path whose status is 200 when the program is ready.
     ready: &'static str,
     child: Child,
     port: u16,
@@ -34,8 +35,8 @@ struct Server {
 }
 
 impl Server {
-    /// Starts the program with `config` in the file `config.yml`. `{address}` in the configuration and in the arguments
-    /// is replaced with the address that the program listens on.
+    /// Writes `config` to the file `config.yml`, starts the program, and waits until the program responds. `{address}`
+    /// in the configuration and in the arguments is replaced with the address that the program shall listen on.
     fn start(program: PathBuf, config: &str, arguments: &[&str], ready: &'static str) -> Self {
         let dir = TempDir::new().unwrap();
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -49,6 +50,7 @@ impl Server {
         server
     }
 
+    /// Starts the process, whose stderr is appended to the file `log`.
     fn launch(program: &PathBuf, arguments: &[String], dir: &TempDir) -> Child {
         Command::new(program)
             .current_dir(dir.path())
@@ -60,6 +62,7 @@ impl Server {
             .unwrap_or_else(|error| panic!("{program:?}: {error}"))
     }
 
+    /// Waits until the program responds. Panics with the log if the program exits.
     fn until_it_answers(&mut self) {
         eventually("the server responds", || {
             let ended = self.child.try_wait().unwrap();
@@ -72,10 +75,12 @@ impl Server {
         });
     }
 
+    /// The URL of this path of the program.
     fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}/{path}", self.port)
     }
 
+    /// The program's output on stderr so far.
     fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
@@ -93,7 +98,7 @@ impl Server {
         })
     }
 
-    /// Like [`Self::json`], but returns the field `data` of a response of Prometheus' HTTP API.
+    /// Sends a request to Prometheus' HTTP API with curl. Returns the field `data` of the response, or its error.
     fn api(&self, path: &str, arguments: &[&str]) -> Result<Value, String> {
         let answer = self.json(path, arguments)?;
         match answer["status"].as_str() {
@@ -102,11 +107,13 @@ impl Server {
         }
     }
 
+    /// The result of a PromQL expression at the current time.
     fn query(&self, expression: &str) -> Value {
         let answer = self.api("api/v1/query", &["--data-urlencode", &format!("query={expression}")]);
         answer.unwrap_or_else(|error| panic!("{expression}: {error}"))["result"].take()
     }
 
+    /// The results of a PromQL expression over the last `seconds`, at intervals of `step` seconds.
     fn query_range(&self, expression: &str, seconds: u64, step: u64) -> Value {
         let end = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
         let range = format!("start={}&end={end}&step={step}", end - seconds);
@@ -117,7 +124,7 @@ impl Server {
         answer.unwrap_or_else(|error| panic!("{expression}: {error}"))["result"].take()
     }
 
-    /// Stops the program with SIGTERM.
+    /// Stops the program with SIGTERM, and waits until it exits.
     fn stop(&mut self) {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("the program runs");
         self.child.wait().unwrap();
@@ -141,12 +148,12 @@ impl Drop for Server {
 pub struct Prometheus(Server);
 
 impl Prometheus {
-    /// Starts Prometheus with this configuration; waits until it responds.
+    /// Starts Prometheus with this configuration and the exemplar storage, and waits until it responds.
     pub fn start(config: &str) -> Self {
         Self::start_with(config, &["--enable-feature=exemplar-storage"])
     }
 
-    /// Starts Prometheus with additional arguments.
+    /// Starts Prometheus with this configuration and these additional arguments, and waits until it responds.
     pub fn start_with(config: &str, more: &[&str]) -> Self {
         let arguments = [
             "--config.file=config.yml",
@@ -163,42 +170,47 @@ impl Prometheus {
         ))
     }
 
+    /// Stops the program with SIGTERM, and waits until it exits.
     pub fn stop(&mut self) {
         self.0.stop();
     }
 
+    /// Starts the stopped program again with the same data and port, and waits until it responds.
     pub fn start_again(&mut self) {
         self.0.start_again();
     }
 
+    /// PID of Prometheus' process.
     pub fn pid(&self) -> u32 {
         self.0.child.id()
     }
 
+    /// Prometheus' log so far, which has only warnings and errors.
     pub fn log(&self) -> String {
         self.0.log()
     }
 
-    /// The field `data` of a response of Prometheus' HTTP API.
+    /// Requests `/api/v1/` with this path from Prometheus. Returns the field `data` of the response, or its error.
     pub fn api(&self, path: &str) -> Result<Value, String> {
         self.0.api(&format!("api/v1/{path}"), &[])
     }
 
-    /// The result of an expression at the current time.
+    /// The result of a PromQL expression at the current time.
     pub fn query(&self, expression: &str) -> Value {
         self.0.query(expression)
     }
 
-    /// The results of an expression over the last `seconds`, at intervals of `step` seconds.
+    /// The results of a PromQL expression over the last `seconds`, at intervals of `step` seconds.
     pub fn query_range(&self, expression: &str, seconds: u64, step: u64) -> Value {
         self.0.query_range(expression, seconds, step)
     }
 }
 
-/// A running Alertmanager.
+/// A running Alertmanager server.
 pub struct Alertmanager(Server);
 
 impl Alertmanager {
+    /// Starts Alertmanager with this configuration, and waits until it responds.
     pub fn start(config: &str) -> Self {
         let arguments = [
             "--config.file=config.yml",
@@ -209,14 +221,17 @@ impl Alertmanager {
         Alertmanager(Server::start(program("ALERTMANAGER"), config, &arguments, "-/ready"))
     }
 
+    /// The host and port on which the program listens.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.0.port)
     }
 
+    /// Stops the program with SIGTERM, and waits until it exits.
     pub fn stop(&mut self) {
         self.0.stop();
     }
 
+    /// Starts the stopped program again with the same data and port, and waits until it responds.
     pub fn start_again(&mut self) {
         self.0.start_again();
     }
@@ -230,6 +245,7 @@ impl Alertmanager {
         assert_eq!(message.unwrap_err(), "");
     }
 
+    /// The alerts that Alertmanager returns in its HTTP API.
     pub fn alerts(&self) -> Value {
         self.0.json("api/v2/alerts", &[]).unwrap()
     }
@@ -239,34 +255,40 @@ impl Alertmanager {
 pub struct VictoriaMetrics(Server);
 
 impl VictoriaMetrics {
+    /// Starts VictoriaMetrics, and waits until it responds.
     pub fn start() -> Self {
         let arguments = [
             "-storageDataPath=data",
             "-httpListenAddr={address}",
             "-loggerLevel=WARN",
-            // By default, queries of VictoriaMetrics do not include the last 30 seconds.
+            // Without this option, the results of queries do not include samples of the last 30 seconds.
             "-search.latencyOffset=0s",
             "-search.disableCache",
         ];
         VictoriaMetrics(Server::start(program("VICTORIA_METRICS"), "", &arguments, "health"))
     }
 
+    /// The host and port on which the program listens.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.0.port)
     }
 
+    /// Stops the program with SIGTERM, and waits until it exits.
     pub fn stop(&mut self) {
         self.0.stop();
     }
 
+    /// Starts the stopped program again with the same data and port, and waits until it responds.
     pub fn start_again(&mut self) {
         self.0.start_again();
     }
 
+    /// The result of a MetricsQL expression at the current time.
     pub fn query(&self, expression: &str) -> Value {
         self.0.query(expression)
     }
 
+    /// The field `data` of the response to a MetricsQL query, or the error in the response.
     pub fn try_query(&self, expression: &str) -> Result<Value, String> {
         self.0.api("api/v1/query", &["--data-urlencode", &format!("query={expression}")])
     }

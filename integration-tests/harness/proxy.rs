@@ -1,4 +1,4 @@
-//! Proxies between an exporter and a node, which can cut the connection while the node keeps running.
+//! Proxies between an exporter and a node. A test can make a proxy close the connections while the node keeps running.
 
 use std::io::copy;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -15,16 +15,18 @@ pub struct Proxy {
     state: Arc<Mutex<State>>,
 }
 
-/// State of a proxy, shared with its threads.
+/// The node's socket and the open connections of a proxy, shared with the proxy's threads.
 #[derive(Default)]
 struct State {
-    /// Path of the socket of the node to which connections are forwarded; `None` while new connections have to wait.
+    /// Path of the node's socket. While the value is `None`, the proxy does not forward new connections.
     node: Option<PathBuf>,
+    /// The client's and the node's sockets of all forwarded connections.
     open: Vec<UnixStream>,
     ended: bool,
 }
 
 impl Proxy {
+    /// Starts a proxy that forwards connections to the node's socket `node`.
     pub fn start(node: &Path) -> Self {
         let dir = TempDir::new().unwrap();
         let listener = UnixListener::bind(dir.path().join("node.sock")).unwrap();
@@ -34,11 +36,13 @@ impl Proxy {
         Proxy { dir, state }
     }
 
+    /// Path of the socket on which the proxy listens.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("node.sock")
     }
 
-    /// Closes every connection. New connections wait until [`resume`](Self::resume) is called.
+    /// Closes all connections. The proxy accepts new connections but forwards them only after a call of
+    /// [`resume`](Self::resume).
     pub fn cut(&self) {
         let mut state = self.state.lock().unwrap();
         state.node = None;
@@ -47,7 +51,7 @@ impl Proxy {
         }
     }
 
-    /// Forwards waiting and new connections to this node.
+    /// Forwards new connections, and those that were accepted since [`cut`](Self::cut), to the node's socket `node`.
     pub fn resume(&self, node: &Path) {
         self.state.lock().unwrap().node = Some(node.into());
     }
@@ -61,7 +65,8 @@ impl Drop for Proxy {
     }
 }
 
-/// Forwards one connection to the node. Returns false if the proxy was dropped.
+/// Forwards one connection to the node, as soon as the proxy's state has the path of a node. Returns false if the proxy
+/// was dropped.
 fn forward(client: UnixStream, state: &Mutex<State>) -> bool {
     let node = loop {
         let mut state = state.lock().unwrap();
@@ -86,8 +91,8 @@ fn forward(client: UnixStream, state: &Mutex<State>) -> bool {
     true
 }
 
-/// A proxy that listens on a TCP port and forwards connections to another port. The port is closed when this value is
-/// dropped.
+/// A proxy that listens on a TCP port of 127.0.0.1 and forwards connections to another address. The proxy closes its
+/// port and all connections when this value is dropped.
 pub struct TcpProxy {
     port: u16,
     ended: Arc<Mutex<bool>>,
@@ -124,6 +129,7 @@ impl TcpProxy {
         TcpProxy { port, ended }
     }
 
+    /// The `http://` URL of the proxy's port.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }

@@ -1,8 +1,8 @@
 //! Reports tests that this machine cannot run.
 
-/// Prints that these tests are skipped, and why. If REQUIRE_ALL is set, as `integration-tests/run` does, and this
-/// machine should be able to run the tests, the function panics. Tests are therefore never skipped silently because a
-/// tool could not be installed or because of a bug in this project.
+/// Prints that the tests described in `tests` are skipped. Panics instead if REQUIRE_ALL is set, which
+/// `integration-tests/run` does by default, and `machine_can` states that this machine should be able to run the tests.
+/// A missing tool or a bug of this project therefore never causes tests to be skipped silently.
 pub fn skip(tests: &str, machine_can: bool) {
     let all_required = std::env::var_os("REQUIRE_ALL").is_some_and(|value| !value.is_empty());
     assert!(

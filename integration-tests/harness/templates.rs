@@ -18,10 +18,10 @@ use tokio::sync::watch;
 
 use super::fake::Counts;
 
-/// The outcome of a request for a block template.
+/// The fake node's response to a request for a block template.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outcome {
-    /// A template with this many transactions.
+    /// A template with this many transactions besides the coinbase.
     Transactions(usize),
     /// An error, because the template cannot be built.
     Failure,
@@ -29,25 +29,29 @@ pub enum Outcome {
     Nothing,
 }
 
-/// A call on the Mining interface or on a block template that a test can cause to hang.
+/// A kind of calls about block templates. A test can make the fake node leave calls of one kind without a response.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
+    /// `createNewBlock` of the Mining interface.
     Create,
+    /// `getBlock`, `getTxFees` and `getTxSigops` of a template.
     Read,
+    /// `destroy` of a template.
     Destroy,
 }
 
-/// The block templates of a fake node.
+/// The unreleased block templates of a fake node, and the test's settings for its responses to calls about templates.
 #[derive(Clone)]
 pub struct Templates {
     pub outcome: Rc<Cell<Outcome>>,
     pub hangs_at: watch::Sender<Option<Step>>,
     counts: Arc<Counts>,
-    /// For each template that the client has not released, the number of its connection.
+    /// The connection's number for each template that a client has not released.
     held: Rc<RefCell<Vec<usize>>>,
 }
 
 impl Templates {
+    /// Creates the settings of a fake node that returns templates with two transactions.
     pub fn new(counts: &Arc<Counts>) -> Self {
         Templates {
             outcome: Rc::new(Cell::new(Outcome::Transactions(2))),
@@ -57,6 +61,7 @@ impl Templates {
         }
     }
 
+    /// Waits while the test has set that calls of this kind get no response.
     async fn passes(&self, step: Step) {
         if *self.hangs_at.borrow() == Some(step) {
             self.counts.hanging.fetch_add(1, Relaxed);
@@ -65,7 +70,7 @@ impl Templates {
         }
     }
 
-    /// Responds to createNewBlock, with or without a template.
+    /// Responds to `createNewBlock` with the [`Outcome`] that the test has set.
     pub async fn create(
         &self,
         params: &mining::CreateNewBlockParams,
@@ -94,7 +99,8 @@ impl Templates {
         })))
     }
 
-    /// Checks the parameters of createNewBlock, whose structure and defaults differ between Core 30 and later versions.
+    /// Records a fault if the parameters of `createNewBlock` are not those of the node's version. The structure and the
+    /// defaults of the parameters differ between Core 30 and later versions.
     fn check_options(&self, params: &mining::CreateNewBlockParams, core30: bool) -> Result<(), Error> {
         let params = params.get()?;
         let right = if core30 {
@@ -130,7 +136,7 @@ struct Template {
 impl Drop for Template {
     fn drop(&mut self) {
         let mut held = self.templates.held.borrow_mut();
-        let at = held.iter().position(|of| *of == self.connection).expect("it is held");
+        let at = held.iter().position(|of| *of == self.connection).expect("an unreleased template");
         held.swap_remove(at);
         if self.busy.get() {
             self.templates.counts.fault("a template was let go while a call on it was under way");
@@ -139,8 +145,8 @@ impl Drop for Template {
 }
 
 impl Template {
-    /// Records a call on the template. If the template was destroyed or has another call under way, a real node would
-    /// read freed memory, and a fault is recorded.
+    /// Runs a call on the template. Records a fault if the template was destroyed or another call is under way, because
+    /// a real node would then read freed memory.
     async fn is_called(&self, step: Step) {
         if self.destroyed.get() {
             self.templates.counts.fault("a template was called after its destroy");
@@ -152,8 +158,7 @@ impl Template {
         self.busy.set(false);
     }
 
-    /// The block with the template's transactions. Each transaction has a fee of 1,000 satoshis and a signature
-    /// operation cost of 4.
+    /// The serialized block with a coinbase and the template's transactions.
     fn block(&self) -> Vec<u8> {
         let mut block = constants::genesis_block(Network::Regtest);
         block.header.prev_blockhash =
@@ -208,7 +213,8 @@ impl block_template::Server for Template {
     }
 }
 
-/// The reading half of a client's connection. If a template is not released at end of file, a fault is recorded.
+/// The reading half of a client's connection. Records a fault if the client closes the connection with an unreleased
+/// template.
 pub struct Watched<R> {
     pub reads: R,
     pub templates: Templates,

@@ -1,4 +1,4 @@
-//! A webhook that receives Alertmanager's notifications, as an operator's receiver would.
+//! An HTTP server that receives Alertmanager's webhook notifications.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;

@@ -1,5 +1,5 @@
-//! A proxy in front of a real node's IPC socket that hides the interface Rpc. The node then has the same interfaces as
-//! Bitcoin Core 31.
+//! A proxy that forwards IPC connections to a real node and hides the node's Rpc interface. For a client of the
+//! proxy, the node has the same interfaces as Bitcoin Core 31.
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -13,22 +13,22 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
-/// A running proxy that forwards only the calls of Init and Mining to a node. The proxy stops when this value is
-/// dropped.
+/// A running proxy that forwards only the calls of the Init and Mining interfaces to a node. The proxy stops when this
+/// value is dropped.
 pub struct WithoutRpc {
     dir: TempDir,
     _end: oneshot::Sender<()>,
 }
 
 impl WithoutRpc {
+    /// Starts a proxy in front of the node's socket `node`.
     pub fn start(node: &Path) -> Self {
         let dir = TempDir::new().unwrap();
         let listener = std::os::unix::net::UnixListener::bind(dir.path().join("node.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let (end, ended) = oneshot::channel();
         let node = node.to_path_buf();
-        // The exporter looks for a thread with this name in the node's process, to detect that the node has loaded its
-        // chain.
+        // The exporter calls a node without JSON-RPC over IPC only when the node's process has a thread with this name.
         let thread = std::thread::Builder::new().name("b-msghand".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -42,12 +42,13 @@ impl WithoutRpc {
         WithoutRpc { dir, _end: end }
     }
 
+    /// Path of the socket on which the proxy listens.
     pub fn socket(&self) -> PathBuf {
         self.dir.path().join("node.sock")
     }
 }
 
-/// Runs the proxy on the calling thread until the process exits.
+/// Runs a proxy that listens on `socket`, on the calling thread until the process exits.
 pub fn serve_forever(socket: &Path, node: &Path) {
     let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
     listener.set_nonblocking(true).unwrap();
@@ -58,6 +59,7 @@ pub fn serve_forever(socket: &Path, node: &Path) {
     });
 }
 
+/// Accepts connections and forwards them to the node.
 async fn serve(listener: UnixListener, node: PathBuf) {
     while let Ok((client, _)) = listener.accept().await {
         let Ok(node) = UnixStream::connect(&node).await else { continue };
@@ -74,6 +76,7 @@ async fn serve(listener: UnixListener, node: PathBuf) {
     }
 }
 
+/// A Cap'n Proto connection over this stream.
 fn network(
     stream: UnixStream,
     side: Side,

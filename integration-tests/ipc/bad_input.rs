@@ -1,4 +1,4 @@
-//! Tests that invalid arguments and inputs make the exporter exit with one sentence, which names the failure and the
+//! Tests that invalid arguments and inputs make the exporter exit with an error message that names the failure and the
 //! remedy.
 
 use std::io::{Read, Write};
@@ -71,8 +71,8 @@ fn wrong_options_are_explained() {
     );
 }
 
-/// Starts a server on a Unix socket that is not a node. The server sends `greeting`, and then closes the connection or,
-/// if `stays` is true, keeps the connection open.
+/// Starts a server on a Unix socket that is not a node. The server sends `greeting` on each connection, and then closes
+/// the connection if `stays` is false.
 fn peer(greeting: &'static [u8], stays: bool) -> (TempDir, std::path::PathBuf) {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("node.sock");
@@ -119,7 +119,7 @@ fn silent_peer_is_disconnected_at_the_deadline() {
     assert!(message.contains("no response within 200ms"), "{message}");
 }
 
-/// If stderr cannot be written, `eprintln!` would panic, and a panic of PID 1 would end the container.
+/// When a write to stderr fails, the exporter must exit with its normal exit code. `eprintln!` would panic.
 #[test]
 fn unprintable_error_ends_the_process_cleanly() {
     let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
@@ -127,8 +127,8 @@ fn unprintable_error_ends_the_process_cleanly() {
     assert_eq!(failure(&["--once", "/nonexistent/node.sock"]), Some(1));
     assert_eq!(failure(&["--guard"]), Some(1));
     assert_eq!(failure(&["--no-such-option"]), Some(2));
-    // In a container, the supervisor waits for its child processes before it exits. The exit code must be the same as
-    // outside a container.
+    // The exit code must be the same in a container, where the supervisor waits for its child processes before it
+    // exits.
     let supervised =
         command().args(["--once", "/nonexistent/node.sock"]).env(IN_CONTAINER, "1").stderr(full()).status();
     assert_eq!(supervised.unwrap().code(), Some(1));
@@ -187,8 +187,8 @@ fn text_of_a_node_is_bounded_in_labels_and_logs() {
     assert!(log.len() < 5000, "{}", log.len());
 }
 
-/// If a systemd service starts the exporter from a script, the exporter inherits the variables LISTEN_FDS and
-/// LISTEN_PID, which are meant for the script.
+/// If a script of a systemd service starts the exporter, the exporter inherits the script's variables LISTEN_FDS and
+/// LISTEN_PID, and must ignore them.
 #[test]
 fn descriptors_for_another_process_are_ignored() {
     let mut command = command();

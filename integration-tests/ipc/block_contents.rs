@@ -1,4 +1,5 @@
-//! The contents of connected blocks and of the tip, from getblockstats of a real node, over each transport.
+//! Tests that the metrics about connected blocks and about the tip's block agree with getblockstats of a real node,
+//! over each transport.
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
@@ -7,7 +8,7 @@ use crate::exporter::{Exporter, command};
 use crate::harness::without_rpc::WithoutRpc;
 use crate::node::Node;
 
-/// Counters of connected blocks, with the fields of getblockstats that they add up.
+/// Counters of connected blocks, each with the field of getblockstats whose values the counter adds up.
 const COUNTED: [(&str, &str); 7] = [
     ("bitcoin_connected_transactions_total", "txs"),
     ("bitcoin_connected_inputs_total", "ins"),
@@ -18,7 +19,7 @@ const COUNTED: [(&str, &str); 7] = [
     ("bitcoin_connected_output_value_satoshis_total", "total_out"),
 ];
 
-/// Gauges of the tip, with the fields of getblockstats that they export.
+/// Gauges of the tip's block, each with the field of getblockstats that is the gauge's value.
 const SHOWN: [(&str, &str); 10] = [
     ("bitcoin_last_block_transactions", "txs"),
     ("bitcoin_last_block_inputs", "ins"),
@@ -36,7 +37,7 @@ fn stats(node: &Node, block: &str) -> Value {
     node.json(&["getblockstats", &format!("\"{block}\"")])
 }
 
-/// Waits until the counters have the sums over these blocks, and the gauges the values of the last one.
+/// Waits until each counter is the sum over the blocks in `connected`, and each gauge is the value of the last block.
 fn expect(node: &Node, exporter: &Exporter, connected: &[String]) {
     let all: Vec<_> = connected.iter().map(|block| stats(node, block)).collect();
     for (counter, field) in COUNTED {
@@ -58,7 +59,7 @@ fn expect(node: &Node, exporter: &Exporter, connected: &[String]) {
     assert_eq!(exporter.value("bitcoin_exporter_uncounted_blocks_total"), Some(0.0));
 }
 
-/// Mines transactions, blocks in a row, and a reorganization.
+/// Mines blocks with transactions and causes a reorg, and checks the metrics after each step.
 fn contents_are_those_of_getblockstats(node: &Node, old: &[String], exporter: &Exporter) {
     exporter.wait_for("bitcoin_blocks_connected_total", 0.0);
     assert_eq!(exporter.value("bitcoin_connected_fees_satoshis_total"), Some(0.0));
@@ -67,13 +68,14 @@ fn contents_are_those_of_getblockstats(node: &Node, old: &[String], exporter: &E
     }
     let mut connected = node.mine(1);
     expect(node, exporter, &connected);
-    // Blocks that the exporter learns of together, and which it finds by their parents.
+    // The node connects three blocks while the exporter is stopped. The exporter then learns only of the new tip, and
+    // finds the two blocks below the tip by their hashes in the headers.
     exporter.signal(Signal::SIGSTOP);
     node.spend_coinbase_of(&old[4], 3_000);
     connected.extend(node.mine(3));
     exporter.signal(Signal::SIGCONT);
     expect(node, exporter, &connected);
-    // After a reorganization the blocks of both branches have been connected, as with notifications.
+    // The counters include the blocks of both branches, because all of these blocks were connected.
     exporter.signal(Signal::SIGSTOP);
     node.cli(&["invalidateblock", &connected[2]]);
     let branch = node.json(&["generatetodescriptor", "3", "raw(52)"]);
@@ -124,7 +126,7 @@ fn blocks_that_the_node_lacks_are_no_failures() {
     exporter.signal(Signal::SIGSTOP);
     node.spend_coinbase_of(&old[0], 1000);
     node.mine(3);
-    // As if the blocks had been pruned: a pruned node keeps its last 288 blocks.
+    // The test deletes the block files, because a pruned node would keep its last 288 blocks.
     for file in ["blk00000.dat", "rev00000.dat"] {
         std::fs::remove_file(node.dir().join("regtest/blocks").join(file)).unwrap();
     }

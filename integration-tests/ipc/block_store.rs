@@ -1,4 +1,4 @@
-//! The block store beside the IPC exporter, in its sandbox, with a real PostgreSQL.
+//! Tests that the IPC exporter, with its sandbox, stores blocks in the block store of a real PostgreSQL server.
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -16,12 +16,12 @@ fn number(rows: &[Vec<String>], column: usize) -> f64 {
 #[test]
 fn tips_are_stored_with_their_resolution_and_the_rank_is_shown() {
     if postgres::programs().is_none() {
-        return skip("what needs PostgreSQL (integration-tests/debian-packages postgresql)", true);
+        return skip("the tests that need PostgreSQL (integration-tests/debian-packages postgresql)", true);
     }
     let dir = TempDir::new().unwrap();
     let mut postgres = Postgres::start();
     let node = Node::start(&["-logtimemicros"]);
-    node.mine(1); // ends initial block download, in which tips are not stored
+    node.mine(1); // Initial block download ends. During it, tips are not stored.
     let (file, password) = (dir.path().join("blocks.sqlite"), postgres.password_file());
     let url = postgres.url("sslmode=prefer");
     let arguments = ["--chain", "regtest", "--node-name", "ipc-node", "--block-log", file.to_str().unwrap()];
@@ -43,7 +43,7 @@ fn tips_are_stored_with_their_resolution_and_the_rank_is_shown() {
     let tip = tip.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     assert!(number(&rows, 1) >= tip - 0.001, "a tip cannot be seen before it is one: {rows:?}, {tip}");
 
-    // The database is away, and the exporter ends: the row waits in the file.
+    // While PostgreSQL is stopped, the row waits in the block log's file, also after the exporter has exited.
     postgres.stop();
     let second = node.mine(1).remove(0);
     eventually("the row waits", || {
@@ -55,7 +55,8 @@ fn tips_are_stored_with_their_resolution_and_the_rank_is_shown() {
     let rows = eventually("the row arrives", || postgres.try_rows(times).filter(|rows| rows.len() == 2));
     assert_eq!(rows[1][0], second);
 
-    // The clock of this machine may not be synchronized: the node then has no rank.
+    // The node has no rank if the clock of this machine is not synchronized, and the test therefore checks only the
+    // hash.
     let third = node.mine(1).remove(0);
     eventually("the page has the block", || {
         let status: Value = serde_json::from_str(&exporter.get("/status.json").1).unwrap();

@@ -1,5 +1,5 @@
-//! Tests that a call which fails, hangs or is too slow affects only the metrics from this call, and removes their
-//! values only when the values expire.
+//! Tests that a call which fails, hangs or is too slow affects only the metrics that are read with this call. The
+//! exporter exports the last values of these metrics until the values expire.
 
 use std::sync::Arc;
 
@@ -20,7 +20,8 @@ const HEIGHT: &str = "bitcoin_chain_height";
 const CONNECTS: &str = "bitcoin_exporter_connects_total";
 const BUSY: &str = "503 Service Unavailable";
 
-/// Arguments for frequent polls and a call timeout of a second. Values then expire after five seconds.
+/// The exporter's arguments for a short poll interval and a call timeout of a second. With these arguments, values
+/// expire after five seconds.
 const QUICK: [&str; 4] = ["--poll-interval", "100ms", "--call-timeout", "1s"];
 
 fn failures(exporter: &Exporter, cause: &str) -> f64 {
@@ -40,8 +41,8 @@ fn costly_call_without_answer_is_repeated_soon() {
     exporter.wait_for(UP, 1.0);
     assert_eq!(exporter.value(CONNECTS), Some(1.0), "the other calls work");
     http.set_method("getorphantxs", None);
-    // After a timeout, the exporter repeats the call after a back-off of seconds. The rate limit of this call without a
-    // timeout would be a thousand times its duration.
+    // When a call has timed out, the exporter repeats it after a back-off of some seconds. When a call of this method
+    // has succeeded, the exporter repeats it only after a thousand times the call's duration.
     exporter.wait_for("bitcoin_orphan_transactions", 1.0);
     let asked = http.calls_of("getorphantxs");
     exporter.wait_for_polls(10.0);
@@ -81,8 +82,8 @@ fn last_block_of_an_earlier_tip_is_not_shown() {
     };
     set_tip(&"07".repeat(32));
     answers("getblockstats", json!({"txs": 3, "total_size": 700}));
-    // With a poll interval of 60 s, values expire after two minutes. The next poll happens before the end of the
-    // interval, because a new tip triggers a poll.
+    // With a poll interval of 60 s, values expire after two minutes. A new tip triggers a poll before the end of the
+    // poll interval.
     let exporter = http.only_exporter(&["--poll-interval", "60s"]);
     exporter.wait_for("bitcoin_last_block_transactions", 3.0);
     http.set_method("getblockstats", Some(Mode::Error("Block not available (pruned data)".into())));
@@ -135,8 +136,8 @@ fn hanging_http_node_is_disconnected_as_hung() {
     assert!(failures(&exporter, "timeout") >= 1.0);
 }
 
-/// The node closes an idle HTTP connection after the exporter has sent the next request and before the node has read
-/// it.
+/// The server closes the connection after the exporter has sent its next request, and does not respond. A node can
+/// close an idle HTTP connection at the same moment.
 #[test]
 fn request_on_a_closing_connection_is_repeated() {
     let http = FakeHttp::start(Mode::Closes);
@@ -252,7 +253,7 @@ fn rpc_workers_are_not_held() {
     assert_eq!(failures(&exporter, "busy"), 0.0);
 }
 
-/// The node does not respond to the request for a subscription or for the UTXO cache trace.
+/// The node does not respond to the exporter's request for notifications, or to its request for the UTXO cache trace.
 #[test]
 fn unanswered_subscription_keeps_nothing_waiting() {
     let offers = Offers { mining: true, chain: true, node: true, tracing: true, ..Offers::default() };
@@ -270,7 +271,8 @@ fn unanswered_subscription_keeps_nothing_waiting() {
             exporter.wait_for(UP, 1.0);
         }
         assert!(exporter.terminate().success());
-        // The guard waits for the node's response, ends the subscription, and then disconnects.
+        // After the exit of the exporter, the guard waits for the node's response, ends the subscription, and then
+        // disconnects.
         assert_eq!(node.connections(), 1);
         node.hang_subscriptions(false);
         eventually("the guard has disconnected", || (node.connections() == 0).then_some(()));
@@ -350,8 +352,8 @@ fn node_that_misses_polls_keeps_its_values_for_two_intervals() {
     exporter.wait_for(HEIGHT, 42.0);
 }
 
-/// Bitcoin Core 30 aborts when it has to queue a second call on one of its threads. The exporter must not make such a
-/// call, and the guard disconnects if it receives one.
+/// Bitcoin Core 30 aborts when a client makes a second call on a thread whose first call is unfinished. The exporter
+/// must not make such a call, and the guard disconnects if the exporter makes one.
 #[test]
 fn calls_without_answer_are_not_repeated_on_their_thread() {
     let node = Node::start(&[]);
@@ -360,7 +362,8 @@ fn calls_without_answer_are_not_repeated_on_their_thread() {
         Exporter::start(&node.socket(), &["--poll-interval", "10s", "--call-timeout", "500ms"]).ready();
     node.signal(Signal::SIGSTOP);
     eventually("a call has no answer", || exporter.log().contains("no response within").then_some(()));
-    // Wait for several call timeouts. A faulty exporter would make further calls on the same thread in this time.
+    // Wait for six times the call timeout. In this time, a faulty exporter would make another call on a thread of the
+    // node that has not responded to its last call.
     std::thread::sleep(std::time::Duration::from_secs(3));
     node.signal(Signal::SIGCONT);
     node.mine(2);

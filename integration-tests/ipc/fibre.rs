@@ -1,4 +1,4 @@
-//! Tests of the metrics about FIBRE/UDP peers, on a fake node with FIBRE and on a fake node without FIBRE.
+//! Tests of the metrics about FIBRE's UDP peers, with a fake node that has FIBRE and with nodes without FIBRE.
 
 use crate::exporter::Exporter;
 use crate::fake::{FakeNode, Offers};

@@ -1,4 +1,4 @@
-//! Tests with hostile nodes, hostile scrapers and texts of excessive length, and with a node that hangs.
+//! Tests with hostile nodes, with hostile HTTP clients, with texts of excessive length, and with a node that hangs.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -33,7 +33,7 @@ fn peer_that_never_reads_costs_no_memory() {
     let exporter = Exporter::start(&path, &["--call-timeout", "1h"]);
     let (mut peer, _) = listener.accept().unwrap();
     peer.set_write_timeout(Some(Duration::from_secs(2))).unwrap();
-    // Send Cap'n Proto Bootstrap messages, each with a new question ID. The exporter has to respond to each message.
+    // Send Cap'n Proto Bootstrap messages, each of which requests a response from the exporter.
     let mut sent = 0;
     let refused = (0u32..4_000_000).find_map(|question| {
         let mut message = capnp::message::Builder::new_default();
@@ -73,7 +73,8 @@ fn peer_with_endless_calls_costs_no_memory() {
     let (mut peer, _) = listener.accept().unwrap();
     peer.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let guard = eventually("the exporter has a guard", || exporter.guard());
-    // Send requests for threads, each with a long name and a new question ID, and never send a Finish message.
+    // Request threads with long names from the exporter, and never send a Finish message, after which the exporter
+    // could free the memory of a request.
     let name = "x".repeat(8000);
     let mut answers = [0; 65536];
     for question in 0u32..30_000 {
@@ -112,7 +113,7 @@ fn hostile_requests_do_not_block_scrapers() {
     assert!(refused || answer.starts_with(b"HTTP/1.1 4"), "endless headers end");
     still_serves("endless headers");
 
-    // Send a thousand requests without reading the responses until later.
+    // A client sends a thousand requests before it reads a response.
     let mut pipelined = connect();
     let request = "GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
     pipelined.write_all(request.repeat(999).as_bytes()).unwrap();
@@ -122,8 +123,8 @@ fn hostile_requests_do_not_block_scrapers() {
     pipelined.read_to_string(&mut answers).unwrap();
     assert_eq!(answers.matches("HTTP/1.1 200 OK").count(), 1000);
 
-    // The exporter is stopped while the client sends the second request and closes its side. The exporter then reads
-    // the request and the end of file at the same time.
+    // A client sends a request and closes its side while the exporter is stopped. The exporter then reads the request
+    // and the end of file at the same time.
     let mut half_closed = connect();
     half_closed.write_all(request.as_bytes()).unwrap();
     half_closed.read_exact(&mut [0]).unwrap();
@@ -154,7 +155,7 @@ fn hostile_requests_do_not_block_scrapers() {
     });
 }
 
-/// The server sends texts of a megabyte in fields in which a node sends short texts.
+/// A fake JSON-RPC server returns texts of a megabyte in fields in which a node returns short texts.
 #[test]
 fn long_texts_of_a_server_leave_pages_and_log_lines_short() {
     let text = "<b>\n\u{1b}[31m".repeat(1 << 17);
@@ -194,7 +195,7 @@ fn hanging_node_is_disconnected_and_reconnected() {
     let options = ["--call-timeout", "200ms", "--poll-interval", "100ms"];
     let exporter = Exporter::start(&node.socket(), &options).ready();
     node.signal(Signal::SIGSTOP);
-    // On a busy machine the exporter may have closed a connection as hung before this point.
+    // On a busy machine, the exporter may have counted a connection as hung before the test stopped the node.
     let hung = || exporter.value("bitcoin_exporter_disconnects_total{reason=\"hung\"}").unwrap_or(0.0);
     let before = hung();
     eventually("the exporter closes the connection as hung", || (hung() > before).then_some(()));
@@ -236,7 +237,7 @@ fn requests_at_exit_are_answered_without_delay() {
     let mut slow = TcpStream::connect(exporter.address()).unwrap();
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n").unwrap();
     let _silent = TcpStream::connect(exporter.address()).unwrap();
-    assert_eq!(exporter.get("/livez").0, 200); // both are accepted
+    assert_eq!(exporter.get("/livez").0, 200); // The exporter accepts connections in order, and has accepted both.
     exporter.signal(Signal::SIGTERM);
     eventually("the exporter handles SIGTERM", || exporter.log().contains("SIGTERM").then_some(()));
     slow.write_all(b"\r\n").unwrap();
@@ -251,7 +252,7 @@ fn a_service_manager_that_does_not_read_stops_nothing() {
     let (node, dir) = (Node::start(&[]), TempDir::new().unwrap());
     let socket = dir.path().join("notify");
     let _manager = UnixDatagram::bind(&socket).unwrap();
-    // Fill the notification socket before the exporter starts.
+    // The exporter's messages to the service manager block, because this socket is full.
     let earlier = UnixDatagram::unbound().unwrap();
     earlier.set_nonblocking(true).unwrap();
     while earlier.send_to(b"STATUS=x", &socket).is_ok() {}

@@ -1,4 +1,4 @@
-//! Tests of the metrics endpoint with unauthenticated and abusive clients.
+//! Tests of the exporter's HTTP endpoint with clients that lack a password or overload the endpoint.
 
 use std::collections::VecDeque;
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ use crate::eventually;
 use crate::exporter::{Exporter, command};
 use crate::fake::{FakeNode, Offers};
 
-/// A scrape request with this user name and password.
+/// The text of a scrape request with this user name and password.
 fn request(user: &str, password: &str) -> String {
     let credentials = BASE64_STANDARD.encode(format!("{user}:{password}"));
     format!(
@@ -24,8 +24,8 @@ fn request(user: &str, password: &str) -> String {
     )
 }
 
-/// Raises the limit of open files if possible. Returns `wanted`, or a smaller number of connections that the limit
-/// permits.
+/// Raises this process's limit of open files as far as possible. Returns `wanted`, or the number of connections that
+/// the limit permits if that is lower.
 fn connections(wanted: u64) -> u64 {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     let limit = soft.max(hard.min(wanted + 200));
@@ -43,7 +43,7 @@ fn authenticated_scraper_skips_the_password_queue() {
     let exporter = Exporter::spawn(&mut command);
     let known = request("prom", "secret");
     assert_eq!(exporter.request(&known).0, 200);
-    // If the exporter checked each of these 4400 passwords, the checks would take more than an hour.
+    // The exporter must not check all of these 4,400 passwords, which would take more than an hour.
     let strangers: Vec<_> = (0..connections(4400))
         .map(|number| {
             let mut stream =
@@ -58,7 +58,7 @@ fn authenticated_scraper_skips_the_password_queue() {
     for mut stream in strangers {
         stream.set_nonblocking(true).unwrap();
         let mut answer = [0; 1024];
-        // Connections without a response were closed by the exporter, or still wait for a password check.
+        // If there is nothing to read, the exporter has closed the connection or has not yet checked its password.
         let read = stream.read(&mut answer).unwrap_or(0);
         let answer = String::from_utf8_lossy(&answer[..read]).to_lowercase();
         if answer.starts_with("http/1.1 429") {
@@ -71,7 +71,7 @@ fn authenticated_scraper_skips_the_password_queue() {
     assert_eq!(exporter.request(&known).0, 200);
 }
 
-/// Clients open connections as fast as possible, each with another wrong password.
+/// Clients open connections as fast as possible, and send a different wrong password on each.
 #[test]
 fn connection_flood_does_not_block_scrapers() {
     const KEPT: usize = 100;
@@ -158,12 +158,11 @@ fn loopback_listener_accepts_loopback_and_allowed_names() {
     }
     let (status_of_ten, _, _) = exporter.request("GET /livez HTTP/1.0\r\n\r\n");
     assert_eq!(status_of_ten, 200, "HTTP/1.0 has no host");
-    // Wait for the log line, because a separate thread writes the log.
     eventually("the rejection is logged", || exporter.log().contains(REJECTED).then_some(()));
     let log = exporter.log();
     assert_eq!(log.matches(REJECTED).count(), 1, "{log}");
-    // An exporter on a non-loopback address accepts every host name, because other machines can also connect to it
-    // directly.
+    // An exporter that listens on a non-loopback address accepts every host name, because a check would not protect it:
+    // other machines can connect to it directly.
     let open = Exporter::spawn_without_address(command().args(["--metrics-addr", "0.0.0.0:0", socket]));
     let local = format!("127.0.0.1:{}", open.address().rsplit(':').next().unwrap());
     let mut stream = TcpStream::connect(local).unwrap();
@@ -173,7 +172,7 @@ fn loopback_listener_accepts_loopback_and_allowed_names() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
-/// The timeout of a persistent connection applies to each response separately, and not to the whole connection.
+/// A client sends many requests over one connection. The timeout applies to each response, and not to the connection.
 #[test]
 fn kept_alive_scraper_is_served() {
     let exporter = Exporter::start("/nonexistent/node.sock".as_ref(), &[]);

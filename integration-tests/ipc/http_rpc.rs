@@ -1,4 +1,5 @@
-//! Tests of JSON-RPC over HTTP in addition to IPC, with a real node and with faults of an HTTP server.
+//! Tests of an exporter that uses JSON-RPC over HTTP in addition to IPC, with a real node and with a faulty HTTP
+//! server.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -20,7 +21,7 @@ use crate::node::{Node, rpcauth};
 
 const USED: &str = "bitcoin_exporter_interface{interface=\"http-rpc\"}";
 
-/// Arguments with the URL and the cookie file of the node's JSON-RPC server.
+/// The exporter's arguments with the URL and the cookie file of the node's JSON-RPC server.
 fn over_http(node: &Node) -> [String; 4] {
     let cookie = node.dir().join("regtest/.cookie");
     ["--rpc-url".into(), node.rpc_url(), "--rpc-cookie-file".into(), cookie.display().to_string()]
@@ -30,14 +31,14 @@ fn borrowed(arguments: &[String]) -> Vec<&str> {
     arguments.iter().map(String::as_str).collect()
 }
 
-/// The samples about the node after one poll (`--once`), by sample name.
+/// The samples about the node that the exporter prints with `--once`, by sample name.
 fn polled(socket: &std::path::Path, arguments: &[String]) -> BTreeMap<String, String> {
     let output = command().arg(socket).args(arguments).arg("--once").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let of_node = text.lines().filter(|line| line.starts_with("bitcoin_"));
-    // Exclude metrics that differ between the two runs: in one run the socket belongs to a proxy process, and each run
-    // requests its own block template.
+    // These metrics differ between the two runs: they are about the exporter, about the process that listens on the
+    // socket, and about block templates.
     let others = ["bitcoin_exporter_", "bitcoin_node_process_", "bitcoin_template_"];
     let of_node = of_node.filter(|line| !others.iter().any(|prefix| line.starts_with(prefix)));
     of_node
@@ -54,8 +55,8 @@ fn http_gives_what_ipc_gives() {
     let without = WithoutRpc::start(&node.socket());
     let mut over_ipc = polled(&node.socket(), &[]);
     let mut over_http = polled(&without.socket(), &over_http(&node));
-    // Exclude values that change between the two runs, that depend on other programs, or that are read from the process
-    // behind the socket, which is this test process in the second run.
+    // These values change with time, depend on other programs, or are read from the process that listens on the socket,
+    // which is this test process in the second run.
     for name in [
         "bitcoin_node_uptime_seconds",
         "bitcoin_datadir_filesystem_free_bytes",
@@ -151,13 +152,13 @@ fn documented_whitelist_is_sufficient_and_minimal() {
     assert_eq!(failures.filter(|line| !line.ends_with(" 0")).collect::<Vec<_>>(), [""; 0]);
     assert!(!exporter.log().contains("(403)"), "{}", exporter.log());
 
-    // For a user without a whitelist, the exporter logs the whitelist to add.
+    // For a user without a whitelist, the exporter logs the line that adds a whitelist to bitcoin.conf.
     let all = as_user("all");
     let advice = format!("add to bitcoin.conf: {}", whitelist_line("all"));
     eventually("the advice is logged", || all.log().contains(&advice).then_some(()));
     assert!(!exporter.log().contains("bitcoin.conf") && !less.log().contains("bitcoin.conf"));
 
-    // Check that the node enforces the whitelist.
+    // The node must reject a call of `stop`, which is not on the whitelist.
     let mut stream = TcpStream::connect(node.rpc_url().strip_prefix("http://").unwrap()).unwrap();
     let body = json!({"method": "stop", "params": [], "id": 1}).to_string();
     let authorization = STANDARD.encode("exporter:secret word");
@@ -253,8 +254,8 @@ fn restarted_node_has_another_cookie() {
         .wait_for("bitcoin_difficulty", node.json(&["getblockchaininfo"])["difficulty"].as_f64().unwrap());
 }
 
-/// Checks that an HTTP server with this fault affects only the metrics from HTTP, that the fault is logged once, and
-/// that the exporter uses HTTP again after the fault ends.
+/// Checks that a fault of the HTTP server affects only the metrics that are read over HTTP, that the exporter logs the
+/// fault once with `message`, and that it uses HTTP again after the fault.
 fn fault(mode: Mode, message: &str) {
     let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
     let http = FakeHttp::start(mode);
@@ -352,7 +353,7 @@ fn new_cookie_is_read_after_a_401() {
 #[test]
 fn missing_listener_and_cookie_are_logged() {
     let node = FakeNode::start(Offers { mining: true, ..Offers::NOTHING });
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(); // free again
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port(); // no longer in use
     let cookie = node.socket().with_file_name(".cookie");
     let url = format!("http://127.0.0.1:{port}");
     let exporter = Exporter::start(&node.socket(), &["--rpc-url", &url]).ready();
@@ -381,7 +382,7 @@ fn password_in_an_argument_is_rejected() {
     );
 }
 
-/// Starts a TLS server that forwards the decrypted data to the address `target`. Returns its port.
+/// Starts a TLS server that forwards the decrypted data to the address `target`. Returns the server's port.
 fn tls_in_front_of(target: String, config: rustls::ServerConfig) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();

@@ -1,4 +1,4 @@
-//! Integration tests of the binary bitcoind-ipc-exporter, with a real bitcoin-node on regtest, and with a fake node for
+//! Integration tests of the binary `bitcoind-ipc-exporter`, with a real node on regtest, and with a fake node for
 //! interfaces and faults that the real node does not have.
 
 mod bad_input;

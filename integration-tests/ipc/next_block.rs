@@ -1,5 +1,5 @@
-//! Tests of the metrics of the next block, and that the exporter's exit leaves no block template and no unfinished call
-//! on a template in the node.
+//! Tests of the metrics about the next block. The tests also check that the node has no block template and no
+//! unfinished call of the exporter after the exporter's exit.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ fn left(node: &FakeNode) {
     eventually("the connection is closed", || (node.connections() == 0).then_some(()));
 }
 
-/// The values of [`next_block`], computed from getblocktemplate.
+/// The values that [`next_block`] must have according to the node's getblocktemplate.
 fn block_template(node: &Node) -> [Option<f64>; 4] {
     let template = node.json(&["getblocktemplate", r#"{"rules":["segwit"]}"#]);
     let transactions = template["transactions"].as_array().unwrap();
@@ -79,8 +79,7 @@ fn once_and_check_print_the_next_block() {
     assert!(text.contains("  bitcoin_next_block_fees_satoshis\n"), "{text}");
 }
 
-/// Over HTTP only, there is no Mining interface, and the metrics describe the last template that the node built for any
-/// client.
+/// An exporter that polls the node over HTTP only exports the last block template that the node built for any client.
 #[test]
 fn without_mining_the_block_that_was_assembled_last_is_shown() {
     let node = Node::start(&[]);
@@ -98,8 +97,7 @@ fn without_mining_the_block_that_was_assembled_last_is_shown() {
     assert_eq!(next_block(&exporter), [None; 4]);
 }
 
-/// The tip's timestamp, and therefore the minimum timestamp of the next block, is three hours ahead of the node's
-/// clock.
+/// The node fails to build a template, because the timestamps of the last blocks are three hours ahead of its clock.
 #[test]
 fn real_node_survives_a_failed_template() {
     let mut node = Node::start(&[]);
@@ -159,7 +157,7 @@ fn exit_at_each_step_of_a_template_releases_it() {
             eventually("the call hangs", || node.hangs().then_some(()));
             exporter.signal(signal);
             exporter.ended();
-            std::thread::sleep(Duration::from_millis(200)); // longer than a guard that does not wait would take
+            std::thread::sleep(Duration::from_millis(200)); // A guard that does not wait would have disconnected.
             assert_eq!(node.connections(), 1, "{step:?}: the guard waits for the answer");
             node.hang_at(None);
             left(&node);
@@ -185,11 +183,11 @@ fn endless_template_build_delays_nothing() {
     assert_eq!(
         (exporter.value("bitcoin_up"), node.templates()),
         (Some(1.0), asked),
-        "and no other is asked for"
+        "and no other template is requested"
     );
     assert_eq!(exporter.log().matches("has not built a block template").count(), 1);
-    // A node that shuts down interrupts the build of the template. The guard must have waited for the response to this
-    // build.
+    // A node that shuts down stops building the template and returns no template. The guard must wait for this
+    // response.
     node.set_outcome(Outcome::Nothing);
     node.shut_down();
     node.hang_at(None);
@@ -215,7 +213,7 @@ fn failed_template_is_absent_and_retried() {
     assert_eq!(next_block(&exporter), [Some(3.0), Some(3.0 * 816.0), Some(3000.0), Some(12.0)]);
 }
 
-/// The template has 20,000 transactions in 4.1 MB, which is more than a real block can have.
+/// The fake node returns a template with 20,000 transactions and 4.1 MB, more than a valid block can have.
 #[test]
 fn huge_template_is_read() {
     let node = FakeNode::start(TEMPLATES);
@@ -254,7 +252,7 @@ fn templates_are_not_requested_from_branch_nodes() {
     }
 }
 
-/// Compares the node's memory after 30 templates and after 150 templates.
+/// The node's memory must not grow between the 30th and the 150th template.
 #[test]
 fn templates_do_not_stay_in_the_node() {
     let node = Node::start(&[]);
@@ -269,6 +267,7 @@ fn templates_do_not_stay_in_the_node() {
     let before = until(30.0);
     let after = until(150.0);
     assert_eq!(exporter.value("bitcoin_exporter_connects_total"), Some(1.0), "all over one connection");
-    // A template of 2,000 transactions shares the transactions with the mempool, and takes 100 kB of additional memory.
+    // A template shares its transactions with the mempool. A template of 2,000 transactions takes 100 kB of additional
+    // memory, and 120 templates that are not freed would take 12 MB.
     assert!(after < before + 6 * 1024, "{before} kB after 30 templates, {after} kB after 150");
 }

@@ -1,4 +1,4 @@
-//! Tests of notifications with a fake node, and of each combination of IPC interfaces.
+//! Tests of notifications from a fake node, and of the metrics with each combination of IPC interfaces.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::eventually;
 use crate::exporter::{Exporter, command};
 use crate::fake::{Event, FakeNode, Offers};
 
-/// The interfaces of the development branch with Tracing.
+/// The interfaces of Bitcoin Core's development branch with the Tracing interface.
 const TRACING: Offers = Offers { mining: true, chain: true, node: true, tracing: true, ..Offers::NOTHING };
 
 fn subscribed(node: &FakeNode, arguments: &[&str]) -> Exporter {
@@ -150,8 +150,6 @@ fn each_subset_of_interfaces_gives_what_it_can_and_nothing_else() {
         ),
     ] {
         let node = FakeNode::start(offers);
-        // Without JSON-RPC, the exporter waits before it queries a node that was started recently. The fake node runs
-        // in this test process, which may have been started recently.
         let exporter = Exporter::start(&node.socket(), &["--poll-interval", "100ms"]).ready();
         for line in present.split('|').map(str::trim) {
             eventually(line, || exporter.metrics().lines().any(|present| present == line).then_some(()));
@@ -236,7 +234,7 @@ fn one_failing_call_costs_only_its_own_metrics() {
     for gone in ["bitcoin_banned", "bitcoin_warnings{kind=\"other\"}", "bitcoin_mempool_bytes"] {
         assert_eq!(exporter.value(gone), None, "{gone}");
     }
-    // A method that the node does not have is not counted as a failure.
+    // The node lacks the method getmempoolfeeratediagram, which the exporter must not count as a failure.
     let diagram = "bitcoin_exporter_poll_failures_total{call=\"getmempoolfeeratediagram\"}";
     assert_eq!(exporter.value(diagram), Some(0.0));
     assert!(!exporter.metrics().contains("bitcoin_mempool_feerate_"), "but its metrics are absent");
@@ -307,8 +305,8 @@ fn sigterm_during_callbacks_never_leaves_a_callback_behind() {
     }
 }
 
-/// Kills the exporter after random delays, which include its start and its exit. The seed is fixed, and the
-/// distribution of the delays is therefore the same in each run.
+/// Kills the exporter after random delays, so short that some exporters are still starting. The random numbers are the
+/// same in each run.
 #[test]
 fn sudden_death_of_the_exporter_never_harms_the_node() {
     let node = FakeNode::start(TRACING);
@@ -354,8 +352,8 @@ fn stopped_exporter_does_not_block_the_node() {
     let data = serialize(&genesis_block(Network::Bitcoin));
     let mut events = vec![Event::Added; transactions];
     events.extend((0..blocks).map(|height| Event::Connected { height, data: data.clone() }));
-    // The fake node makes each callback after the response to the previous one. If the stopped exporter had to respond
-    // to the callbacks, the test would not end.
+    // The fake node makes each callback after the response to the previous callback. The guard responds, because the
+    // exporter is stopped.
     let count = events.len();
     assert_eq!(node.fire(events), count);
     exporter.signal(Signal::SIGCONT);
@@ -427,7 +425,7 @@ fn http_has_low_priority_and_guard_short_timeslices() {
     }
     let guard = exporter.guard().unwrap();
     assert_eq!(nice(guard)[0].1, usual);
-    // Kernels before 6.12 do not support setting the time slice.
+    // A process can set its time slice since Linux 6.12.
     let slice = |pid: Pid| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/sched")).ok()?;
         text.lines().find(|line| line.starts_with("se.slice"))?.rsplit(' ').next()?.parse::<u64>().ok()
@@ -435,6 +433,6 @@ fn http_has_low_priority_and_guard_short_timeslices() {
     if procfs::KernelVersion::current().unwrap() >= procfs::KernelVersion::new(6, 12, 0) {
         assert!(slice(guard).is_none_or(|it| it == 100_000), "{:?}", slice(guard));
     } else {
-        eprintln!("SKIPPED: this kernel gives everyone the same slices");
+        eprintln!("SKIPPED: this kernel does not support setting the time slice of a process");
     }
 }

@@ -1,5 +1,5 @@
-//! Tests with messages that no client of this project sends, through a guard to a real node. If the guard forwarded
-//! such a message, the node would crash, or would disconnect in the middle of other calls.
+//! Tests that a guard does not forward messages that make a real node crash, or make the node close the connection
+//! during other calls. The exporter never sends such messages.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
@@ -17,14 +17,14 @@ use capnp_rpc::rpc_capnp::{self as rpc, cap_descriptor, message_target, return_}
 
 use crate::node::Node;
 
-/// A reference to a capability in a message, which is encoded as a position in the message's table of capabilities. The
-/// capability is never called.
+/// A Cap'n Proto client that is encoded in the parameters of a call, as a position in the message's table of
+/// capabilities. The test never calls this client.
 fn reference<C: FromClientHook>() -> C {
     let broken = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
     C::new(broken.hook)
 }
 
-/// Sets the context of a call, whose thread is the capability at this position of the message.
+/// Sets the parameters of a call to a context whose thread is the capability at this position of the message's table.
 fn run_on(mut content: any_pointer::Builder, position: usize) {
     let mut table = Vec::new();
     table.resize_with(position, || None);
@@ -34,11 +34,11 @@ fn run_on(mut content: any_pointer::Builder, position: usize) {
     params.init_context().set_thread(reference());
 }
 
-/// The target of a call.
+/// The target of a call on the node.
 #[derive(Clone, Copy)]
 enum Target {
     Capability(u32),
-    /// The first capability in the response to this call.
+    /// The first capability in the response to the call with this question ID.
     Answer(u32),
 }
 
@@ -55,7 +55,7 @@ impl Target {
     }
 }
 
-/// A client that writes each message itself.
+/// A client that writes each Cap'n Proto message itself, and can therefore send messages that the exporter never sends.
 struct RawClient {
     stream: UnixStream,
     question: u32,
@@ -109,11 +109,11 @@ impl RawClient {
     fn send(&mut self, build: impl FnOnce(rpc::message::Builder)) {
         let mut message = Builder::new_default();
         build(message.init_root());
-        // An error means that the guard has disconnected, which the tests check at the end.
+        // The write fails if the guard has disconnected. The tests check this at the end.
         let _ = serialize::write_message(&mut self.stream, &message);
     }
 
-    /// Sends a call; returns its question ID.
+    /// Sends a call, and returns the question ID of the call.
     fn call(&mut self, target: Target, method: (u64, u16), set: impl FnOnce(rpc::call::Builder)) -> u32 {
         self.question += 1;
         let question = self.question;
@@ -137,7 +137,7 @@ impl RawClient {
         })
     }
 
-    /// Reads the next response; returns its first capability. `Err` if the connection is closed.
+    /// Reads the next response. Returns the first capability in it, or an error if the connection is closed.
     fn response(&mut self) -> Result<Option<u32>, capnp::Error> {
         loop {
             let message = serialize::read_message(&mut self.stream, ReaderOptions::new())?;
@@ -159,7 +159,7 @@ impl RawClient {
         self.response().expect("a response")
     }
 
-    /// Reads responses until the guard disconnects.
+    /// Reads responses until the guard disconnects. Panics if the guard stays connected.
     fn assert_disconnected(mut self) {
         while self.response().is_ok() {}
         let read = self.stream.read(&mut [0]);
@@ -203,7 +203,8 @@ fn released_template_is_not_destroyed_and_read() {
         release.set_id(template);
         release.set_reference_count(1);
     });
-    // The response to the first call still refers to the template.
+    // The template was released, but the target of a call can still be the response to `createNewBlock`, which has the
+    // template.
     for method in [DESTROY, GET_BLOCK, GET_BLOCK] {
         client.call_on(thread, Target::Answer(created), method);
         let _ = client.response();
@@ -221,7 +222,7 @@ fn hidden_thread_does_not_run_two_calls() {
     let (thread, other) = (client.thread(), client.thread());
     let mining = Target::Capability(client.mining(thread));
     for _ in 0..100 {
-        // The message contains two threads, and its parameters refer to the second thread.
+        // The message's table of capabilities contains two threads, and the parameters refer to the second thread.
         client.call(mining, GET_TIP, |call| {
             let mut params = call.init_params();
             let mut table = params.reborrow().init_cap_table(2);

@@ -1,5 +1,5 @@
-//! Tests with a real node that a client which controls the exporter's end of a guard's connection can only read, and
-//! cannot change the node.
+//! Tests that a guard in front of a real node forwards only calls that do not change the node, also if an attacker
+//! sends the exporter's messages.
 
 use std::os::unix::net::UnixStream as Stream;
 use std::path::Path;
@@ -23,7 +23,7 @@ struct NoThreads;
 
 impl thread_map::Server for NoThreads {}
 
-/// A client that sends arbitrary calls, behind a guard.
+/// A client in place of the exporter, which sends arbitrary calls to the guard.
 struct Attacker {
     init: init::Client,
     thread: thread::Client,
@@ -64,7 +64,8 @@ impl Attacker {
         Ok(answer.get().unwrap().get_result().unwrap().to_string().unwrap())
     }
 
-    /// Calls a method of Init and, pipelined on its result, a method of the interface that the first method returns.
+    /// Calls the method of Init with this ordinal, which returns an interface, and a method of that interface. The
+    /// second call is sent before the response to the first call.
     async fn call(&self, ordinal_of_init: u16, method: (u64, u16)) -> Result<(), String> {
         let client = &self.init.client;
         let make = client.new_call::<init::make_mining_params::Owned, init::make_mining_results::Owned>(
@@ -84,7 +85,7 @@ impl Attacker {
             );
         call.get().init_context().set_thread(self.thread.clone());
         let outcome = call.send().promise.await.map(drop).map_err(|error| error.to_string());
-        made.promise.await.unwrap(); // the thread has one call at a time
+        made.promise.await.unwrap(); // A thread of the node may have only one call at a time.
         outcome
     }
 }
@@ -104,7 +105,7 @@ fn attack<F: Future<Output = ()>>(node: &Node, attack: impl FnOnce(Attacker) -> 
 fn guard_forwards_no_json_rpc_that_changes_the_node() {
     let node = Node::start(&[]);
     node.mine(101);
-    // With a wallet in the node, the test can check that no call sends coins.
+    // If the node supports wallets, the test checks that no call sends coins.
     let has_wallet = node.try_cli(&["createwallet", "hot"]).is_ok();
     let address = if has_wallet {
         node.cli(&["getnewaddress"])
@@ -121,7 +122,7 @@ fn guard_forwards_no_json_rpc_that_changes_the_node() {
     let before = state();
     attack(&node, async |attacker| {
         let answer = attacker.execute(&request("uptime", "[]"), "").await.unwrap();
-        assert!(answer.contains("result"), "what reads is answered: {answer}");
+        assert!(answer.contains("result"), "the node responds to a reading call: {answer}");
         for (method, params, uri) in [
             ("stop", "[]".to_string(), ""),
             ("sendtoaddress", format!("[\"{address}\",1]"), ""),
@@ -164,7 +165,7 @@ fn guard_forwards_no_method_that_changes_the_node() {
             let error = attacker.call(MINING, method).await.unwrap_err();
             assert!(error.contains("not permitted"), "{method:?}: {error}");
         }
-        attacker.execute(&request("uptime", "[]"), "").await.expect("what reads is answered");
+        attacker.execute(&request("uptime", "[]"), "").await.expect("a response to a reading call");
     });
     assert_eq!(node.cli(&["getbestblockhash"]), tip[0]);
     assert!(node.stop().success(), "{}", node.stderr());

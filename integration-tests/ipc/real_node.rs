@@ -1,4 +1,4 @@
-//! Tests with a real node that has the Mining and Rpc interfaces.
+//! Tests with a real node that has the IPC interfaces Mining and Rpc.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -16,7 +16,7 @@ use crate::exporter::{Exporter, command};
 use crate::harness::prometheus::{Prometheus, promtool};
 use crate::node::Node;
 
-/// With `-deprecatedrpc=warnings`, the field `warnings` is a string instead of an array.
+/// With `-deprecatedrpc=warnings`, the field `warnings` of the node's responses is a string instead of an array.
 #[test]
 fn deprecated_warnings_are_shown_by_kind() {
     let node = Node::start(&["-deprecatedrpc=warnings"]);
@@ -44,7 +44,7 @@ fn identity_of_tip_start_and_disk_of_a_node_are_shown() {
     let up = exporter.value("bitcoin_node_uptime_seconds").unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     assert!(start + up <= now && start + up > now - 3600.0, "{start} {up} {now}");
-    // A second exporter exports the same start time, because it reads the time from the node's process.
+    // Every exporter of the node exports the same start time, which it reads from the node's process.
     let other = Exporter::start(&node.socket(), &[]).ready();
     assert_eq!(other.value("bitcoin_node_start_time_seconds"), Some(start));
 }
@@ -115,17 +115,18 @@ fn blocks_and_reorgs_are_counted_exactly() {
     expect(41.0, 0.0, 51.0);
     node.cli(&["invalidateblock", node.cli(&["getbestblockhash"]).as_str()]);
     expect(41.0, 1.0, 50.0);
-    node.cli(&["reconsiderblock", node.cli(&["getblockhash", "50"]).as_str()]); // and the blocks that were built on it
+    node.cli(&["reconsiderblock", node.cli(&["getblockhash", "50"]).as_str()]); // also reconsiders its child
     expect(42.0, 1.0, 51.0);
     node.mine(1);
     expect(43.0, 1.0, 52.0);
 
-    // Create two branches of three blocks. `preciousblock` switches between the branches in one step.
+    // Create two branches of three blocks, between which `preciousblock` switches in one step.
     let old_tip = node.cli(&["getbestblockhash"]);
     let fork = node.cli(&["getblockhash", "50"]);
     node.cli(&["invalidateblock", &fork]);
     expect(43.0, 4.0, 49.0);
-    // Pay to other outputs: with the same outputs, the new blocks would equal the old blocks.
+    // The coinbases of the new blocks pay to another script (52 instead of 51), because blocks with the same script
+    // would be identical to the old blocks.
     node.cli(&["generatetodescriptor", "3", "raw(52)"]);
     expect(46.0, 4.0, 52.0);
     node.cli(&["reconsiderblock", &fork]);
@@ -160,12 +161,12 @@ fn transactions_in_the_mempool_show_with_their_fees() {
 fn mempool_is_exported_by_mining_feerate() {
     let node = Node::start(&[]);
     let blocks = node.mine(105);
-    // Transactions of 71 vB with fee rates of 1, 10 and 100 sat/vB.
+    // Send transactions of 71 vB with fee rates of 1, 10 and 100 sat/vB.
     for (block, fee) in [(0, 72), (1, 720), (2, 7_200)] {
         node.spend_coinbase_of(&blocks[block], fee);
     }
-    // Create a child transaction that pays for its parent. The parent's own fee rate is in the band from 0.1 sat/vB.
-    // Together, parent and child have a fee rate of about 20 sat/vB.
+    // Send a parent transaction with a fee rate in the band that begins at 0.1 sat/vB, and a child transaction that
+    // pays for its parent (CPFP). The parent and the child together have a fee rate of about 20 sat/vB.
     let (parent, ..) = node.spend(node.coinbase_of(&blocks[3]), 10);
     node.spend(parent, 2_901);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
@@ -206,8 +207,8 @@ fn two_connected_nodes_show_peers_and_bytes_by_direction() {
         );
         exporter.wait_for(&by, 1.0);
     }
-    // The nodes relay blocks in one direction. The bytes sent by one node must equal the bytes received by the other
-    // node.
+    // The bytes of block messages that `inbound` counts as sent must equal the bytes that `outbound` counts as
+    // received.
     let sample = |exporter: &Exporter, direction: &str, kind: &str| {
         exporter
             .value(&format!("bitcoin_p2p_message_bytes_total{{direction=\"{direction}\",type=\"{kind}\"}}"))
@@ -218,7 +219,7 @@ fn two_connected_nodes_show_peers_and_bytes_by_direction() {
             .filter_map(|kind| sample(exporter, direction, kind))
             .sum::<f64>()
     };
-    // Bytes from before an exporter's first poll are not counted.
+    // Each exporter counts only the bytes since its first poll, and the test therefore compares increases.
     let before = eventually("no messages are on their way", || {
         let both = || (moved(&inbound, "out"), moved(&outbound, "in"));
         let first = both();
@@ -301,7 +302,7 @@ fn settings_of_the_operator_are_exported() {
     eventually("no node is added", || {
         exporter.value("bitcoin_added_nodes{state=\"disconnected\"}").is_none().then_some(())
     });
-    // This build has no ZMQ, which is no failure.
+    // A node without ZMQ lacks the method getzmqnotifications, which the exporter must not count as a failure.
     assert_eq!(
         exporter.value("bitcoin_exporter_poll_failures_total{call=\"getzmqnotifications\"}"),
         Some(0.0)
@@ -462,7 +463,7 @@ fn exporter_started_first_connects_to_a_later_node() {
     assert!(status == 503 && why.contains("no such socket"), "{why}");
     let _node = Node::start(&[&format!("-ipcbind=unix:{}", socket.display())]);
     exporter.wait_for("bitcoin_up", 1.0);
-    // While the node was down, the exporter has tried to reconnect twice a second.
+    // Before the node started, the exporter tried to connect twice a second, but logged only one line.
     assert_eq!(exporter.log().matches("no such socket").count(), 1, "one line per change of state");
 }
 
@@ -506,7 +507,7 @@ fn promtool_finds_nothing_in_the_metrics() {
     assert!(output.status.success() && message.is_empty(), "{message}");
 }
 
-/// promtool parses only the text format. A real Prometheus server checks the OpenMetrics format.
+/// A Prometheus server checks the exporter's OpenMetrics format, because promtool parses only the text format.
 #[test]
 fn prometheus_scrapes_open_metrics() {
     let node = Node::start(&[]);
@@ -582,8 +583,7 @@ fn idle_exporter_uses_little_cpu() {
     let (cpu_before, polls_before) = (cpu(), polls());
     eventually("three seconds have passed", || (polls() >= polls_before + 3).then_some(()));
     let spent = cpu() - cpu_before;
-    // The limit is 0.3 s of CPU time in 3 s. If the node answered long polls at once, the exporter would use more CPU
-    // time.
+    // An exporter that makes long polls without pauses would use more than 0.3 s of CPU time in 3 s.
     assert!(spent < 0.3, "{spent} s of CPU in 3 s");
 }
 
@@ -627,8 +627,8 @@ fn silent_connections_do_not_block_scrapers() {
         })
         .collect();
     for (i, stream) in silent.iter_mut().enumerate() {
-        // Some clients send nothing, some send the beginning of a request, some send a TLS handshake, and some never
-        // read the response.
+        // A client sends nothing, the beginning of an HTTP request, the beginning of a TLS handshake, or a request
+        // whose response it never reads.
         let message: &[u8] = [
             &b""[..],
             b"GET /met",
@@ -669,8 +669,8 @@ fn indexes_chainstates_and_soft_forks_agree_with_bitcoin_cli() {
     assert_eq!(exporter.value("bitcoin_deployment_active{deployment=\"csv\"}"), Some(1.0));
     assert_eq!(exporter.value("bitcoin_deployment_signalling_blocks{deployment=\"csv\"}"), None);
 
-    // A node without indexes, at a height below the activation of one soft fork and in the signalling period of another
-    // soft fork.
+    // This node has no indexes. At its height, the soft fork csv is not active yet, and the soft fork testdummy is in
+    // its signalling period.
     let node = Node::start(&["-testactivationheight=csv@2000", "-vbparams=testdummy:0:999999999999"]);
     node.mine(200);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
@@ -748,7 +748,7 @@ fn node_process_metrics_are_exported() {
     let faults = exporter.value("bitcoin_node_process_page_faults_total{kind=\"minor\"}").unwrap();
     let after = (cpu(), process().stat().unwrap().minflt as f64);
     let total: f64 = shown.values().sum();
-    // The kernel reports CPU times in hundredths of a second.
+    // The CPU times may differ by 0.02 s, because the kernel reports them in hundredths of a second.
     assert!(before.0 - 0.02 <= total && total <= after.0 + 0.02, "{before:?} {shown:?} {after:?}");
     assert!(before.1 <= faults && faults <= after.1, "{before:?} {faults} {after:?}");
     assert!(shown["other"] > 0.0 && shown.len() == 9, "{shown:?}");
@@ -759,7 +759,7 @@ fn node_process_metrics_are_exported() {
     let written = exporter.value("bitcoin_node_process_io_bytes_total{direction=\"write\"}").unwrap();
     assert!(written <= process().io().unwrap().write_bytes as f64);
 
-    // Requests over HTTP increase the CPU time of the node's HTTP threads.
+    // Requests of `bitcoin-cli` over HTTP must increase the exported CPU time of the node's HTTP threads.
     let http = shown["http"];
     eventually("the node works for HTTP", || {
         (0..20).for_each(|_| drop(node.cli(&["getblockstats", "50"])));

@@ -1,4 +1,4 @@
-//! Tests that counters remain correct across reconnects and failed calls.
+//! Tests that counters remain correct when the exporter reconnects and when calls fail.
 
 use std::process::Command;
 
@@ -10,14 +10,14 @@ use crate::fake::{Event, FakeNode, Offers};
 use crate::harness::proxy::Proxy;
 use crate::node::Node;
 
-/// The sum of all samples whose line begins with `family`.
+/// The sum of the values of all samples whose line begins with `family`.
 fn sum(exporter: &Exporter, family: &str) -> f64 {
     let text = exporter.metrics();
     let samples = text.lines().filter(|line| line.starts_with(family));
     samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-/// Bytes of all messages exchanged with the current peers, as the node counts them in getpeerinfo.
+/// Number of bytes of all messages that the node has exchanged with its current peers, according to getpeerinfo.
 fn message_bytes(node: &Node) -> f64 {
     let peers = node.json(&["getpeerinfo"]);
     let totals = |peer: &Value, field: &str| -> f64 {
@@ -39,7 +39,8 @@ fn traffic_is_counted_once_over_a_reconnect_to_the_same_node() {
     eventually("the blocks are relayed", || (node.cli(&["getblockcount"]) == "20").then_some(()));
     let proxy = Proxy::start(&node.socket());
     let exporter = Exporter::start(&proxy.socket(), &["--poll-interval", "100ms"]).ready();
-    // Bytes that were exchanged before the exporter started are not counted.
+    // The exporter's count is lower than the node's count by the bytes before the exporter's start, a constant
+    // difference.
     let counted = || sum(&exporter, "bitcoin_p2p_message_bytes_total{");
     let before = eventually("no messages are on their way", || {
         let difference = || message_bytes(&node) - counted();
@@ -72,10 +73,12 @@ fn blocks_that_come_during_a_reconnect_are_counted() {
     node.mine(4);
     let tip = node.cli(&["getbestblockhash"]);
     node.cli(&["invalidateblock", &tip]);
-    // Pay to another output: with the same output, the first new block would equal the old block.
+    // The coinbases of the new blocks pay to another script (52 instead of 51). With the same script, the first new
+    // block would be identical to the invalidated block.
     node.cli(&["generatetodescriptor", "30", "raw(52)"]);
     proxy.resume(&node.socket());
-    // Heights 11 to 44 are counted. The exporter has never seen the invalidated block.
+    // The exporter counts the blocks at the heights 11 to 44. The invalidated block is not counted, because it was
+    // connected and disconnected while the exporter was disconnected.
     exporter.wait_for("bitcoin_blocks_connected_total", 34.0);
     assert_eq!(exporter.value("bitcoin_blocks_disconnected_total"), Some(0.0));
     assert_eq!(exporter.value("bitcoin_block_height"), Some(44.0));
@@ -90,7 +93,7 @@ fn blocks_that_come_during_a_reconnect_are_counted() {
     assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
 }
 
-/// After a crash, a node starts at its last flushed tip and connects the following blocks again.
+/// After a crash, a node starts at its last flushed tip and connects the blocks above it again, which is no reorg.
 #[test]
 fn node_back_at_a_lower_height_has_not_reorganized() {
     let node = Node::start(&[]);
@@ -129,7 +132,7 @@ fn another_chain_is_an_uncounted_tip_change() {
     assert_eq!(exporter.value("bitcoin_blocks_disconnected_total"), Some(0.0));
 }
 
-/// The node responds to requests for headers with an error, or with a malformed result, as a proxy could send it.
+/// The node responds to getblockheader with an error or with a malformed result.
 #[test]
 fn failed_and_malformed_answers_lose_no_block() {
     let error = json!({"error": {"code": -32603, "message": "Internal error"}});
@@ -184,7 +187,7 @@ fn reconnect_blocks_are_counted_beside_notifications() {
     node.fire(vec![Event::Connected { height: 48, data: Vec::new() }]);
     exporter.wait_for("bitcoin_blocks_connected_total", 6.0);
     exporter.wait_for("bitcoin_block_height", 48.0);
-    // Stop the exporter cleanly before the proxy is dropped and cuts the connection.
+    // The exporter must disconnect cleanly before the proxy is dropped, because the proxy closes the connection.
     assert!(exporter.terminate().success());
     eventually("the guard has disconnected", || (node.connections() == 0).then_some(()));
 }
@@ -230,7 +233,7 @@ fn historical_blocks_are_no_blocks_of_the_active_chain() {
     assert_eq!(exporter.value("bitcoin_block_height"), Some(100.0));
 }
 
-/// The systemd units set `ProcSubset=pid`, which hides all files in /proc except the folders of processes.
+/// The systemd units set `ProcSubset=pid`, which leaves only the folders of processes visible in /proc.
 #[test]
 fn exporter_start_time_needs_no_proc_stat() {
     let script = "mount -t proc -o subset=pid proc /proc && test ! -e /proc/stat && exec \"$@\"";
@@ -251,7 +254,7 @@ fn exporter_start_time_needs_no_proc_stat() {
         unshare
     };
     if !isolated("true").status().is_ok_and(|status| status.success()) {
-        return eprintln!("SKIPPED: this machine does not let us mount /proc");
+        return eprintln!("SKIPPED: /proc cannot be mounted on this machine");
     }
     let before = bitcoind_exporter::metrics::now();
     let mut command_in_namespace = isolated(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter"));

@@ -1,4 +1,4 @@
-//! Tests of transactions that a scripted peer sends to a real node, and of private broadcasts.
+//! Tests of the metrics about orphan transactions, which a P2P peer sends to a real node, and about private broadcasts.
 
 use bitcoin::absolute::LockTime;
 use bitcoin::p2p::message::NetworkMessage;
@@ -17,7 +17,7 @@ fn transactions_whose_parents_have_not_come_are_orphans() {
     let mut peer = Peer::connect(node.p2p_port);
     let mut bytes = 0.0;
     for block in &blocks[..2] {
-        let parent = node.spending_coinbase_of(block, 1000); // never sent
+        let parent = node.spending_coinbase_of(block, 1000); // never sent to the node
         let child = Transaction {
             version: Version::TWO,
             lock_time: LockTime::ZERO,
@@ -41,7 +41,7 @@ fn transactions_whose_parents_have_not_come_are_orphans() {
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     exporter.wait_for("bitcoin_orphan_transactions", 2.0);
     assert_eq!(exporter.value("bitcoin_orphan_bytes"), Some(bytes));
-    // A peer on loopback has no address group and is not counted.
+    // The metric does not count peers on loopback, which have no address group.
     assert_eq!(exporter.value("bitcoin_peers_largest_group{by=\"netgroup\",direction=\"in\"}"), Some(0.0));
     assert_eq!(exporter.value("bitcoin_peers_largest_group{by=\"as\",direction=\"in\"}"), None);
     assert_eq!(exporter.value("bitcoin_peers_addr_rate_limited"), Some(0.0));
@@ -54,7 +54,7 @@ fn transactions_whose_parents_have_not_come_are_orphans() {
 
 #[test]
 fn private_broadcasts_are_pending_until_they_return() {
-    // No proxy listens at this address, and the broadcasts therefore stay pending.
+    // Private broadcasts stay pending, because no proxy listens at this address.
     let node = Node::start(&["-privatebroadcast", "-onion=127.0.0.1:1"]);
     let blocks = node.mine(102);
     let pending = || {
@@ -64,7 +64,7 @@ fn private_broadcasts_are_pending_until_they_return() {
     assert_eq!(pending(), [Some(0.0), Some(0.0)]);
     node.spend_coinbase_of(&blocks[0], 1000);
     assert_eq!(pending(), [Some(1.0), Some(0.0)]);
-    // A node without -privatebroadcast has no metric of private broadcasts.
+    // For a node without -privatebroadcast, the exporter exports no metric about private broadcasts.
     let node = Node::start(&[]);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
     assert_eq!(exporter.value("bitcoin_private_broadcast_pending"), None);

@@ -1,4 +1,4 @@
-//! Tests with many reorgs of a real node.
+//! Tests with many reorgs of a node in a short time.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,10 +7,10 @@ use crate::exporter::{Exporter, command};
 use crate::fake::{FakeNode, Offers};
 use crate::node::Node;
 
-/// A model of the node's block tree and active chain, which computes the expected counts of connected and disconnected
-/// blocks.
+/// A copy of the node's block tree and tip, from which the test computes the expected counts of connected and
+/// disconnected blocks.
 struct Tree {
-    /// Parent hash and height of each block, by the hash of the block.
+    /// The hash of the parent and the height of each block, by the block's hash.
     blocks: HashMap<String, (String, u32)>,
     tip: String,
     connected: f64,
@@ -23,12 +23,12 @@ impl Tree {
         self.blocks.insert(hash.into(), (parent.into(), height));
     }
 
-    /// The hash of the ancestor that is `depth` blocks below the tip.
+    /// The hash of the block that is `depth` blocks below the tip on the best chain.
     fn below_tip(&self, depth: u64) -> String {
         (0..depth).fold(self.tip.clone(), |hash, _| self.blocks[&hash].0.clone())
     }
 
-    /// Switches to a new tip, and counts the blocks that are disconnected and connected on the way.
+    /// Changes the tip, and counts the blocks that this reorg disconnects and connects.
     fn switch_to(&mut self, tip: &str) {
         let (mut old, mut new) = (self.tip.clone(), tip.to_string());
         while old != new {
@@ -47,7 +47,7 @@ impl Tree {
     }
 }
 
-/// The seed of the random reorgs is fixed, so a failure can be reproduced.
+/// The reorgs are random, but the same in each run.
 #[test]
 fn thousand_invalidations_and_reconnects_are_counted() {
     let node = Node::start(&[]);
@@ -85,7 +85,8 @@ fn thousand_invalidations_and_reconnects_are_counted() {
             }
             _ => {
                 let blocks = (1 + next(3)).to_string();
-                // Each step mines to a different output. With the same output, the block would equal an existing block.
+                // Each step mines to another script. With the same script, a new block could be identical to an
+                // existing block.
                 let mined = node.json(&["generatetodescriptor", &blocks, &format!("raw(04{step:08x})")]);
                 let mut parent = tree.tip.clone();
                 for hash in mined.as_array().unwrap() {
@@ -109,7 +110,7 @@ fn thousand_invalidations_and_reconnects_are_counted() {
     exporter.wait_for("bitcoin_chain_height", height);
     assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
 
-    // A newly started exporter requests the chain tips in its first poll.
+    // A running exporter reads the chain tips only at intervals. A new exporter reads them in its first poll.
     let mut by_status: BTreeMap<String, u32> = BTreeMap::new();
     for tip in node.json(&["getchaintips"]).as_array().unwrap() {
         *by_status.entry(tip["status"].as_str().unwrap().into()).or_default() += 1;
@@ -123,7 +124,8 @@ fn thousand_invalidations_and_reconnects_are_counted() {
     assert!(by_status.len() > 1, "{by_status:?}");
 }
 
-/// During a reorg or a catch-up, the tip of a node can change thousands of times a second.
+/// During a reorg or while a node catches up with the network, its tip can change thousands of times a second. The
+/// exporter must limit its long polls.
 #[test]
 fn rapid_tip_changes_are_polled_at_an_interval() {
     let node = FakeNode::start(Offers { mining: true, rpc: true, ..Offers::default() });
@@ -133,7 +135,7 @@ fn rapid_tip_changes_are_polled_at_an_interval() {
         node.set_tip(block);
         std::thread::sleep(std::time::Duration::from_millis(4));
     }
-    // The exporter and the guard each make at most 20 long polls a second.
+    // The exporter may make 20 long polls a second, and the guard may also make 20 long polls a second.
     let most = 2.0 * (20.0 * since.elapsed().as_secs_f64() + 2.0);
     let polls = f64::from(node.long_polls() - polls);
     assert!(polls <= most, "{polls} long polls, {most} at most");

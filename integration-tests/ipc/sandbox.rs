@@ -1,4 +1,5 @@
-//! Tests of the descriptors and rights of each process. The exporter can reach the node only through its guard.
+//! Tests of the file descriptors and the sandbox of the supervisor, the exporter and the guard. The exporter must not
+//! be able to reach the node except through its guard.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -21,7 +22,7 @@ use tempfile::TempDir;
 use crate::exporter::{Exporter, command};
 use crate::node::Node;
 
-/// Makes a system call that no crate wraps, and returns its result.
+/// Makes a system call for which no crate has a function, and returns the call's result.
 #[allow(unsafe_code, reason = "no crate wraps them")]
 fn call(number: i64, arguments: [i64; 4]) -> io::Result<i64> {
     let [a, b, c, d] = arguments;
@@ -60,7 +61,7 @@ fn only_supervisor_and_guard_have_the_nodes_socket() {
     let guard = exporter.guard().unwrap();
     assert_eq!(sockets_of(exporter.pid(), node.pid()), 0);
     assert!(sockets_of(guard, node.pid()) >= 1 && sockets_of(exporter.supervisor(), node.pid()) >= 1);
-    // Repeat the check after a reconnect.
+    // The exporter must have no socket of the node after a reconnect.
     nix::sys::signal::kill(guard, Signal::SIGKILL).unwrap();
     exporter.wait_for("bitcoin_exporter_connects_total", 2.0);
     exporter.wait_for("bitcoin_up", 1.0);
@@ -75,7 +76,7 @@ fn each_process_is_confined() {
     for (pid, filter) in [(exporter.supervisor(), 0), (exporter.pid(), 2), (exporter.guard().unwrap(), 2)] {
         let status = status(pid);
         let expected = (Some(1), Some(filter));
-        // In a container, all processes have the seccomp filter of the container.
+        // In a container, all processes have the seccomp filter of the container, also the supervisor.
         let own = Process::myself().unwrap().status().unwrap().seccomp;
         assert!((status.nonewprivs, status.seccomp) == expected || own == Some(2), "{pid}: {status:?}");
     }
@@ -100,7 +101,8 @@ fn sandbox_off_is_logged_and_exported() {
 
 const ROLE: &str = "TEST_RUNS_IN_SANDBOX";
 
-/// Runs this test in a new process with the environment variable [`ROLE`] set to `role`, and returns the output.
+/// Runs the test with this name in a new process with the environment variable [`ROLE`] set to `role`. Returns the
+/// output of the process.
 fn again(test: &str, role: &str, dir: &TempDir) -> String {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", &format!("sandbox::{test}"), "--nocapture"])
@@ -117,14 +119,14 @@ fn role() -> Option<String> {
     std::env::var(ROLE).ok()
 }
 
-/// Prints whether a call was denied.
+/// Prints whether the sandbox denied the call that `what` describes.
 fn report<T>(what: &str, result: io::Result<T>) {
     let denied = result.err().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
     println!("\n{what}: {}", if denied { "denied" } else { "not denied" });
 }
 
-/// Makes all calls that the sandboxes of the exporter and of the guard must deny, and prints for each call whether it
-/// was denied.
+/// Makes all system calls that the sandboxes of the exporter and of the guard must deny. Prints for each call whether
+/// it was denied.
 fn attempt_everything() {
     report("execve", Err::<(), _>(Command::new("/bin/true").exec()));
     report("fork", call(libc::SYS_clone, [libc::SIGCHLD.into(), 0, 0, 0]));
@@ -228,7 +230,7 @@ fn confined_exporter_is_denied_unneeded_calls() {
         report("own priority", call(libc::SYS_setpriority, [libc::PRIO_PROCESS.into(), 0, 19, 0]));
         let datagrams = (libc::SOCK_DGRAM | libc::SOCK_CLOEXEC).into();
         report("UDP", call(libc::SYS_socket, [libc::AF_INET.into(), datagrams, 0, 0]));
-        std::process::exit(0); // do not return to the test harness, because the sandbox restricts it, too
+        std::process::exit(0); // The test harness does not work in the sandbox.
     }
     let dir = TempDir::new().unwrap();
     let (_node, json_rpc) = (prepare(&dir), TcpListener::bind("127.0.0.1:0").unwrap());
@@ -279,8 +281,8 @@ fn confined_guard_is_denied_all_but_its_sockets() {
     }
 }
 
-/// The system calls that install the sandbox fail, as in a container whose seccomp filter forbids these system calls,
-/// or on a kernel without seccomp and Landlock.
+/// The sandbox cannot be installed, because a seccomp filter denies the system calls that install it, as in some
+/// containers.
 #[test]
 fn forbidden_sandbox_costs_one_log_line() {
     const TEST: &str = "sandbox::forbidden_sandbox_costs_one_log_line";

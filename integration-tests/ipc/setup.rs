@@ -1,4 +1,4 @@
-//! Tests of the subcommand `setup` with real nodes, and with a directory in place of `/` for the files of the system.
+//! Tests of the subcommand `setup` with real nodes. The subcommand writes to a temporary directory instead of `/`.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -22,7 +22,7 @@ const ENVIRONMENT: &str = "etc/default/bitcoind-ipc-exporter";
 const DROP_IN: &str = "etc/systemd/system/bitcoind-ipc-exporter.service.d/zz-bitcoind-ipc-exporter.conf";
 const TARGET: &str = "etc/prometheus/targets/ipc-bitcoind.yml";
 
-/// Creates a directory in place of `/`, with `/etc/prometheus` and with files that contain options of the operator.
+/// Creates the directory for use instead of `/`, with `etc/prometheus` and with an environment file of the operator.
 fn root() -> TempDir {
     let root = TempDir::new().unwrap();
     for dir in ["etc/default", "etc/prometheus", "etc/systemd/system"] {
@@ -39,7 +39,7 @@ fn setup_command(root: &Path, arguments: &[&str]) -> Command {
     command
 }
 
-/// Runs the command. Returns whether the command succeeded, and its output.
+/// Runs the command. Returns whether the command succeeded, and the command's output.
 fn finish(mut command: Command) -> (bool, String) {
     let output = command.output().unwrap();
     let text = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
@@ -51,7 +51,7 @@ fn setup(root: &Path, arguments: &[&str]) -> (bool, String) {
     finish(setup_command(root, arguments))
 }
 
-/// Mode and contents of each file and directory below `dir`, by path.
+/// The mode and the contents of each file and directory below `dir`, by path.
 fn contents(dir: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
     let mut found = BTreeMap::new();
     for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
@@ -67,7 +67,7 @@ fn read(root: &Path, path: &str) -> String {
     fs::read_to_string(root.join(path)).unwrap()
 }
 
-/// The variables in the environment file.
+/// The names and values of the variables in the exporter's environment file.
 fn environment(root: &Path) -> Vec<(String, String)> {
     let text = read(root, ENVIRONMENT);
     let lines = text.lines().filter(|line| !line.starts_with('#'));
@@ -127,7 +127,7 @@ fn written_setup_connects_over_http_and_is_undone() {
     assert!(node.try_cli(&[&as_exporter[..], &["getblockchaininfo"]].concat()).is_ok());
     let rejected = node.try_cli(&[&as_exporter[..], &["getblockcount"]].concat());
     assert!(rejected.is_err(), "not on the whitelist: {rejected:?}");
-    node.mine(3); // with the cookie, which has no whitelist
+    node.mine(3); // bitcoin-cli uses the cookie, whose user has no whitelist
     let exporter = Exporter::spawn(command().envs(variables));
     exporter.wait_for("bitcoin_chain_height", 3.0);
     assert!(
@@ -258,7 +258,7 @@ fn credentials_that_are_set_are_reported() {
     assert_rejected(root.path(), Some(&node), "other users can read it; run: chmod 600");
 }
 
-/// This test runs only as root, because only root can start a process as another user.
+/// This test does nothing unless it runs as root, because only root can start a process as another user.
 #[test]
 fn node_of_another_user_is_reported() {
     const NOBODY: u32 = 65534;

@@ -1,5 +1,5 @@
-//! Tests that neither an exit of the exporter nor a shutdown of the node harms the node. The tests check the rules of
-//! the guard with a real node, and with a fake node that has interfaces which the real node lacks.
+//! Tests that the node neither crashes nor hangs when the exporter exits or when the node shuts down. The tests run
+//! with a real node, and with a fake node that has interfaces which the real node lacks.
 
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -37,7 +37,7 @@ fn ends_in_the_middle_of_polls_harm_no_node() {
     node.mine(3);
     for i in 0..30 {
         let mut exporter = Exporter::start(&node.socket(), &["--poll-interval", "1ms"]);
-        // The delay covers the exporter's start, its first polls, and later polls.
+        // Depending on the delay, the exporter is still starting, is making its first poll, or is making a later poll.
         std::thread::sleep(Duration::from_millis(5 * (i % 10)));
         match i % 3 {
             0 => drop(exporter.terminate()),
@@ -53,8 +53,8 @@ fn ends_in_the_middle_of_polls_harm_no_node() {
 #[test]
 fn node_stops_cleanly_while_exporter_is_stopped() {
     let node = Node::start(&[]);
-    // Count the node's threads whose name ends in `capnp-loop`: the node's threads for clients inherit this name from
-    // the thread that creates them. While the node starts, threads for other purposes have this name, too.
+    // The node's threads that run the calls of clients have names that end in `capnp-loop`. While the node starts,
+    // threads for other purposes have such names, too.
     let threads = || {
         let tasks = Process::new(node.pid() as i32).unwrap().tasks().unwrap().flatten();
         tasks.filter_map(|task| task.stat().ok()).filter(|stat| stat.comm.ends_with("capnp-loop")).count()
@@ -69,7 +69,8 @@ fn node_stops_cleanly_while_exporter_is_stopped() {
     });
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "10ms"]).ready();
     exporter.signal(Signal::SIGSTOP);
-    // Four threads of the node serve the exporter. A fifth thread serves the guard's long poll for the node's shutdown.
+    // Four threads of the node run the exporter's calls. A fifth thread runs the guard's long poll, by which the guard
+    // learns that the node is shutting down.
     eventually("the guard makes its own long poll", || (threads() >= before + 5).then_some(()));
     assert_stops_in_order(node);
     exporter.signal(Signal::SIGCONT);
@@ -109,7 +110,8 @@ fn killed_guards_are_replaced_without_subscriptions_too() {
     assert_stops_in_order(node);
 }
 
-/// The messages that a faulty exporter could send before its connection ends.
+/// The connection between the guard and the node must survive messages that only a faulty exporter sends, such as
+/// `abort`.
 #[test]
 fn exporter_messages_never_end_the_connection() {
     let abort = {
@@ -195,14 +197,14 @@ fn crashed_node_can_restart_beside_its_launched_exporter() {
     };
     eventually("the launched exporter is connected", || connected(1));
     let launched: i32 = std::fs::read_to_string(&pid).unwrap().trim().parse().unwrap();
-    node.remove_argument(&notify); // the second start of the node launches no exporter
+    node.remove_argument(&notify); // The restarted node must not launch a second exporter.
     node.restart();
     eventually("the first node's exporter is connected to the second", || connected(2));
     kill(Pid::from_raw(launched), Signal::SIGTERM).unwrap();
     eventually("the process exits", || Process::new(launched).is_err().then_some(()));
 }
 
-/// An exporter in a container in which another process is PID 1.
+/// An exporter that runs as in a container in which another process is PID 1.
 struct Supervised {
     supervisor: Exporter,
     exporter: Pid,
@@ -210,7 +212,7 @@ struct Supervised {
 }
 
 impl Supervised {
-    /// Starts the exporter, and returns when it is subscribed to both the chain notifications and the UTXO cache trace.
+    /// Starts the exporter, and waits until it has subscribed to the chain notifications and to the UTXO cache trace.
     fn start(node: &FakeNode) -> Self {
         let mut command = command();
         command
@@ -235,14 +237,14 @@ fn supervisor_outlives_the_guard_of_a_killed_exporter() {
     let node = FakeNode::start(TRACING);
     let mut supervised = Supervised::start(&node);
     node.hang(true);
-    // Wait for a call that hangs. Between two polls no call is under way, and the guard could exit at once.
+    // If no call were under way, the guard could exit at once.
     eventually("a call is under way", || node.hangs().then_some(()));
     kill(supervised.exporter, Signal::SIGKILL).unwrap();
     eventually("the exporter has exited", || is_gone(supervised.exporter).then_some(()));
-    std::thread::sleep(Duration::from_millis(300)); // longer than a supervisor that does not wait would take
+    std::thread::sleep(Duration::from_millis(300)); // A supervisor that does not wait for the guard would have exited.
     assert!(
         !is_gone(supervised.supervisor.supervisor()),
-        "it has ended before the guard, which a container's end would kill"
+        "the supervisor exited before the guard, which the end of a container would kill"
     );
     assert!(!is_gone(supervised.guard));
     node.hang(false);
@@ -256,7 +258,8 @@ fn supervisor_outlives_the_guard_of_a_killed_exporter() {
 fn supervisor_forwards_sigterm() {
     let node = FakeNode::start(TRACING);
     let mut supervised = Supervised::start(&node);
-    // A real-time signal, which some container runtimes send to stop a container, must not end the supervisor.
+    // A real-time signal must not end the supervisor. Some container images are configured to be stopped with such a
+    // signal.
     let supervisor = supervised.supervisor.supervisor();
     assert!(Command::new("sh").args(["-c", &format!("kill -37 {supervisor}")]).status().unwrap().success());
     let pending = || Process::new(supervisor.as_raw()).and_then(|it| it.status()).map(|it| it.shdpnd);
@@ -303,8 +306,8 @@ fn container_variable_is_1_or_0() {
     assert_eq!(output.status.code(), Some(1));
 }
 
-/// An exporter that is PID 1 of a PID namespace. The value is the process `unshare` outside the namespace, which exits
-/// when the namespace ends.
+/// A PID namespace in which an exporter runs, as in a container. The value is the process `unshare`, which is outside
+/// the namespace and exits when the namespace ends.
 struct Container(Child);
 
 impl Drop for Container {
@@ -315,8 +318,8 @@ impl Drop for Container {
 }
 
 impl Container {
-    /// Starts the exporter as PID 1, or with `program`, a command that executes its arguments, as a child process of
-    /// that command.
+    /// Starts the exporter in a new PID namespace. PID 1 is the exporter or, if `program` is not empty, the command
+    /// `program`, which starts the exporter. Returns `None` if this machine cannot create a PID namespace.
     fn start(socket: &Path, program: &[&str]) -> Option<Self> {
         let unshare = |arguments: &[&str]| {
             let mut unshare = Command::new("unshare");
@@ -325,7 +328,7 @@ impl Container {
             unshare
         };
         if !unshare(&["true"]).output().is_ok_and(|output| output.status.success()) {
-            eprintln!("SKIPPED: this machine gives no user and PID namespaces");
+            eprintln!("SKIPPED: user and PID namespaces cannot be created on this machine");
             return None;
         }
         let child = unshare(program)
@@ -357,7 +360,7 @@ fn pid_1_disconnects_cleanly() {
             let Some(mut container) = Container::start(&node.socket(), &[]) else { return };
             let exporter = container.exporter();
             eventually("the exporter has a guard", || child_of(container.init(), "bitcoind-guard"));
-            std::thread::sleep(Duration::from_millis(50)); // some time in which the exporter polls
+            std::thread::sleep(Duration::from_millis(50)); // time in which the exporter polls the node
             kill(if to_init { container.init() } else { exporter }, signal).unwrap();
             let ended = eventually("the container exits", || container.0.try_wait().unwrap());
             assert_eq!(ended.code(), Some(code), "{signal}");
@@ -378,7 +381,7 @@ fn pid_1_exits_although_sigchld_was_ignored() {
     assert_eq!(ended.code(), Some(0));
 }
 
-/// The second exporter is started in the PID namespace of the first exporter, as `docker exec` would do.
+/// The test starts a second exporter in the PID namespace of the first exporter, as `docker exec` would do.
 #[test]
 fn pid_1_waits_for_other_exporters_in_its_container() {
     let node = FakeNode::start(TRACING);
@@ -404,8 +407,8 @@ fn pid_1_waits_for_other_exporters_in_its_container() {
     }
 }
 
-/// The exporter reads the thread names of the whole node process. The fake node therefore runs in a separate process,
-/// which is this test binary with the environment variable AS_NODE.
+/// The exporter reads the names of all threads of the node's process. The fake node therefore runs in a separate
+/// process: this test with the environment variable in AS_NODE.
 #[test]
 fn core_30_is_not_queried_before_its_chain_is_loaded() {
     const AS_NODE: &str = "TEST_IS_A_LOADING_NODE";
@@ -430,7 +433,7 @@ fn core_30_is_not_queried_before_its_chain_is_loaded() {
     eventually("the exporter waits for the node", || {
         exporter.log().contains("the node is starting").then_some(())
     });
-    std::thread::sleep(Duration::from_millis(600)); // time for several scans of the thread names
+    std::thread::sleep(Duration::from_millis(600)); // The exporter reads the thread names several times.
     assert_eq!(exporter.value("bitcoin_up"), Some(0.0));
     let mut stdin = process.stdin.take().unwrap();
     stdin.write_all(b"x").unwrap();

@@ -1,4 +1,5 @@
-//! Tests with a proxy in front of the node's socket, a separate process that runs longer than the nodes behind it.
+//! Tests with a proxy between the exporter and the node's socket. The proxy is a separate process, which keeps running
+//! when the node exits.
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
@@ -15,10 +16,11 @@ use crate::node::Node;
 
 const NODE: &str = "TEST_IS_A_SOCKET_PROXY_OF";
 
-/// A running proxy process, which is this test binary with the environment variable [`NODE`].
+/// The process of a proxy: this test binary with the environment variable [`NODE`].
 struct ProxyProcess {
     child: Child,
-    /// The proxy's stdout, which is kept open because the test harness writes to it when the process exits.
+    /// The proxy's stdout. It must stay open, because Rust's test harness in the proxy's process writes to it after the
+    /// test.
     _output: BufReader<ChildStdout>,
     socket: PathBuf,
     dir: TempDir,
@@ -41,7 +43,7 @@ impl ProxyProcess {
         ProxyProcess { child, _output: output, socket, dir }
     }
 
-    /// Makes the proxy forward new connections to this node.
+    /// Makes the proxy forward new connections to the node's socket `node`.
     fn forward_to(&self, node: &Path) {
         let (new, link) = (self.dir.path().join("new"), self.dir.path().join("node"));
         symlink(node, &new).unwrap();
@@ -78,21 +80,21 @@ fn process_of_a_proxy_is_not_the_node() {
     let start = |exporter: &Exporter| exporter.value("bitcoin_node_start_time_seconds").unwrap();
     assert!((start(&exporter) - start(&direct)).abs() <= 3.0, "{} {}", start(&exporter), start(&direct));
     drop(direct);
-    // After the exit of the node, the exporter must not wait for the exit of the proxy.
+    // When the node exits, the exporter must not wait for the exit of the proxy, which listens on the socket.
     node.stop();
     exporter.wait_for("bitcoin_up", 0.0);
     node.restart();
     exporter.wait_for("bitcoin_up", 1.0);
 }
 
-/// Bytes of all messages that the exporter has counted.
+/// Number of bytes of P2P messages that the exporter has counted.
 fn counted(exporter: &Exporter) -> f64 {
     let text = exporter.metrics();
     let samples = text.lines().filter(|line| line.starts_with("bitcoin_p2p_message_bytes_total{"));
     samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
 }
 
-/// Bytes that a node has exchanged with its only peer, from getpeerinfo.
+/// Number of bytes that a node has exchanged with its only peer, according to getpeerinfo.
 fn moved(node: &Node) -> f64 {
     let totals = |field: &str| -> f64 {
         let peers: Value = node.json(&["getpeerinfo"]);
@@ -115,8 +117,9 @@ fn traffic_of_another_long_running_node_is_not_counted() {
     let exporter = Exporter::start(&proxy.socket, &["--poll-interval", "500ms"]).ready();
     exporter.wait_for("bitcoin_peers", 0.0);
     let polls = || exporter.value("bitcoin_exporter_poll_duration_seconds_count").unwrap();
-    // Connection times have a resolution of a second. Wait until the last poll and the new connection of the peer
-    // cannot be in the same second.
+    // The exporter must not count the previous traffic of a peer that connected before the exporter's last poll. The
+    // node reports connection times in whole seconds, and the test therefore waits for four polls (two seconds) after
+    // the peer of `other` connected.
     let before = polls();
     eventually("polls continue", || (polls() >= before + 4.0).then_some(()));
     proxy.forward_to(&other.socket());

@@ -1,10 +1,10 @@
-//! Tests of the exact metrics that the exporter derives from the JSON-RPC results of each version of Bitcoin Core.
+//! Tests of all metrics that the exporter derives from the JSON-RPC results of each version of Bitcoin Core.
 //!
-//! `integration-tests/answers/core-28.json` has the JSON-RPC results of Bitcoin Core 28 and the expected metrics. The
-//! file of each later version has the changes as a merge patch (RFC 7396: null removes a field; in these files, an
-//! object is also applied to each element of an array). The fields are taken from `src/rpc/*.cpp` at the commits where
-//! the release branches began. The values are invented. `knots-29.json` has what is
-//! different in Bitcoin Knots 29: its user agent, and its service bit 26.
+//! The file `integration-tests/answers/core-28.json` has the JSON-RPC results of Bitcoin Core 28 and the expected
+//! metrics. The file of each later version is a merge patch (RFC 7396) for the file of the previous version. In these
+//! patches, an object also applies to each element of an array. The fields of the results are those in `src/rpc/*.cpp`
+//! at the commits where the release branches began, and the values are invented. The file `knots-29.json` has the user
+//! agent and the service bit 26 of Bitcoin Knots 29.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -41,7 +41,7 @@ fn merge(target: &mut Value, patch: &Value) {
     }
 }
 
-/// The samples about the node after one poll (`--once`), by sample name.
+/// The samples about the node that the exporter prints with `--once`, by sample name.
 fn polled(http: &FakeHttp) -> BTreeMap<String, f64> {
     let output = command().args(http.arguments()).arg("--once").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -51,7 +51,7 @@ fn polled(http: &FakeHttp) -> BTreeMap<String, f64> {
     let samples = samples.map(|line| line.rsplit_once(' ').unwrap());
     let mut samples: BTreeMap<_, f64> =
         samples.map(|(name, value)| (name.to_string(), value.parse().unwrap())).collect();
-    // This sample is checked separately, because it depends on the current time.
+    // The node's start time depends on the current time, and is therefore compared with it here.
     let start = samples.remove("bitcoin_node_start_time_seconds").unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
     let uptime = samples["bitcoin_node_uptime_seconds"];

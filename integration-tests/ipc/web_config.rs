@@ -1,4 +1,4 @@
-//! Tests of `--web.config.file`, with curl as the client.
+//! Tests of the option `--web.config.file`, with curl as the HTTP client.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::eventually;
 use crate::exporter::{Exporter, command};
 
-/// Writes a certificate for localhost and its key to cert.pem and key.pem in this directory.
+/// Writes a new certificate for localhost to `cert.pem`, and its key to `key.pem`, in this directory.
 fn certificate(dir: &Path) {
     let made = rcgen::generate_simple_self_signed(["localhost".to_string()]).unwrap();
     std::fs::write(dir.join("cert.pem"), made.cert.pem()).unwrap();
@@ -23,7 +23,8 @@ fn start(dir: &Path, config: &str) -> Exporter {
     Exporter::spawn(command.arg("--web.config.file").arg(dir.join("web.yml")).arg(dir.join("none.sock")))
 }
 
-/// Requests the metrics with curl. Returns the status and the body, or curl's exit code as the error.
+/// Requests the metrics with curl and these arguments. Returns the status and the body, or curl's exit code as the
+/// error.
 fn curl(exporter: &Exporter, dir: &Path, arguments: &[&str]) -> Result<(u16, String), i32> {
     let port = exporter.address().rsplit(':').next().unwrap();
     let scheme = if exporter.log().contains("https://") { "https" } else { "http" };
@@ -57,7 +58,7 @@ fn tls_is_served_and_renewed_certificates_are_used() {
         assert!(body.contains("\nbitcoin_up 0\n") && body.contains("x-frame-options: deny"), "{body}");
     }
     assert!(curl(&exporter, dir.path(), &["--tls-max", "1.1"]).is_err());
-    // A plain-text request to the TLS port gets no response, and does not affect other clients.
+    // The exporter sends no response to a request without TLS on its TLS port.
     let plain = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| exporter.get("/metrics")));
     assert!(plain.is_err());
 
@@ -97,7 +98,7 @@ fn blocking_certificate_keeps_the_last_good_one() {
     eventually("the log line is written", || (logged("certificates exist again") > 0).then_some(()));
     assert_eq!(logged("it is not a regular file"), 1);
     assert_eq!(scraped(), Ok(200));
-    // At startup, a certificate file that is a FIFO makes the exporter exit with an error.
+    // If the certificate file is a FIFO, an exporter that starts must exit with an error.
     replace_by_fifo();
     let end = |config: &Path| {
         let output = command().arg("--web.config.file").arg(config).arg("/none.sock").output().unwrap();
@@ -173,8 +174,8 @@ fn client_without_required_certificate_is_rejected() {
 #[test]
 fn password_guesses_delay_no_authenticated_client() {
     let dir = TempDir::new().unwrap();
-    certificate(dir.path()); // curl requires the certificate file that its arguments name
-    let hash = bcrypt::hash("secret", 13).unwrap(); // a password check at this cost takes a second
+    certificate(dir.path()); // curl fails if the file in its option --cacert does not exist
+    let hash = bcrypt::hash("secret", 13).unwrap(); // With a cost of 13, a password check takes a second.
     let exporter = start(dir.path(), &format!("basic_auth_users:\n  prom: {hash}\n"));
     assert_eq!(curl(&exporter, dir.path(), &[]).map(|(status, _)| status), Ok(401));
     assert_eq!(curl(&exporter, dir.path(), &["-u", "prom:secret"]).map(|(status, _)| status), Ok(200));
@@ -187,7 +188,7 @@ fn password_guesses_delay_no_authenticated_client() {
                 .spawn()
         })
         .collect();
-    // The correct password was verified before, and its request skips the queue of wrong passwords.
+    // The exporter has already verified the correct password, and the request with it skips the queue of passwords.
     assert_eq!(curl(&exporter, dir.path(), &["-u", "prom:secret"]).map(|(status, _)| status), Ok(200));
     let mut guessers: Vec<_> = guessers.into_iter().map(Result::unwrap).collect();
     let waiting =
@@ -196,8 +197,8 @@ fn password_guesses_delay_no_authenticated_client() {
     guessers.iter_mut().for_each(|guesser| drop(guesser.wait()));
 }
 
-/// The sandbox permits reading the folders of certificates. Here web.yml configures no certificate, and the exporter
-/// must still be able to read web.yml.
+/// The sandbox permits reading the folders with certificates. The exporter must also be able to read `web.yml` again if
+/// this file configures no certificate.
 #[test]
 fn web_config_of_users_only_is_read_in_the_sandbox() {
     let dir = TempDir::new().unwrap();

@@ -1,4 +1,4 @@
-//! Tests with a real `bitcoind`, which has no IPC and is polled over HTTP only.
+//! Tests with a real `bitcoind`, which has no IPC and which the exporter polls over HTTP only.
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -25,13 +25,11 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     exporter.wait_for("bitcoin_blocks_connected_total", 30.0);
     exporter.wait_for("bitcoin_block_height", 40.0);
     assert!(exporter.value("bitcoin_tip_updates_total").unwrap() >= 1.0);
-    // A reorg of 33 blocks. The reorg takes less time than the interval at which the exporter checks the tip, so the
-    // exporter sees one change of the tip.
+    // This reorg disconnects 33 blocks and connects 35 blocks within one interval of the exporter's checks of the tip.
     node.cli(&["invalidateblock", &blocks[7]]);
     node.cli(&["generatetodescriptor", "35", "raw(52)"]);
     exporter.wait_for("bitcoin_chain_height", 42.0);
     exporter.wait_for("bitcoin_block_height", 42.0);
-    // Blocks that were connected and disconnected between two checks of the tip may be missing from both counters.
     let counted = |name: &str| exporter.value(name).unwrap();
     assert_eq!(
         counted("bitcoin_blocks_connected_total") - counted("bitcoin_blocks_disconnected_total"),
@@ -39,11 +37,10 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     );
     assert_eq!(counted("bitcoin_blocks_disconnected_total"), 33.0);
 
-    // While the node is down, its metrics are absent. After the node's restart with a new cookie, the exporter counts
-    // the blocks that were connected in the meantime.
+    // While the node is down, the exporter exports no metrics about the node. The restarted node has a new cookie, and
+    // the exporter counts the blocks that the node connected before the exporter reconnected.
     node.stop();
     exporter.wait_for("bitcoin_up", 0.0);
-    // A poll may fail before the connection is found to be lost.
     exporter.wait_for("bitcoin_exporter_disconnects_total{reason=\"lost\"}", 1.0);
     assert_eq!(exporter.value("bitcoin_chain_height"), None);
     let connected = counted("bitcoin_blocks_connected_total");
@@ -54,8 +51,8 @@ fn blocks_and_reorganizations_are_counted_without_ipc() {
     assert_eq!(exporter.log().matches("polling the node over HTTP only").count(), 2, "{}", exporter.log());
 }
 
-/// Simulates a restart after a crash with `invalidateblock`: the node starts at an earlier tip and connects the following
-/// blocks again.
+/// Simulates a node's restart after a crash, in which the node starts at an earlier tip and connects later blocks
+/// again.
 #[test]
 fn rollback_between_two_calls_is_no_reorg() {
     let mut node = Node::start_bitcoind(&[]);
@@ -77,7 +74,7 @@ fn rollback_between_two_calls_is_no_reorg() {
     node.mine(3);
     exporter.wait_for("bitcoin_blocks_connected_total", 3.0);
     assert_eq!(exporter.value("bitcoin_blocks_disconnected_total"), Some(0.0));
-    // Without a restart, the same change of the tip is counted as a reorg.
+    // If the node was not restarted, the exporter counts the same change of the tip as a reorg.
     node.cli(&["invalidateblock", &blocks[17]]);
     exporter.wait_for("bitcoin_blocks_disconnected_total", 6.0);
     assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
@@ -124,8 +121,8 @@ fn check_and_once_need_no_ipc_and_report_errors() {
         "{message}"
     );
 
-    // If neither IPC nor HTTP works, the error has the reason of each failure. An explicit socket path is required, and
-    // the exporter does not continue over HTTP alone.
+    // If neither IPC nor HTTP works, the error message contains both reasons. If the arguments contain a socket path,
+    // the exporter does not fall back to HTTP only.
     let (good, message) = run(&[&arguments[..4], &["--rpc-url", "http://127.0.0.1:1", "--check"]].concat());
     assert!(
         !good && message.contains("no such socket") && message.contains("connection refused"),
@@ -170,7 +167,7 @@ fn process_of_a_node_without_ipc_is_found_by_its_pid_file() {
             .filter(|seconds| *seconds > 0.0)
     });
     let started = exporter.value("bitcoin_node_start_time_seconds");
-    // The next process has another PID.
+    // The restarted node is another process with another PID.
     node.stop();
     exporter.wait_for("bitcoin_exporter_disconnects_total{reason=\"lost\"}", 1.0);
     assert_eq!(exporter.value(threads), None);
@@ -178,7 +175,7 @@ fn process_of_a_node_without_ipc_is_found_by_its_pid_file() {
     exporter.wait_for("bitcoin_up", 1.0);
     eventually("the next process is found", || exporter.value(threads).filter(|threads| *threads > 5.0));
     assert!(exporter.value("bitcoin_node_start_time_seconds") >= started);
-    // The PID of a process that is no node.
+    // The node's PID file contains the PID of a process that is not a node.
     node.stop();
     node.restart();
     std::fs::write(node.dir().join("regtest/bitcoind.pid"), "1\n").unwrap();

@@ -1,8 +1,9 @@
-//! Tests of all BPF programs on Debian's kernels under QEMU: loading, attaching to a program with all tracepoints, and
-//! counting.
+//! Tests of all BPF programs on Debian's kernels, in virtual machines of QEMU. In each virtual machine, the exporter
+//! loads the BPF programs, attaches them to a program with all tracepoints, and counts the tracepoints' events.
 //!
-//! Needs $KERNELS, the folder that `integration-tests/kernels/fetch` creates, and for arm64 $DEB_ARM64, the package
-//! that `contrib/debian/package arm64` builds. Tests whose files are missing are skipped, and the skip is printed.
+//! The tests need the folder $KERNELS, which `integration-tests/kernels/fetch` creates. The tests for arm64 also need
+//! the package $DEB_ARM64, which `contrib/debian/package arm64` builds. Tests whose files are missing are skipped with
+//! a message.
 
 #[path = "../harness/skip.rs"]
 mod skip;
@@ -32,8 +33,8 @@ misbehaving inv message size = 50001
 standard 8 2 3 4 5000000 block text
 ";
 
-/// Samples that the exporter must export after [`COMMANDS`], without the label `node`. The samples include a value
-/// other than 0 for each tracepoint.
+/// Samples, without the label `node`, that the exporter must export after [`COMMANDS`]. Each tracepoint has at least
+/// one sample here whose value is not 0.
 const SAMPLES: &str = r#"
     fibre_exporter_probes_attached 27
     fibre_exporter_errors_total{error_type="argument"} 0
@@ -90,8 +91,8 @@ const SAMPLES: &str = r#"
     bitcoin_log_operation_duration_seconds_count{kind="write"} 1
 "#;
 
-/// Commands of bitcoin-cli for the test with a real node. The node connects to itself, and detects that the connection
-/// leads to itself.
+/// Commands of bitcoin-cli for the test with a real node. The command `addnode` makes the node connect to itself, which
+/// the node detects.
 const NODE_COMMANDS: &str = "\
 generatetodescriptor 5 raw(51)#8lvh9jxk
 addnode 127.0.0.1:18444 onetry
@@ -118,7 +119,7 @@ const REAL_NODE: &str = "a_real_node_on_arm64_is_counted";
 
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
-    // Run one virtual machine at a time, because concurrent virtual machines take longer in total.
+    // Run one virtual machine at a time: all tests take longer if several virtual machines run at the same time.
     arguments.test_threads = Some(1);
     let missing_node = std::env::var_os("NODE_ARM64")
         .is_none()
@@ -148,7 +149,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
-/// A kernel to test, with the exporter and the compiler for its architecture.
+/// A kernel to test, with the exporter and the C compiler for the kernel's architecture.
 struct Kernel {
     folder: Option<PathBuf>,
     exporter: Option<PathBuf>,
@@ -187,7 +188,8 @@ impl Kernel {
         program
     }
 
-    /// Boots the kernel with this program and these variables. Returns the exporter's metrics and its log.
+    /// Boots the kernel in a virtual machine with these kernel parameters, and runs this program there with `commands`
+    /// on standard input. Returns the exporter's metrics and log.
     fn boot(&self, program: &Path, commands: &str, variables: &[&str]) -> (String, String) {
         let (Some(folder), Some(exporter)) = (&self.folder, &self.exporter) else { unreachable!("checked") };
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -241,7 +243,7 @@ fn assert_samples(samples: &str, metrics: &str, log: &str) {
     }
 }
 
-/// A kernel in lockdown mode `confidentiality` rejects all BPF programs that read an argument.
+/// A kernel in the lockdown mode `confidentiality` rejects all BPF programs that read an argument of a tracepoint.
 fn refused(kernel: &Kernel) {
     let (metrics, log) = kernel.boot(&kernel.fixture(), COMMANDS, &["lockdown=confidentiality"]);
     for sample in ["fibre_exporter_probes_attached 1", "fibre_blocks_sent_total 1"] {

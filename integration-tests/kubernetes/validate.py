@@ -1,6 +1,7 @@
-"""Validates contrib/kubernetes, given as its argument, against the API schemas of Kubernetes and of the Prometheus operator.
+"""Validates the resources in contrib/kubernetes, whose path is the argument, against the API schemas of Kubernetes and of the
+Prometheus operator.
 
-The patch of the sidecar is applied as kustomize applies it: mappings are merged, and lists of named items are merged by name.
+The sidecar's patch is applied as kustomize applies it: mappings are merged, and lists of named items are merged by name.
 """
 
 import pathlib
@@ -10,7 +11,7 @@ import kubernetes_validate
 import yaml
 from cloudcoil.models.prometheus_operator import v1
 
-# An older version of Kubernetes and the newest one with a schema.
+# An older version of Kubernetes, and the newest version that has a schema in the package kubernetes-validate.
 VERSIONS = ["1.34", "1.37"]
 
 
@@ -30,7 +31,7 @@ def merge(base, patch):
 
 
 def resources(folder):
-    """All resources of a kustomization and its components."""
+    """All resources of the kustomization in this folder and of its components, and the patches of the kustomization."""
     kustomization = documents(folder / "kustomization.yaml")[0]
     named = set(kustomization["resources"]) | {patch["path"] for patch in kustomization.get("patches", [])}
     present = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
@@ -52,7 +53,7 @@ def validate(resource):
     if resource["apiVersion"].startswith("monitoring.coreos.com/"):
         model = getattr(v1, resource["kind"]).model_validate(resource)
         known = model.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        # The model ignores fields that it does not know.
+        # The validation of the model accepts fields that are not in the schema, but drops them.
         assert known == resource, f"{resource['kind']} has unknown fields"
     else:
         for version in VERSIONS:
@@ -68,7 +69,7 @@ def main():
 
 
 def rejects_errors(found):
-    """The validation itself finds an unknown field in each resource."""
+    """Checks that the validation rejects each resource if an unknown field is added to it."""
     for resource in found:
         wrong = resource | {"spec": resource["spec"] | {"unknownField": 1}}
         try:

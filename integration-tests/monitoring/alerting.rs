@@ -1,4 +1,4 @@
-//! Tests of the alerts, from the fault of a node to the message to the webhook.
+//! Tests of the shipped alert rules and Alertmanager routes, up to the notification that a webhook receives.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -21,8 +21,8 @@ fn alerts() -> Vec<Value> {
     groups.flat_map(|group| group["rules"].as_array().unwrap().clone()).collect()
 }
 
-/// The beginning of each `runbook_url`, as a template: the external label `runbooks` or, without this label, the path
-/// of docs/alerts.md in the Debian package.
+/// The template with which each `runbook_url` begins: the value of the external label `runbooks`, or the path of
+/// docs/alerts.md in the Debian package if this label does not exist.
 const RUNBOOKS: &str =
     "{{ or $externalLabels.runbooks `file:///usr/share/doc/bitcoind-exporter/docs/alerts.md` }}";
 
@@ -67,8 +67,8 @@ pub fn each_alert_has_its_tests_and_its_section() {
         let is_watchdog = alert == "BitcoinWatchdog";
         assert!(is_watchdog || does_not.contains(alert), "no test leaves {alert} silent");
         assert!(is_watchdog || ["critical", "warning", "info"].contains(&severity), "{alert}: {severity}");
-        // The summary of each alert names the node or, without the label `node`, the address. Alerts about Prometheus
-        // and Alertmanager have no node.
+        // The summary of each alert begins with the node's name, or with its address if the label `node` does not
+        // exist. Alerts about Prometheus and Alertmanager have no node.
         let of_no_node =
             ["BitcoinWatchdog", "BitcoinNothingScraped", "BitcoinRuleFailures", "BitcoinAlertsNotDelivered"];
         let is_named = annotation("summary").starts_with("{{ or $labels.node $labels.instance }}: ");
@@ -80,8 +80,8 @@ pub fn each_alert_has_its_tests_and_its_section() {
     }
 }
 
-/// Computes the rate of false alarms. The times between blocks are exponentially distributed with a mean of ten
-/// minutes.
+/// Computes how often the alerts about missing blocks fire although nothing is wrong. The times between blocks are
+/// exponentially distributed with a mean of ten minutes.
 pub fn block_gap_alert_fires_less_than_once_in_four_years() {
     let minutes =
         |rule: &Value| -> f64 { rule["for"].as_str().unwrap().strip_suffix('m').unwrap().parse().unwrap() };
@@ -98,7 +98,8 @@ pub fn block_gap_alert_fires_less_than_once_in_four_years() {
     }
 }
 
-/// Simulates 30 days of races on 15 nodes with constant win rates. The alert FibreWinRateFalling must not fire.
+/// Simulates 30 days of races between FIBRE and compact blocks on 15 nodes with constant win rates. The alert
+/// FibreWinRateFalling must not fire.
 pub fn unchanged_win_rate_causes_no_alert() {
     let mut state = 20_090_103_u64;
     let mut random = || {
@@ -108,7 +109,7 @@ pub fn unchanged_win_rate_causes_no_alert() {
     let mut series = Vec::new();
     for (node, rate) in [0.1, 0.3, 0.5, 0.8, 0.95].into_iter().cycle().take(15).enumerate() {
         let (mut udp, mut compact) = (vec![0], vec![0]);
-        // Each node has a race about every ten minutes.
+        // Each node has a race every ten minutes on average.
         for _ in 0..30 * 144 {
             let mut wins = [udp[udp.len() - 1], compact[compact.len() - 1]];
             let mut minutes = -10.0 * (1.0 - random()).ln();
@@ -145,7 +146,8 @@ pub fn unchanged_win_rate_causes_no_alert() {
     succeeds(Command::new(promtool()).args(["test", "rules"]).arg(file));
 }
 
-/// Starts Alertmanager with the shipped configuration, without waits, and with the webhook as the operator's receiver.
+/// Starts Alertmanager with the shipped configuration, but with waits of a second, and with the webhook as the receiver
+/// of all notifications.
 fn alertmanager(webhook: &str) -> Alertmanager {
     let mut config = yaml(&contrib().join("alertmanager/alertmanager.yml"));
     config["route"]["group_wait"] = "1s".into();
@@ -161,7 +163,7 @@ fn alertmanager(webhook: &str) -> Alertmanager {
     Alertmanager::start(&config.to_string())
 }
 
-/// Waits for the next message in which this alert has this status.
+/// Waits for the next notification in which this alert has this status, and returns the alert.
 fn message(messages: &Receiver<Value>, alert: &str, status: &str) -> Value {
     eventually(&format!("a message that {alert} is {status}"), || {
         messages.try_iter().find_map(|message| {
@@ -177,7 +179,7 @@ pub fn operator_is_notified_of_node_down_and_up() {
     let exporter = Exporter::start(&node.socket(), &["--poll-interval", "1s"]).ready();
     let (url, messages) = webhook();
     let alertmanager = alertmanager(&url);
-    // The shipped rules without `for`, and with windows of 3 seconds instead of 2 minutes.
+    // Prometheus gets the shipped rules, with `for` of a second and windows of 3 seconds instead of 2 minutes.
     let dir = TempDir::new().unwrap();
     let mut alerts = yaml(&contrib().join("prometheus/rules/alerts.yml"));
     for group in alerts["groups"].as_array_mut().unwrap() {
@@ -215,7 +217,7 @@ pub fn alerts_caused_by_a_down_node_are_inhibited() {
     let (url, messages) = webhook();
     let alertmanager = alertmanager(&url);
     let alert = |name: &str, node: &str, severity: &str| json!({"labels": {"alertname": name, "node": node, "instance": node, "severity": severity}});
-    // An alert of a target without the label `node`.
+    // An alert about a target without the label `node`.
     let nameless = |name: &str, instance: &str, severity: &str| json!({"labels": {"alertname": name, "instance": instance, "severity": severity}});
     alertmanager.send(&json!([
         alert("BitcoinNodeDown", "one", "critical"),
@@ -240,7 +242,7 @@ pub fn alerts_caused_by_a_down_node_are_inhibited() {
     eventually("the node's other alerts are suppressed", || {
         (kept_back() == expected.clone().into()).then_some(())
     });
-    // There is one message for each node, with all alerts that are not suppressed.
+    // Each notification must be about one node, and must contain all of its alerts that are not suppressed.
     let mut told = BTreeSet::new();
     eventually("all nodes are in messages", || {
         for message in messages.try_iter() {

@@ -1,4 +1,4 @@
-//! Tests of the page of bitcoind-usdt-exporter in a browser.
+//! Tests of the status page of bitcoind-usdt-exporter in a browser.
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -19,8 +19,8 @@ fn open(exporter: &Exporter, width: u32, dark: bool) -> Browser {
     browser
 }
 
-/// Starts a node, a second node that announces blocks to it, and an exporter that traces the first node. The second
-/// node is the miner.
+/// Starts a node that mines, a second node that gets its blocks from the first node, and an exporter that traces the
+/// second node.
 fn followed() -> ([Node; 2], Exporter) {
     let miner = Node::start(&[]);
     miner.mine(1);
@@ -59,7 +59,7 @@ pub fn page_shows_blocks_as_the_log_has_them() {
     };
     let bars = "const bar = [...document.querySelectorAll('details')][0].querySelectorAll('rect');
                 return [...bar].map(it => [it.getAttribute('class'), Number(it.getAttribute('x')), Number(it.getAttribute('width'))])";
-    // Select a separate scale for each block. Each bar then fills the full width.
+    // With the setting `each`, each block has its own time scale, and its bars fill the full width.
     browser.run("document.querySelector('[value=each]').click()");
     let drawn = browser.run(bars);
     let (last, whole) = (drawn.as_array().unwrap().last().unwrap(), field("connected_us"));
@@ -70,7 +70,8 @@ pub fn page_shows_blocks_as_the_log_has_them() {
     );
     keep(&browser, "blocks.png");
 
-    // Stages of a block with all stages, and of a block that was complete before a peer had responded to a request.
+    // The first block has all stages. The second block was complete before the peer responded to the node's request,
+    // and the stage `trip` therefore ends when the block is complete.
     let stages = |block: &str| browser.run(&format!("return stages({block}).map(it => it.slice(0, 3))"));
     assert_eq!(
         stages(
@@ -154,13 +155,13 @@ pub fn races_of_fibre_are_shown() {
     );
     keep(&browser, "races.png");
 
-    // The fixture process was the only process of this binary, so the exporter has no node to trace.
+    // After the exit of the only process of the fixture's binary, the exporter has no node to trace.
     drop(fixture);
     eventually("the page shows that the node has exited", || {
         (browser.run("return $('state').textContent") == "not traced").then_some(())
     });
     let wrong = browser.run("return $('wrong').innerText");
-    // The page has the reason: first that the process has exited, then that no new process of the binary is running.
+    // The page first shows that the process has exited, and then that no new process of the binary runs.
     assert!(wrong.as_str().unwrap().contains("fixture"), "{wrong}");
     assert_eq!(browser.run("return $('races').rows.length"), 2);
     assert_eq!(browser.console(), Vec::<String>::new());

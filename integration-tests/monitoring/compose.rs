@@ -1,5 +1,5 @@
-//! Tests of the compose stack. The images of the stack cannot run in the tests. The tests check the users,
-//! capabilities, folders and relabel rules of the images with other programs.
+//! Tests of the Compose files. The tests cannot run the container images. With other programs, they check the users,
+//! capabilities, folders and relabel rules that the Compose files set.
 
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::Command;
@@ -25,10 +25,10 @@ pub fn compose_images_are_pinned_and_hardened() {
     );
     for (name, service) in services {
         let (image, tag) = service["image"].as_str().unwrap().rsplit_once(':').expect("a tag");
-        // Versions of PostgreSQL have two parts.
+        // A version of PostgreSQL has two numbers. The versions of the other images have three.
         let parts = if name == "postgres" { 2 } else { 3 };
         assert!(tag.split('.').count() == parts, "{image}: {tag} is not one version");
-        // `<<: *hardened`
+        // The YAML merge key, as in `<<: *hardened`.
         let hardened = &service["<<"];
         assert_eq!(hardened["read_only"], true, "{name}");
         assert_eq!(hardened["security_opt"][0], "no-new-privileges:true", "{name}");
@@ -60,7 +60,7 @@ pub fn compose_images_are_pinned_and_hardened() {
     {
         assert!(example.contains(variable), "{variable}");
     }
-    // Every variable of the Compose files is in .env.example, with its default.
+    // The file .env.example must contain every variable of the Compose files with its default value.
     for file in ["compose.yaml", "exporters.yaml", "node.yaml"] {
         let text = std::fs::read_to_string(folder.join(file)).unwrap();
         for variable in text.split("${").skip(1).map(|rest| rest.split('}').next().unwrap()) {
@@ -71,8 +71,8 @@ pub fn compose_images_are_pinned_and_hardened() {
     }
 }
 
-/// In Alloy's image, the data folder belongs to 473:473 and has the mode 770. A new volume that is mounted there has
-/// the same owner and mode.
+/// In Alloy's image, the data folder belongs to the user and group 473 and has the mode 770. A new volume that is
+/// mounted on this folder gets the same owner and mode.
 pub fn alloy_may_keep_its_positions_and_read_what_belongs_to_others() {
     let alloy = services()["alloy"].take();
     let (user, group) = alloy["user"].as_str().unwrap().split_once(':').expect("user:group");
@@ -108,8 +108,8 @@ pub fn alloy_may_keep_its_positions_and_read_what_belongs_to_others() {
     );
 }
 
-/// The relabel rules in a block of config.alloy, in the format of Prometheus. Alloy uses Prometheus' code for these
-/// rules.
+/// The relabel rules in a block of config.alloy, as Prometheus' relabel rules. Alloy uses Prometheus' code for its
+/// relabel rules.
 fn relabel_rules(block: &str) -> Vec<Value> {
     let text = std::fs::read_to_string(contrib().join("compose/config.alloy")).unwrap();
     let body = text.split_once(&format!("{block} {{\n")).expect("the block").1.split_once("\n}").unwrap().0;
@@ -117,7 +117,7 @@ fn relabel_rules(block: &str) -> Vec<Value> {
     rules
         .map(|rule| {
             let settings = rule.lines().filter_map(|line| line.split_once('='));
-            // The values of attributes in config.alloy have the syntax of JSON.
+            // The attributes' values in config.alloy are valid JSON.
             settings
                 .map(|(name, value)| (name.trim().to_string(), serde_json::from_str(value.trim()).unwrap()))
                 .collect::<serde_json::Map<String, Value>>()
@@ -126,8 +126,8 @@ fn relabel_rules(block: &str) -> Vec<Value> {
         .collect()
 }
 
-/// Alloy sets the label `job` of journal lines to the name of the component, and overwrites `labels`. Alloy applies the
-/// relabel rules after it has set `job`.
+/// The relabel rules must set the label `job`, because Alloy sets `job` to the name of the Alloy component before it
+/// applies the rules, and overwrites a `job` in `labels`.
 pub fn lines_of_the_journal_have_their_labels() {
     let line = |(place, (unit, tag)): (usize, (&str, &str))| {
         json!({"targets": [format!("127.0.0.1:{}", place + 1)], "labels": {
@@ -137,8 +137,8 @@ pub fn lines_of_the_journal_have_their_labels() {
             "job": "loki.source.journal.exporters",
         }})
     };
-    // The entries are of the exporters' units, of another unit, of containers of exporters.yaml, and of another
-    // container.
+    // The journal entries come from the exporters' units, from another unit, from a container of exporters.yaml, and
+    // from another container.
     let units = [
         ("bitcoind-ipc-exporter.service", ""),
         ("bitcoind-ipc-exporter@signet.service", ""),
@@ -159,7 +159,7 @@ pub fn lines_of_the_journal_have_their_labels() {
     });
     let mut labels: Vec<_> =
         targets.as_array().unwrap().iter().map(|target| target["labels"].clone()).collect();
-    // Prometheus adds the label `instance`.
+    // Prometheus adds the label `instance`, which Alloy does not add.
     labels.iter_mut().for_each(|labels| drop(labels.as_object_mut().unwrap().remove("instance")));
     labels.sort_by_key(|labels| labels["unit"].to_string());
     let expected = |unit: &str| json!({"job": "bitcoind-exporter", "level": "info", "unit": unit});
@@ -178,8 +178,8 @@ pub fn lines_of_the_journal_have_their_labels() {
     assert_eq!(labels, expected);
 }
 
-/// Files with secrets that an installation creates in a clone are ignored by Git and excluded from the build context of
-/// the images.
+/// Operators create files with secrets in their clone of this repository. Git must ignore these files, and they must
+/// not be in the build context of the container images.
 pub fn secrets_stay_out_of_git_and_images() {
     let root = contrib().with_file_name("");
     let secrets =

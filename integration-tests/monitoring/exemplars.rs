@@ -33,7 +33,7 @@ pub fn exemplar_of_a_bucket_is_its_last_block() {
     for (sample, exemplar) in &exemplars {
         assert!(sample.contains("_bucket{"), "{sample}");
         let (labels, value) = exemplar.split_once("} ").unwrap();
-        // OpenMetrics limits the characters of all label names and values together.
+        // OpenMetrics limits the label names and values of an exemplar to 128 characters in total.
         assert!(labels.chars().filter(|it| !"=\",".contains(*it)).count() <= 128, "{labels}");
         let value: f64 = value.split(' ').next().unwrap().parse().unwrap();
         let (_, bound) = sample.split_once("le=\"").unwrap();
@@ -45,7 +45,7 @@ pub fn exemplar_of_a_bucket_is_its_last_block() {
     for family in ["bitcoin_block_arrival_seconds", "bitcoin_block_tx_count", "bitcoin_block_sigops"] {
         assert!(families.contains(family), "{families:?}");
     }
-    // Each block has one transaction, and all blocks are in one bucket. The exemplar names the last block.
+    // All blocks have one transaction and are therefore in one bucket, whose exemplar must be the last block.
     let of_tx_count =
         exemplars.iter().find(|(sample, _)| sample.starts_with("bitcoin_block_tx_count")).unwrap();
     let labels = format!("block_height=\"4\",block_hash=\"{}\"}} 1 ", mined[2]);

@@ -1,4 +1,4 @@
-//! Evaluates every expression of all panels, rules and alerts.
+//! Tests that every PromQL expression of the shipped dashboards, rules and alerts returns data.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -20,15 +20,15 @@ use crate::rendering;
 use crate::store::remote_write;
 use crate::{dashboards, is_of_loki, panels, rules};
 
-/// Expressions that have no data in this test, each with the reason.
+/// Parts of expressions that return no data in this test, each with the reason.
 const WITHOUT: [(&str, &str); 7] = [
     (
         "bitcoin_fee_estimate_sat_per_vbyte",
-        "a node estimates from dozens of blocks with transactions of some age",
+        "a node estimates fee rates only after dozens of blocks with transactions that waited in the mempool",
     ),
-    ("bitcoin_background_validation_progress", "needs an assumeutxo snapshot, which regtest has none of"),
-    ("bitcoin_mempool_depth_feerate_sat_per_vbyte", "the mempool has less than a block"),
-    ("bitcoin_exporter_certificate_expiry_timestamp_seconds", "no exporter here serves TLS"),
+    ("bitcoin_background_validation_progress", "no node in this test has loaded an assumeutxo snapshot"),
+    ("bitcoin_mempool_depth_feerate_sat_per_vbyte", "the mempool has too few transactions for a full block"),
+    ("bitcoin_exporter_certificate_expiry_timestamp_seconds", "no exporter in this test serves TLS"),
     (
         "[3d] offset 1d",
         "this test has no samples of the previous day; contrib/prometheus/tests has such samples",
@@ -37,12 +37,11 @@ const WITHOUT: [(&str, &str); 7] = [
     ("fall_in_standard_errors", "as above"),
 ];
 
-/// All sources of data that can exist at the same time: two real nodes that relay to each other, with both exporters on
-/// the first node; a real node that exits; a fake node with notifications; a fake node that has shut down; and a
-/// program with FIBRE's tracepoints.
+/// Nodes and exporters that together have all metrics: two real nodes that relay blocks to each other, a real node that
+/// exits, a fake node with notifications, a fake node that has shut down, and a program with FIBRE's tracepoints.
 struct Stack {
     nodes: [Node; 2],
-    /// A node that exits during the test, and flushes its UTXO cache at its exit.
+    /// A node that the test stops, because a node flushes its UTXO cache during shutdown.
     ends: Node,
     fake: FakeNode,
     fixture: Fixture,
@@ -87,7 +86,7 @@ impl Stack {
     fn prometheus(&self, store: &VictoriaMetrics) -> Prometheus {
         let targets = |exporters: &[Exporter], names: &[&str]| -> String {
             let target = |(exporter, name): (&Exporter, &&str)| {
-                // Nodes on regtest are compared with each other only if they have the same `chain_id`.
+                // The rules compare nodes on regtest with each other only if their targets have the same `chain_id`.
                 format!("{{targets: ['{}'], labels: {{node: {name}, chain_id: ours}}}}", exporter.address())
             };
             exporters.iter().zip(names).map(target).collect::<Vec<_>>().join(", ")
@@ -115,7 +114,7 @@ impl Stack {
         ))
     }
 
-    /// Causes an event of each kind that the exporters count.
+    /// Causes events of each kind that the exporters count.
     fn live(&mut self, round: u64) {
         let [first, second] = &self.nodes;
         // Send a transaction, a transaction that replaces it, and a transaction that the node rejects.
@@ -134,7 +133,7 @@ impl Stack {
             first.mine(1);
         }
         if round == 4 {
-            // Cause a reorg of one block, a closed connection, and a new connection in each direction.
+            // Cause a reorg of one block, close a connection, and open a connection in each direction.
             let tip = first.cli(&["getbestblockhash"]);
             first.cli(&["invalidateblock", &tip]);
             first.mine(2);
@@ -172,7 +171,8 @@ impl Stack {
     }
 }
 
-/// All expressions of panels, rules and alerts, by the place in which they are used.
+/// All PromQL expressions of dashboards, rules and alerts, by the dashboard and panel or the file and rule that has
+/// them.
 fn expressions() -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for dashboard in dashboards() {
@@ -196,7 +196,7 @@ fn expressions() -> BTreeMap<String, String> {
     {
         all.extend(rules(file).into_iter().map(|(name, expression)| (format!("{file}/{name}"), expression)));
     }
-    // An alert does not fire in this test, but each series in its expression must exist.
+    // The expressions of alerts return no data while the alerts do not fire. Therefore each series in them must exist.
     for (alert, expression) in rules("rules/alerts.yml") {
         for series in series(&expression) {
             all.insert(format!("alert {alert}/{series}"), series);
@@ -205,7 +205,7 @@ fn expressions() -> BTreeMap<String, String> {
     all
 }
 
-/// The names of the series in an expression.
+/// The names of the series in a PromQL expression.
 pub fn series(expression: &str) -> BTreeSet<String> {
     let words = expression.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
     let is_series = |word: &&str| {
@@ -227,14 +227,15 @@ pub fn every_expression_returns_data() {
     let scraped = format!("count(up == 1) == {}", stack.ipc.len() + stack.usdt.len());
     eventually("all exporters are scraped", || has_data(&prometheus.query(&scraped)).then_some(()));
     let mut missing = expressions();
-    // Also evaluate all expressions with VictoriaMetrics, which has its own implementation of PromQL.
+    // VictoriaMetrics has its own implementation of PromQL, and must also return data for each expression.
     let mut missing_in_store = missing.clone();
     let count = missing.len();
     let end = Instant::now() + Duration::from_secs(180);
     for round in 0.. {
         stack.live(round);
         if round == 2 {
-            // Cause notifications that the guard answers and the stopped exporter cannot count.
+            // While the exporter is stopped, its guard responds to more notifications than it can queue, and drops
+            // some.
             stack.ipc[2].signal(Signal::SIGSTOP);
             let block = vec![0; 3_900_000];
             stack.fake.fire((0..40).map(|height| Event::Connected { height, data: block.clone() }).collect());
@@ -267,7 +268,7 @@ pub fn every_expression_returns_data() {
     rendering::draw(&prometheus);
 }
 
-/// Checks with one expression that both exporters of the first node have counted the same number of blocks.
+/// Waits until both exporters of the first node have counted the same number of blocks, according to Prometheus.
 fn exporters_agree(prometheus: &Prometheus) {
     let of =
         |job: &str| format!("sum by (node) (bitcoin_blocks_connected_total{{node=\"first\",job=\"{job}\"}})");

@@ -1,4 +1,4 @@
-//! Tests of contrib/kubernetes without a cluster.
+//! Tests of the files in contrib/kubernetes, without a Kubernetes cluster.
 
 use std::ffi::OsStr;
 use std::path::Path;
@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::{contrib, succeeds, yaml};
 
-/// `python` is an interpreter with the packages in integration-tests/kubernetes/requirements.txt.
+/// `python` is the path of a Python interpreter with the packages in integration-tests/kubernetes/requirements.txt.
 pub fn kubernetes_files_match_the_schemas(python: &OsStr) {
     let validate = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/kubernetes/validate.py");
     succeeds(Command::new(python).arg("-B").arg(validate).arg(contrib().join("kubernetes")));
@@ -22,7 +22,7 @@ pub fn prometheus_rules_are_up_to_date() {
         let committed = std::fs::read_to_string(folder.join("exporter").join(&file)).unwrap();
         let text = std::fs::read_to_string(generated.path().join(&file)).unwrap();
         assert!(committed == text, "run contrib/kubernetes/generate-rules contrib/kubernetes/exporter");
-        // The indentation must not change a rule.
+        // The rules in the generated file are indented, but must be the same as in the source file.
         let rules = yaml(&contrib().join(format!("prometheus/rules/{name}.yml")));
         assert_eq!(yaml(&generated.path().join(&file))["spec"], rules);
     }

@@ -1,7 +1,8 @@
-//! Tests of the shipped dashboards and rules, with a real Prometheus server that scrapes both exporters of real nodes.
+//! Tests of the shipped dashboards, rules and configurations, and of the exporters' status pages. A real Prometheus
+//! server scrapes both exporters of real nodes.
 //!
-//! Tests that need BPF or the Python package for the dashboards are skipped if BPF or this package is missing, and a
-//! message about the skip is printed.
+//! On a machine without BPF, or without the Python package for the dashboards, the tests that need it are skipped with
+//! a message.
 
 mod alerting;
 mod blocks_page;
@@ -32,11 +33,11 @@ fn main() -> ExitCode {
     let cannot = cannot_bpf();
     let sdk = std::env::var_os("GRAFANA_SDK");
     if sdk.is_none() {
-        skip("what needs GRAFANA_SDK (integration-tests/python-packages)", true);
+        skip("the tests that need GRAFANA_SDK (integration-tests/python-packages)", true);
     }
     let schemas = std::env::var_os("KUBERNETES_SCHEMAS");
     if schemas.is_none() {
-        skip("what needs KUBERNETES_SCHEMAS (integration-tests/python-packages)", true);
+        skip("the tests that need KUBERNETES_SCHEMAS (integration-tests/python-packages)", true);
     }
     let (no_sdk, no_schemas) = (sdk.is_none(), schemas.is_none());
     let mut trials = vec![
@@ -88,7 +89,7 @@ fn main() -> ExitCode {
     ];
     let no_postgres = harness::postgres::programs().is_none();
     if no_postgres {
-        skip("what needs PostgreSQL (integration-tests/debian-packages postgresql)", true);
+        skip("the tests that need PostgreSQL (integration-tests/debian-packages postgresql)", true);
     }
     let of_store = [
         trial("propagation_queries_return_data", propagation::every_query_returns_data),
@@ -98,7 +99,7 @@ fn main() -> ExitCode {
         ),
     ];
     trials.extend(of_store.map(|trial| trial.with_ignored_flag(no_postgres)));
-    // `docs/picture` sets SCREENSHOTS to create the picture of the README.
+    // With the variable SCREENSHOTS, `docs/picture` creates the README's picture of the status page.
     if std::env::var_os("SCREENSHOTS").is_some() {
         trials.push(trial("picture_of_the_page", status_page::picture_of_the_page));
     }
@@ -126,7 +127,7 @@ fn dashboards_are_up_to_date(python: &std::ffi::OsStr) {
     succeeds(Command::new(python).arg("-B").arg(contrib().join("grafana/dashboards.py")).arg("--check"));
 }
 
-/// The dashboards whose data source is Prometheus.
+/// The shipped dashboards whose data source is Prometheus.
 fn dashboards() -> Vec<Value> {
     all_dashboards().into_iter().filter(|board| board["uid"] != propagation::UID).collect()
 }
@@ -136,7 +137,7 @@ fn all_dashboards() -> Vec<Value> {
     files.map(|file| serde_json::from_slice(&std::fs::read(file.unwrap().path()).unwrap()).unwrap()).collect()
 }
 
-/// All panels except rows, including the panels in collapsed rows.
+/// The panels of a dashboard, including the panels in collapsed rows, but without the rows themselves.
 fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
     let all = dashboard["panels"].as_array().unwrap().iter();
     let all =
@@ -155,8 +156,8 @@ fn dashboards_are_complete() {
         assert!(identities.insert(uid.to_string()), "{uid} twice");
         let variables = dashboard["templating"]["list"].as_array().unwrap();
         let named = |name: &str| variables.iter().find(|variable| variable["name"] == name).unwrap();
-        // A dashboard shows data of one exporter, because some metric names exist in both exporters. The variables of
-        // the dashboards query the series `up`, which also exists while the exporter is down.
+        // A dashboard must show the data of only one of the two exporters, because some metrics have the same name in
+        // both. The variables must query the series `up`, which also exists while the exporter is down.
         let job = named("job")["allValue"].as_str().unwrap();
         assert!(["bitcoind-ipc", "bitcoind-usdt|fibre"].contains(&job), "{uid}: {job}");
         for name in ["job", "instance", "node"] {
@@ -165,8 +166,8 @@ fn dashboards_are_complete() {
             let is_one = name == "node" && ["bitcoin-node", "bitcoin-mining"].contains(&uid);
             assert_eq!(named(name)["allValue"].is_null(), is_one, "{uid}: {name}");
         }
-        // Links between dashboards do not keep the selected job and exporter, because the two exporters of a node have
-        // different jobs and addresses.
+        // Links between dashboards must pass only the selected node, because the two exporters of a node have different
+        // jobs and addresses.
         for link in dashboard["links"].as_array().unwrap() {
             assert_eq!((&link["type"], &link["includeVars"]), (&"link".into(), &false.into()), "{uid}");
             assert!(link["url"].as_str().unwrap().ends_with("?${node:queryparam}"), "{uid}: {link}");
@@ -199,7 +200,7 @@ fn dashboards_are_complete() {
                 let expression = target["expr"].as_str().unwrap();
                 let legend = target["legendFormat"].as_str().unwrap_or_default();
                 assert!(!legend.contains("instance"), "{title}: {legend}");
-                // `topk` is not used in graphs, because the largest series can change from step to step.
+                // Graphs must not use `topk`, because the largest series can change from step to step.
                 assert!(target["range"] != true || !expression.contains("topk"), "{title}: {expression}");
                 if expression.contains("ALERTS{") {
                     assert!(
@@ -210,8 +211,8 @@ fn dashboards_are_complete() {
                 let is_graph_of_buckets = target["range"] == true && expression.contains("_bucket");
                 assert_eq!(target["exemplar"] == true, is_graph_of_buckets, "{title}: exemplars");
                 let is_heatmap = panel["type"] == "heatmap";
-                // increase() extrapolates, and would return for example 7.1 blocks. Expressions of counts with
-                // increase() therefore need round().
+                // The function increase() extrapolates, and can return 7.1 blocks. Expressions of counts must therefore
+                // use round().
                 if !is_heatmap && (expression.starts_with("increase(") || expression.starts_with("sum by")) {
                     let is_share = expression.contains(" / ");
                     assert!(is_share || !expression.contains("increase("), "{title}: {expression}");
@@ -219,7 +220,8 @@ fn dashboards_are_complete() {
                 if expression.contains("histogram_quantile") {
                     assert!(expression.contains("(le,node,instance"), "{title}: {expression}");
                 }
-                // Windows of some minutes rarely contain an event of a block.
+                // A graph about blocks must not use `$__rate_interval`, because there is rarely a block in such a
+                // window of some minutes.
                 let of_blocks = ["block", "race", "reconstruct", "chunks", "connected_", "flush"];
                 if series(expression).iter().any(|name| of_blocks.iter().any(|part| name.contains(part))) {
                     assert!(!expression.contains("$__rate_interval"), "{title}: {expression}");
@@ -241,7 +243,7 @@ fn dashboards_are_complete() {
     );
 }
 
-/// Checks that no two panels overlap.
+/// Checks that no two panels of a dashboard overlap.
 fn panels_do_not_overlap() {
     for dashboard in all_dashboards() {
         let mut groups = vec![dashboard["panels"].as_array().unwrap().clone()];
@@ -262,7 +264,7 @@ fn panels_do_not_overlap() {
     }
 }
 
-/// Checks that the log panels query only labels that Alloy sets.
+/// Checks that the queries of log panels use only labels that config.alloy sets.
 fn panels_of_logs_ask_for_labels_that_alloy_sets() {
     let alloy = std::fs::read_to_string(contrib().join("compose/config.alloy")).unwrap();
     let boards = dashboards();
@@ -287,8 +289,8 @@ fn promtool_accepts_rules_and_configurations() {
     let files = |part: &str| -> Vec<PathBuf> {
         std::fs::read_dir(folder.join(part)).unwrap().map(|file| file.unwrap().path()).collect()
     };
-    // The shipped target files have only a target for bitcoind-ipc-exporter, because a target whose exporter does not
-    // run fires an alert permanently.
+    // The only shipped target file is that of bitcoind-ipc-exporter, because a target without a running exporter would
+    // fire an alert permanently.
     let targets = files("targets").into_iter().filter(|file| file.extension().unwrap() == "yml");
     assert_eq!(targets.collect::<Vec<_>>(), [folder.join("targets/ipc.yml")]);
     for config in ["prometheus.yml", "remote-write.yml"] {
@@ -303,7 +305,7 @@ fn yaml(path: &Path) -> Value {
         .unwrap_or_else(|error| panic!("{path:?}: {error}"))
 }
 
-/// The rules of a file: (name of the record or alert, expression).
+/// The rules of a file in contrib/prometheus: the name of each record or alert, and its expression.
 fn rules(file: &str) -> Vec<(String, String)> {
     let parsed = yaml(&contrib().join("prometheus").join(file));
     let groups = parsed["groups"].as_array().unwrap().iter();

@@ -1,4 +1,4 @@
-//! The dashboard *Propagation*: every query of its panels against a real PostgreSQL.
+//! Tests of the dashboard *Propagation*, whose queries run on a block store in a real PostgreSQL server.
 
 use serde_json::Value;
 
@@ -8,8 +8,9 @@ use crate::{all_dashboards, panels};
 
 pub const UID: &str = "bitcoin-propagation";
 
-/// A store with the shipped schema, and rows of this many nodes for each of this many blocks, the last one a minute ago. The clock of the
-/// last node is not synchronized. Node `n1` has each block first, `n2` one millisecond later, and so on.
+/// A block store with rows of this number of nodes for each of this number of blocks. The last block is a minute old.
+/// Node `n1` has each block first, node `n2` a millisecond later, node `n3` two milliseconds later. The clock of the
+/// last node is not synchronized.
 fn store(nodes: u32, blocks: u32) -> Postgres {
     let postgres = Postgres::start();
     let schema = std::fs::read_to_string(contrib().join("postgresql/propagation.sql")).unwrap();
@@ -29,7 +30,7 @@ fn store(nodes: u32, blocks: u32) -> Postgres {
     postgres
 }
 
-/// The query of a panel, as Grafana sends it: with the variables and macros replaced.
+/// The SQL query of a panel, with Grafana's variables and macros replaced.
 fn query(panel: &Value, stage: &str, hours: u32) -> String {
     let sql = panel["targets"][0]["rawSql"].as_str().unwrap();
     let sql = sql.replace("$stage", stage).replace("$chain", "main");
@@ -43,7 +44,7 @@ fn board() -> Value {
     all_dashboards().into_iter().find(|board| board["uid"] == UID).expect("the dashboard")
 }
 
-/// The rows of the query of the panel with this title.
+/// The rows that the query of the panel with this title returns.
 fn shown(postgres: &Postgres, title: &str, stage: &str) -> Vec<Vec<String>> {
     let board = board();
     let panel = panels(&board).find(|panel| panel["title"] == title).unwrap_or_else(|| panic!("{title}"));
@@ -68,7 +69,8 @@ pub fn every_query_returns_data() {
             assert!(!postgres.rows(&query(panel, stage, 24)).is_empty(), "{title}: {stage}");
         }
     }
-    // 24 hours have 144 blocks. One node is excluded, and the lead of the first node is certain: 1 ms with an error of 802 µs.
+    // The blocks of 24 hours are 144 blocks. Node n1 is certainly the first node, because its lead of 1 ms is longer
+    // than the possible error of 802 µs. The node with the unsynchronized clock is excluded.
     assert_eq!(shown(&postgres, "First node", "connected"), [["n1", "144", "0"]]);
     assert_eq!(
         shown(&postgres, "First by mechanism", "connected"),
@@ -90,17 +92,18 @@ pub fn every_query_returns_data() {
     );
     let distribution = shown(&postgres, "Distribution of the lateness", "connected");
     assert_eq!(distribution, [["≤ 1.0 ms", "144", "0"], ["≤ 2.0 ms", "144", "0"]]);
-    // The clocks cannot decide any more.
+    // With clock errors of 600 µs, the possible error is longer than the lead of 1 ms, and the first node is uncertain.
     postgres.rows("UPDATE propagation.blocks SET clock_max_error_us = 600");
     assert_eq!(shown(&postgres, "First node", "connected"), [["n1", "0", "144"]]);
-    // A node that catches up is not late.
+    // A node that connects a block two hours late was not running when the block was mined, and the dashboard must
+    // ignore it for this block.
     postgres.rows(
         "UPDATE propagation.blocks SET connected_at = connected_at + interval '2 hours' WHERE node = 'n3'",
     );
     assert_eq!(shown(&postgres, "Last blocks", "connected")[0][3], "2");
 }
 
-/// Each difference in a view has the bound on its error beside it.
+/// Each view of the schema must have a column with the maximum error beside each column with a difference of times.
 pub fn views_show_no_difference_without_its_error() {
     let postgres = store(2, 1);
     let columns = postgres.rows(

@@ -1,6 +1,6 @@
-//! Renders the dashboards as HTML pages without Grafana, with the layout of the panels and the results of their
-//! queries. A developer can check layouts, queries, legends and units in the pictures, which are written to the folder
-//! in SCREENSHOTS.
+//! Draws the dashboards as HTML pages without Grafana, with the layout of the panels and the results of their queries.
+//! If SCREENSHOTS is set, pictures of the pages are written to this folder, in which a developer can check the layout,
+//! the legends and the units.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::harness::prometheus::Prometheus;
 use crate::status_page::keep;
 use crate::{dashboards, is_of_loki};
 
-/// Replaces the variables in an expression with the selection of all values.
+/// Replaces Grafana's variables in a PromQL expression: every variable has all values selected.
 fn chosen(expression: &str, job: &str) -> String {
     let expression = expression.replace("$__rate_interval", "1m").replace("$__range", "1h");
     let expression = expression.replace("$__interval", "1m");
@@ -30,8 +30,8 @@ fn number(value: &Value) -> Option<f64> {
     value.as_str()?.parse().ok().filter(|value: &f64| value.is_finite())
 }
 
-/// The columns and rows of a table panel. With one query, the columns are the labels of its result. With several
-/// queries, each query is a column.
+/// The columns and rows of a table panel. If the panel has one query, the columns are the labels of the result. If the
+/// panel has several queries, the result of each query is a column.
 fn table(panel: &Value, prometheus: &Prometheus, job: &str) -> (Vec<String>, Vec<Vec<String>>) {
     let targets = panel["targets"].as_array().unwrap();
     let organized = panel["transformations"].as_array().unwrap().last().unwrap()["options"].clone();
@@ -122,7 +122,7 @@ fn drawn(panel: &Value, prometheus: &Prometheus, job: &str) -> Value {
     drawn
 }
 
-/// The rows of a dashboard, each with its panels and their data.
+/// The rows of a dashboard, each with its panels and the results of their queries.
 fn groups(board: &Value, prometheus: &Prometheus) -> Vec<Value> {
     let job = match board["uid"].as_str().unwrap() {
         "bitcoin-node" | "bitcoin-fleet" | "bitcoin-mining" => "bitcoind-ipc",
@@ -145,8 +145,8 @@ fn groups(board: &Value, prometheus: &Prometheus) -> Vec<Value> {
     groups
 }
 
-/// Draws every dashboard in the size of a screen with all rows open, and in the size of a phone with the initial state
-/// of the rows.
+/// Draws every dashboard twice: 1,280 pixels wide with all rows open, and 420 pixels wide with the initial state of the
+/// rows, as on a phone.
 pub fn draw(prometheus: &Prometheus) {
     let dir = TempDir::new().unwrap();
     for board in dashboards() {

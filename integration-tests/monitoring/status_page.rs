@@ -1,4 +1,4 @@
-//! Tests of the page of bitcoind-ipc-exporter in a browser.
+//! Tests of the status page of bitcoind-ipc-exporter in a browser.
 
 use std::process::Command;
 
@@ -58,7 +58,7 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
     let mut compared = 0;
     for sample in samples.as_array().unwrap().iter().map(|sample| sample.as_str().unwrap()) {
         if sample.contains('"') {
-            // Without transactions with fees, the node has no fee estimate.
+            // These samples are fee estimates, which the node does not have on this chain.
             assert_eq!(exporter.value(sample), None);
         } else if sample == "bitcoin_node_uptime_seconds" {
             assert!(shown(sample).as_str().is_some());
@@ -87,7 +87,8 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
         text(&browser, "wrong")
     );
 
-    // With the keyboard, select the first plot, move back in time, and leave the plot.
+    // With the first plot focused, the left arrow key shows an earlier point, and the escape key shows the newest
+    // point.
     eventually("the plot has points", || {
         (browser.run("return plots[0].points.length > 1") == true).then_some(())
     });
@@ -96,7 +97,7 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
     assert!(browser.run("return plots[0].shown.textContent").as_str().unwrap().contains(" at "));
     browser.press("\u{e00c}"); // escape
     assert!(!browser.run("return plots[0].shown.textContent").as_str().unwrap().contains(" at "));
-    // The chart of the mempool by fee rate shows the only transaction in its band, also with the keyboard.
+    // The arrow keys select a band in the chart of the mempool by fee rate, whose only transaction is in this band.
     assert_eq!(browser.run("return $('bands').hidden"), false);
     browser.run("bands.figure.focus()");
     browser.press("\u{e011}"); // home
@@ -135,7 +136,7 @@ pub fn status_page_fits_a_phone_in_dark_mode() {
     assert_eq!(browser.console(), Vec::<String>::new());
 }
 
-/// Creates the picture for the README: the page of a node with a peer, transactions and blocks over some time.
+/// Creates the README's picture: the status page of a node that has had a peer, transactions and blocks for some time.
 pub fn picture_of_the_page() {
     let first = Node::start(&[]);
     let second = Node::start(&[&format!("-addnode=127.0.0.1:{}", first.p2p_port)]);

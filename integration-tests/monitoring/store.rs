@@ -1,4 +1,5 @@
-//! Tests of remote write to VictoriaMetrics: all scraped samples arrive, even if the store is down for a time.
+//! Tests that all samples that Prometheus scrapes arrive in VictoriaMetrics by remote write, also if VictoriaMetrics is
+//! stopped for a time.
 
 use std::collections::BTreeMap;
 
@@ -10,8 +11,8 @@ use crate::harness::node::Node;
 use crate::harness::prometheus::{Prometheus, VictoriaMetrics};
 use crate::{contrib, yaml};
 
-/// The section `remote_write` of contrib/prometheus/remote-write.yml, with the URL of this store and without a
-/// password.
+/// The section `remote_write` of contrib/prometheus/remote-write.yml, with the URL of this VictoriaMetrics server and
+/// without a password.
 pub fn remote_write(store: &VictoriaMetrics) -> Value {
     let mut section = yaml(&contrib().join("prometheus/remote-write.yml"))["remote_write"].take();
     let settings = section[0].as_object_mut().unwrap();
@@ -21,7 +22,7 @@ pub fn remote_write(store: &VictoriaMetrics) -> Value {
     section
 }
 
-/// Values of samples, by series (label names and values) and time.
+/// The values of samples, by the labels of the series and the time in milliseconds since the Unix epoch.
 type Samples = BTreeMap<(BTreeMap<String, String>, u64), f64>;
 
 fn samples(answer: &Value) -> Samples {
@@ -30,7 +31,7 @@ fn samples(answer: &Value) -> Samples {
         let metric = series["metric"].as_object().unwrap().iter();
         let mut labels: BTreeMap<_, _> =
             metric.map(|(name, value)| (name.clone(), value.as_str().unwrap().to_string())).collect();
-        // Prometheus adds this external label when it writes to the store.
+        // Only the samples in VictoriaMetrics have this label, which is an external label of Prometheus.
         labels.remove("fleet");
         for sample in series["values"].as_array().unwrap() {
             let milliseconds = (sample[0].as_f64().unwrap() * 1000.0).round() as u64;
@@ -66,7 +67,7 @@ pub fn store_gets_all_samples_after_an_outage() {
             (height(prometheus.query("bitcoin_chain_height")) == Some(blocks)).then_some(())
         });
     }
-    // All samples that were scraped before and during the outage of the store.
+    // These are all samples that Prometheus scraped before and while VictoriaMetrics was stopped.
     let ours = "{job=\"bitcoind-ipc\",__name__=~\"bitcoin_.*\"}[10m]";
     let scraped = samples(&prometheus.query(ours));
     store.start_again();
@@ -90,6 +91,6 @@ pub fn store_gets_all_samples_after_an_outage() {
         .map(|(_, value)| *value as u32)
         .collect();
     assert!((0..=5).all(|height| heights.contains(&height)), "{heights:?}");
-    // The samples in the store have the external label `fleet`.
+    // The samples in VictoriaMetrics must have Prometheus' external label `fleet`.
     assert_eq!(store.query("bitcoin_up")[0]["metric"]["fleet"], "bitcoin");
 }

@@ -1,5 +1,5 @@
-# Evaluates module.nix with some configurations, and flake.nix, with replacements for nixpkgs' packages and for NixOS'
-# options. `lib` is nixpkgs' lib or ./lib.nix.
+# Evaluates flake.nix, and evaluates module.nix with several configurations. This file has replacements for nixpkgs'
+# packages and for the options of NixOS. `lib` is nixpkgs' lib or ./lib.nix.
 {
   lib ? import ./lib.nix,
 }:
@@ -18,7 +18,7 @@ let
     };
   };
 
-  # The NixOS options that module.nix and machine.nix set.
+  # Replacements for the NixOS options that module.nix and machine.nix set.
   nixos = {
     options = {
       assertions = defaultsTo [ ] (types.listOf types.raw);
@@ -55,9 +55,9 @@ let
       users.users = defaultsTo { } (types.attrsOf types.raw);
     };
   };
-  # The options of other modules' nodes that module.nix reads, and some that it must ignore, with their defaults.
+  # Replacements for two NixOS modules that run nodes: the options that module.nix reads, and options that it must ignore.
   nodes = {
-    # nixos/modules/services/networking/bitcoind.nix of nixpkgs: a node per name.
+    # nixos/modules/services/networking/bitcoind.nix of nixpkgs, which has options for several nodes, each with a name.
     nixpkgs.options.services.bitcoind = defaultsTo { } (
       types.attrsOf (
         types.submodule (
@@ -74,7 +74,7 @@ let
         )
       )
     );
-    # modules/bitcoind.nix of nix-bitcoin, which replaces nixpkgs' module: one node.
+    # modules/bitcoind.nix of nix-bitcoin, which replaces nixpkgs' module and has options for one node.
     nix-bitcoin =
       { config, ... }:
       {
@@ -85,14 +85,14 @@ let
           user = defaultsTo "bitcoin" types.str;
           group = defaultsTo config.services.bitcoind.user types.str;
           rpc.users = defaultsTo { } (types.attrsOf types.raw);
-          # Has no value unless its own module sets one.
+          # This option has no default value.
           cli = option types.package;
         };
       };
     none = { };
   };
 
-  # Like the function in nixos/lib/utils.nix.
+  # A replacement for the function in nixos/lib/utils.nix.
   utils.escapeSystemdExecArgs =
     arguments:
     builtins.concatStringsSep " " (
@@ -108,11 +108,11 @@ let
     failed = map (it: it.message) (builtins.filter (it: !it.assertion) config.assertions);
     services = builtins.mapAttrs (_: it: it.serviceConfig // { inherit (it) wantedBy bindsTo partOf; }) config.systemd.services;
     sockets = builtins.mapAttrs (_: it: it.socketConfig) config.systemd.sockets;
-    # The order of merged lists is not specified.
+    # The list is sorted, because the order of merged lists is not specified.
     packages = builtins.sort builtins.lessThan (map (it: it.name) config.environment.systemPackages);
   };
 
-  # Replacement for nixpkgs, in which the value of a package is its name.
+  # A replacement for a package of nixpkgs: a value with the name and the arguments of the package.
   package = name: arguments: {
     type = "derivation";
     inherit name arguments;
@@ -155,8 +155,8 @@ let
       final = builtins.foldl' (pkgs: overlay: pkgs // overlay final pkgs) base overlays;
     in
     final;
-  # Like nixos/lib/testing/nodes.nix and nixos/modules/misc/nixpkgs/read-only.nix: machines use the `pkgs` of the test,
-  # and a machine's options nixpkgs.* are read-only.
+  # A replacement for nixos/lib/testing/nodes.nix and nixos/modules/misc/nixpkgs/read-only.nix: the machines use the `pkgs`
+  # of the test, and the options nixpkgs.* of a machine are read-only.
   runNixOSTest =
     pkgs: test:
     let
@@ -204,13 +204,13 @@ let
       legacyPackages.x86_64-linux = makePkgs [ ];
       legacyPackages.aarch64-linux = makePkgs [ ];
     };
-    # The evaluation fails if anything except the package of the node uses this input.
+    # An evaluation that uses this input fails. Only the package of the node may use the input.
     bitcoin-node-src = throw "bitcoin-node-src is fetched";
   };
   inherit (flake.packages.x86_64-linux) default bitcoin-node;
 in
 {
-  # By default systemd connects to the socket, and the exporter runs as its own user.
+  # With the default options, systemd connects to the node's socket, and the exporter runs as its own user.
   default = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;
@@ -218,7 +218,7 @@ in
       bindsTo = [ "bitcoind.service" ];
     };
   };
-  # A configuration that was written for ipc-exporter-rust.
+  # A configuration that was written for the module of ipc-exporter-rust must still work.
   as-before = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;
@@ -230,7 +230,7 @@ in
       bindsTo = [ "bitcoind-mainnet.service" ];
     };
   };
-  # Nodes of nixpkgs' module. The user of the node that has the socket is the default of the exporter's user.
+  # Nodes of nixpkgs' module. By default, the exporter runs as the user of the node whose socket it uses.
   known-owner = evaluateWith nodes.nixpkgs {
     services.bitcoind = {
       main.enable = true;
@@ -267,7 +267,7 @@ in
       };
     };
   };
-  # nix-bitcoin's node, once with the socket and once over HTTP.
+  # The node of nix-bitcoin, with an exporter that uses the node's socket, and with an exporter that uses HTTP.
   flat-owner = evaluateWith nodes.nix-bitcoin {
     services.bitcoind.enable = true;
     services.bitcoind-ipc-exporter = {
@@ -362,7 +362,7 @@ in
     node-post-install = bitcoin-node.arguments.postInstall;
     build-headers = default.arguments.env.C_INCLUDE_PATH;
     shell-headers = flake.devShells.x86_64-linux.default.arguments.env.C_INCLUDE_PATH;
-    # A machine of the test driver that sets nixpkgs.overlays.
+    # The evaluation of a machine that sets nixpkgs.overlays must fail in the test driver.
     overlays-in-a-machine-fail =
       !(builtins.tryEval (
         builtins.deepSeq ((makePkgs [ ]).testers.runNixOSTest {

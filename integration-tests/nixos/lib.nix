@@ -1,7 +1,7 @@
 # A replacement for the part of nixpkgs' lib that flake.nix, module.nix and machine.nix use: options and their types,
 # merged definitions with priorities, and errors for unknown options and values of the wrong type. With this
-# replacement, these files can be evaluated without nixpkgs. If NIXPKGS_LIB is set, the test compares the results with
-# the results of nixpkgs' lib.
+# replacement, these files can be evaluated without nixpkgs. If NIXPKGS_LIB is set, the tests compare the results with
+# those of nixpkgs' lib.
 let
   inherit (builtins)
     attrNames
@@ -23,8 +23,8 @@ let
     ;
   is = type: it: isAttrs it && it._type or null == type;
 
-  # Moves conditions and priorities down to the single options. The names of the defined options are then known before a
-  # condition is evaluated.
+  # Moves conditions (mkIf) and priorities (mkOverride) from a set of definitions into each definition. The names of the
+  # defined options can then be read without evaluating a condition.
   pushDown =
     it:
     if is "merge" it then
@@ -35,7 +35,7 @@ let
       map (mapAttrs (_: lib.mkOverride it.priority)) (pushDown it.content)
     else
       [ it ];
-  # The definitions whose conditions are true, with their priorities.
+  # The definitions of an option whose conditions are true, with their priorities.
   discharge =
     it:
     if is "merge" it then
@@ -234,7 +234,7 @@ let
           path: values:
           (lib.evalModules {
             modules = [ module ] ++ map (config: { inherit config; }) values;
-            # The name in an attribute set of submodules.
+            # The argument `name` of a submodule is its name in the attribute set of submodules.
             specialArgs.name = lib.last (filter isString (builtins.split "\\." path));
           }).config
         );

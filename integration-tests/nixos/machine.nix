@@ -1,5 +1,5 @@
-# The virtual machine of the scenarios: a regtest node as bitcoind.service, both exporters, and a bitcoin-cli with the
-# node's data directory.
+# The virtual machine in which the scenarios run: it has a regtest node as bitcoind.service, both exporters, and a
+# bitcoin-cli that uses the node's data directory.
 { lib, pkgs, ... }:
 let
   node = lib.getExe' pkgs.bitcoin-node "bitcoin-node";
@@ -24,7 +24,7 @@ in
     group = "bitcoin";
   };
   users.groups.bitcoin = { };
-  # The scenarios start the service of the node; it does not start at boot.
+  # The service of the node does not start at boot, because the scenarios start it.
   systemd.services.bitcoind.serviceConfig = {
     User = "bitcoin";
     RuntimeDirectory = "bitcoind";
@@ -37,7 +37,7 @@ in
     after = [ "bitcoind.service" ];
     bindsTo = [ "bitcoind.service" ];
   };
-  # The scenario `monitoring-stack` starts Prometheus; it does not start at boot.
+  # Prometheus does not start at boot, because the scenario `monitoring-stack` starts it.
   systemd.services.prometheus.wantedBy = lib.mkForce [ ];
   services.prometheus = {
     enable = true;

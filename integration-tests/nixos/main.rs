@@ -1,11 +1,12 @@
 //! Runs the scenarios of the NixOS VM tests in Debian containers with a real systemd. A scenario is a Python file that
-//! uses the functions of the NixOS test driver, which `nspawn` implements.
+//! uses the functions of the NixOS test driver, which `nspawn` implements. Also tests the Nix files, the container
+//! images and the Debian package.
 //!
-//! The tests need root, and TRIXIE and BOOKWORM in the environment (folders from `../debian-root`). The tests of
-//! installations also need DEB (the package from `../../contrib/debian/package`), TARBALL (from
-//! `../../contrib/debian/tarball`) and INSTALLED (the folder where `cargo install` put the exporters). The tests of the
-//! container images need SLIM (the folder from `../debian-root trixie slim`) and Podman. Tests whose files or programs
-//! are missing are skipped, and the skip is printed.
+//! The scenarios need root, and these environment variables: TRIXIE and BOOKWORM (folders that `../debian-root` has
+//! created) and, to install the exporters, DEB (the package that `../../contrib/debian/package` has built), TARBALL
+//! (built by `../../contrib/debian/tarball`) and INSTALLED (the folder into which `cargo install` has installed the
+//! exporters). The test of the container images needs SLIM (the folder of `../debian-root trixie slim`) and Podman.
+//! Tests whose files or programs are missing are skipped with a message.
 
 #[path = "../harness/skip.rs"]
 mod skip;
@@ -21,8 +22,8 @@ use tempfile::TempDir;
 fn main() -> ExitCode {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration-tests/nixos");
     let boots = can_boot();
-    // The scenarios in the folders `debian`, `debian-12` and `any-debian` test the Debian package, the tarball and
-    // `cargo install`.
+    // The scenarios in the folders `debian`, `debian-12` and `any-debian` install the exporters from the Debian
+    // package, from the tarball or with `cargo install`.
     let folders = [
         ("scenarios", "TRIXIE"),
         ("debian", "TRIXIE"),
@@ -30,8 +31,7 @@ fn main() -> ExitCode {
         ("any-debian", "TRIXIE"),
         ("any-debian", "BOOKWORM"),
     ];
-    // Pairs of a text and an environment variable. A scenario that contains the text needs the file that the variable
-    // names.
+    // A scenario that contains the first text needs the file or folder in the environment variable.
     let needs = [
         ("machine.with_package()", "DEB"),
         ("machine.with_tarball()", "TARBALL"),
@@ -60,14 +60,14 @@ fn main() -> ExitCode {
     let images = move || run(&[&runner], &slim);
     trials.push(Trial::test("images", images).with_ignored_flag(!(boots && can_build)));
     if trials.iter().any(Trial::has_ignored_flag) {
-        let needs = "TRIXIE, BOOKWORM, SLIM, DEB, TARBALL, INSTALLED, root, and leave to mount";
-        skip(&format!("scenarios, which need {needs}"), boots);
+        let needs = "TRIXIE, BOOKWORM, SLIM, DEB, TARBALL, INSTALLED, root, and permission to mount";
+        skip(&format!("the scenarios, which need {needs}"), boots);
     }
     trials.sort_by(|one, other| one.name().cmp(other.name()));
     let revision = Trial::test("build_has_the_given_revision", build_has_the_given_revision);
     let no_package = std::env::var_os("DEB").is_none();
     if no_package {
-        skip("what needs DEB (contrib/debian/package)", true);
+        skip("the tests that need DEB (contrib/debian/package)", true);
     }
     let lintian = Trial::test("lintian_finds_nothing_in_the_package", lintian_finds_nothing_in_the_package)
         .with_ignored_flag(no_package);
@@ -75,15 +75,15 @@ fn main() -> ExitCode {
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
-/// Tests of the Nix files without nixpkgs: `evaluate.nix` replaces nixpkgs' packages and NixOS modules, and `lib.nix`
-/// replaces nixpkgs' lib. If NIXPKGS_LIB is set to the folder of nixpkgs' lib, the results with nixpkgs' lib and with
-/// `lib.nix` must be the same.
+/// Tests of the Nix files, which do not need nixpkgs: `evaluate.nix` has replacements for nixpkgs' packages and for
+/// NixOS modules, and `lib.nix` has replacements for nixpkgs' lib. If NIXPKGS_LIB is the folder of nixpkgs' lib, the
+/// results with nixpkgs' lib must be the same as with `lib.nix`.
 fn nix() -> Vec<Trial> {
     let has_nix = Command::new("nix-instantiate").arg("--version").output().is_ok();
     if !has_nix {
-        skip("the Nix files, which need nix-instantiate", true);
+        skip("the tests of the Nix files, which need nix-instantiate", true);
     }
-    /// A function that runs a test of the Nix files.
+    /// A function with a test of the Nix files.
     type Test = fn() -> Result<(), Failed>;
     let tests: [(&str, Test); 5] = [
         ("nix_files_parse", nix_files_parse),
@@ -246,8 +246,8 @@ fn nix_packages_install_what_they_should() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Checks that flake.lock has every input: Nix evaluates the flake without network access and without changing the lock
-/// file.
+/// Checks that flake.lock has every input of the flake. Nix evaluates the flake without a network, and must not change
+/// flake.lock.
 fn nix_flake_is_locked() -> Result<(), Failed> {
     let dir = TempDir::new().unwrap();
     let flake = dir.path().join("flake");
@@ -262,7 +262,7 @@ fn nix_flake_is_locked() -> Result<(), Failed> {
         .arg(format!("path:{}", flake.display()))
         .env("XDG_CACHE_HOME", dir.path())
         .output()?;
-    // The files in Nix's store are read-only. Make them writable to delete them.
+    // Nix makes the files in its store read-only, and they could not be deleted.
     Command::new("chmod").arg("-R").arg("u+w").arg(dir.path()).status()?;
     if output.status.success() {
         Ok(())
@@ -284,10 +284,11 @@ fn lintian_finds_nothing_in_the_package() -> Result<(), Failed> {
     }
 }
 
-/// Checks that build.rs uses BUILD_REVISION, which the flake sets because its build has no git repository.
+/// Checks that build.rs uses the revision in BUILD_REVISION. The flake sets this variable, because Nix builds without a
+/// Git repository.
 fn build_has_the_given_revision() -> Result<(), Failed> {
-    // OUT_DIR is target/debug/build/bitcoind-exporter-…/out. The build script itself is in another folder
-    // `bitcoind-exporter-…`.
+    // OUT_DIR is target/debug/build/bitcoind-exporter-…/out. The build script's binary is in another folder whose name
+    // begins with `bitcoind-exporter-`.
     let builds = Path::new(env!("OUT_DIR")).ancestors().nth(2).expect("the folder of all builds");
     let scripts = std::fs::read_dir(builds)?.filter_map(|folder| {
         let folder = folder.unwrap();
@@ -319,7 +320,7 @@ fn nix_instantiate(arguments: &[&str]) -> Result<String, Failed> {
     }
 }
 
-/// Whether this process may create the mounts that a systemd container needs.
+/// Whether this process may create the mounts that a container with systemd needs.
 fn can_boot() -> bool {
     let mounts = [
         "--mount",
@@ -332,7 +333,7 @@ fn can_boot() -> bool {
 
 fn run(command: &[&Path], root: &OsStr) -> Result<(), Failed> {
     let exporters = Path::new(env!("CARGO_BIN_EXE_bitcoind-ipc-exporter")).parent().expect("a folder");
-    // The argument of `timeout` is the limit for a whole scenario, in seconds.
+    // A scenario may take 600 seconds.
     let output = Command::new("timeout")
         .arg("600")
         .args(command)

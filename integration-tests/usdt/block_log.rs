@@ -1,4 +1,5 @@
-//! Tests of the block log with a real node: writing, reading, a full disk and a corrupt file.
+//! Tests of the block log with a real node: that the exporter writes blocks, that the subcommand `blocks` prints them,
+//! and how the exporter handles a full disk and a corrupt file.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -14,7 +15,7 @@ use crate::harness::exporter::Exporter;
 use crate::harness::fixture::command;
 use crate::harness::node::Node;
 
-/// A running node, and an exporter that writes the node's blocks to a block log in a temporary folder.
+/// A node, and an exporter that writes the node's blocks to a block log.
 struct Scene {
     node: Node,
     exporter: Exporter,
@@ -80,7 +81,7 @@ pub fn rows_can_be_read_while_others_are_written() {
     assert!(text(blocks(&scene.file, &[])).lines().nth(3).unwrap().ends_with(&mined[2]));
     assert!(text(blocks(&scene.file, &["--format", "csv"])).contains(&format!(",3,{},1,", mined[2])));
 
-    // Read the block log while the exporter writes it, and check the limit on the number of blocks.
+    // The block log must be readable while the exporter writes to it, and must not exceed its limit of 100 blocks.
     std::thread::scope(|scope| {
         scope.spawn(|| (0..40).for_each(|_| drop(scene.node.mine(5))));
         for _ in 0..40 {
@@ -91,7 +92,7 @@ pub fn rows_can_be_read_while_others_are_written() {
     scene.until(104..=203);
     assert_eq!(scene.logged("block log"), 0, "{}", scene.exporter.log());
 
-    // The exporter writes queued blocks before it exits.
+    // Before it exits, the exporter must write the block that it has not yet written.
     scene.node.mine(1);
     eventually("the block is known", || {
         let status: Value = serde_json::from_str(&scene.exporter.get("/status.json").1).unwrap();
@@ -101,7 +102,8 @@ pub fn rows_can_be_read_while_others_are_written() {
     assert_eq!(scene.heights(), (105..=204).collect::<Vec<_>>());
 }
 
-/// This test runs as root, because only root can create a time namespace.
+/// The exporter runs in a time namespace, in which the monotonic clock has an offset of a day. Only root can create a
+/// time namespace.
 pub fn times_are_right_in_a_time_namespace() {
     let dir = TempDir::new().unwrap();
     let node = Node::start(&[]);
@@ -121,12 +123,12 @@ pub fn times_are_right_in_a_time_namespace() {
     assert!((now - 600.0..=now).contains(&time), "{time} is not within the ten minutes before {now}");
 }
 
-/// The rows of a block log as JSON objects; empty if the file does not exist yet.
+/// The rows of a block log as JSON objects. Empty if the file does not exist yet.
 fn objects_if_any(file: &Path) -> Vec<Value> {
     if file.exists() { objects(file, &[]) } else { Vec::new() }
 }
 
-/// This test runs as root, because only root can start a process as another user.
+/// The subcommand `blocks` runs as the user nobody. Only root can start a process as another user.
 pub fn another_user_reads_the_block_log_without_write_access() {
     const NOBODY: u32 = 65534;
     let dir = TempDir::new().unwrap();
@@ -153,7 +155,7 @@ pub fn another_user_reads_the_block_log_without_write_access() {
     scene.until(1..=3);
 }
 
-/// This test runs as root, because only root can mount a file system.
+/// The block log is on a file system of 1 MB, which only root can mount.
 pub fn full_disk_is_logged_once_and_costs_no_row() {
     let dir = TempDir::new().unwrap();
     let disk = Disk::mount(dir.path());
@@ -161,9 +163,9 @@ pub fn full_disk_is_logged_once_and_costs_no_row() {
     scene.node.mine(2);
     scene.until(1..=2);
     let filler = disk.0.join("filler");
-    // Fill the disk: the write fails when no space is left.
+    // The write of 2 MB fails, because it fills the file system of 1 MB.
     std::fs::write(&filler, vec![0; 2 << 20]).unwrap_err();
-    // Mine more blocks than fit into the free part of the last page of the SQLite file.
+    // The SQLite file must grow, because 60 rows do not fit into the free space of its last page.
     scene.node.mine(60);
     eventually("the exporter logs that the disk is full", || {
         (scene.logged("cannot write") == 1).then_some(())
@@ -198,8 +200,7 @@ pub fn corrupt_file_is_logged_once_and_replaced() {
         (scene.logged("writing to the block log") == 1).then_some(())
     });
 
-    // Remove the file while the exporter has it open. The exporter must create a new file, and must not continue to
-    // write to the removed file.
+    // If the file is removed while the exporter has it open, the exporter must create a new file.
     std::fs::remove_file(&scene.file).unwrap();
     scene.node.mine(1);
     eventually("the file exists again", || scene.file.exists().then_some(()));
@@ -228,7 +229,7 @@ pub fn foreign_block_log_file_is_rejected_at_startup() {
     assert!(!none.status.success() && message.contains("start the exporter with --block-log"), "{message}");
 }
 
-/// A mounted file system of 1 MB. The file system is unmounted when this value is dropped.
+/// A mounted tmpfs of 1 MB, which is unmounted when this value is dropped.
 pub struct Disk(PathBuf);
 
 impl Disk {
@@ -242,7 +243,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Unmount lazily, because the exporter may still have a file open.
+        // A lazy unmount succeeds also if the exporter has a file open.
         let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
     }
 }

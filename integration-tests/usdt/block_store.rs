@@ -1,4 +1,6 @@
-//! The block store: rows of real nodes in a real PostgreSQL, through outages, kills, full disks and wrong settings.
+//! Tests that the block store of a real PostgreSQL server receives one row for each block of real nodes. Rows must not
+//! be lost or stored twice when PostgreSQL stops, when an exporter is killed, when a disk is full, or when settings are
+//! wrong.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +18,8 @@ use crate::harness::fixture::command;
 use crate::harness::node::Node;
 use crate::harness::postgres::Postgres;
 
-/// An exporter of a node that forwards its block log, in `folder`, to the store.
+/// Starts an exporter that writes the node's blocks to a block log in `folder` and sends the rows to the block store at
+/// `url`.
 fn exporter(node: &Node, name: &str, folder: &Path, url: &str, more: &[&str]) -> Exporter {
     let file = folder.join(format!("{name}.sqlite"));
     let arguments = [
@@ -36,12 +39,12 @@ fn password(postgres: &Postgres) -> [String; 2] {
     ["--block-store-password-file".into(), postgres.password_file().display().to_string()]
 }
 
-/// Waits until the log of an exporter has a line with this text.
+/// Waits until the exporter has logged this text.
 fn logs(exporter: &Exporter, text: &str) {
     eventually(&format!("the exporter logs: {text}"), || exporter.log().contains(text).then_some(()));
 }
 
-/// Waits until the store has this number of rows.
+/// Waits until the block store has this number of rows.
 fn has_rows(postgres: &Postgres, number: usize) {
     let mut last = None;
     let found = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -53,7 +56,7 @@ fn has_rows(postgres: &Postgres, number: usize) {
     assert!(found.is_ok(), "{last:?} rows, expected {number}");
 }
 
-/// Waits until the local block log of a node has this number of blocks.
+/// Waits until the block log in `folder` of the node with this name has this number of blocks.
 fn is_logged(folder: &Path, name: &str, number: usize) {
     let file = folder.join(format!("{name}.sqlite"));
     eventually("the block log has the blocks", || {
@@ -61,7 +64,8 @@ fn is_logged(folder: &Path, name: &str, number: usize) {
     });
 }
 
-/// Times of the first line with this text and the block's hash in a node's debug.log, in Unix microseconds.
+/// The time of the first line in a node's debug.log that contains this text and the block's hash, in microseconds since
+/// the Unix epoch.
 fn logged_us(log: &str, text: &str, hash: &str) -> Option<i128> {
     let line = log.lines().find(|line| line.contains(text) && line.contains(hash))?;
     let time = humantime::parse_rfc3339(line.split(' ').next()?).unwrap();
@@ -96,7 +100,7 @@ pub fn rows_of_two_nodes_arrive_once_through_outages() {
         mined.len()
     };
     has_rows(&postgres, 2 * { mine(3) });
-    // The database is down while blocks arrive and while an exporter is killed.
+    // PostgreSQL is stopped while the nodes connect blocks and while an exporter is killed.
     for _ in 0..2 {
         postgres.stop();
         let blocks = mine(2);
@@ -121,9 +125,11 @@ pub fn rows_of_two_nodes_arrive_once_through_outages() {
     page_shows_the_rank(&postgres, &a, &first);
 }
 
-/// The stored times lie between the lines that a node logs before and after each stage.
+/// Asserts that each time in the block store is between the times of two lines in the node's debug.log: the line that
+/// the node logs before the event, and the line after the event.
 fn times_are_those_of_the_nodes_logs(postgres: &Postgres, mined: &[String], nodes: [(&str, &Node); 2]) {
-    /// The wall clock is read when the events are processed; the node and the kernel read it at other moments.
+    /// Tolerance of the comparison. The exporter converts times to the wall clock when it processes an event, and the
+    /// node reads the wall clock at another moment.
     const TOLERANCE_US: i128 = 1000;
     let logs: BTreeMap<_, _> = nodes
         .iter()
@@ -207,7 +213,7 @@ fn command_shows_offsets_and_names_excluded_nodes(postgres: &Postgres, url: &str
          AND encode(a.block_hash, 'hex') = '{hash}'"
     ));
     let [first, second] = &rows[..] else { panic!("{json}") };
-    // A node relays a new block before it connects the block, so either node can be the first one.
+    // Either node can be the first to connect a block, because a node relays a block before it connects the block.
     let mut nodes = [&first["node"], &second["node"]].map(|node| node.as_str().unwrap());
     assert_eq!((&first["connected_offset_us"], &first["rank"]), (&0.into(), &1.into()));
     assert_eq!((&second["rank"], &second["connected_error_us"]), (&2.into(), &802.into()));
@@ -221,7 +227,7 @@ fn command_shows_offsets_and_names_excluded_nodes(postgres: &Postgres, url: &str
     assert!(missing.status.success(), "{missing:?}");
 }
 
-/// The page has the rank after the next block.
+/// Asserts that the status page has the node's rank after the next block.
 fn page_shows_the_rank(postgres: &Postgres, exporter: &Exporter, node: &Node) {
     postgres.rows(
         "CREATE FUNCTION propagation.synchronize() RETURNS trigger LANGUAGE plpgsql AS \
@@ -286,7 +292,7 @@ pub fn wrong_settings_are_logged_and_lose_no_row() {
     has_rows(&postgres, 2);
     drop(exporter_c);
 
-    // A user without rights in a database without the schema, which the owner then applies.
+    // The exporter's user may not create the schema in this database. The owner of the database then creates it.
     postgres.sql("postgres", "CREATE DATABASE theirs");
     let exporter_d = exporter(&node, "d", dir.path(), &url.replace("/fleet", "/theirs"), &right);
     logs(
@@ -335,7 +341,7 @@ fn tls_is_verified_as_sslmode_requests(
     let (ours, others) = (file("ours.pem", ours.pem()), file("others.pem", others.pem()));
     for (name, options, error) in [
         ("e", format!("sslmode=verify-ca&sslrootcert={others}"), Some("certificate")),
-        // The certificate is that of another host.
+        // The server's certificate is for another host name.
         ("f", format!("sslmode=verify-full&sslrootcert={ours}"), Some("not valid for name")),
         ("g", "sslmode=disable".into(), Some("no pg_hba.conf entry")),
         ("h", format!("sslmode=verify-ca&sslrootcert={ours}"), None),
@@ -367,7 +373,7 @@ pub fn outbox_is_bounded_and_drops_are_counted() {
         exporter(&node, "a", dir.path(), &url, &[&password[0], &password[1], "--block-log-keep", "5"]);
     node.mine(12);
     exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 5.0);
-    // The first rows are in memory, on their way to the store.
+    // The block log keeps the last five rows. Of the first seven rows, some were dropped and the others are in memory.
     let dropped = exporter.value("bitcoin_block_store_rows_dropped_total{node=\"a\"}").unwrap() as usize;
     assert!((1..=7).contains(&dropped), "{dropped}");
     exporter.wait_for("bitcoin_block_store_up{node=\"a\"}", 0.0);
@@ -375,7 +381,7 @@ pub fn outbox_is_bounded_and_drops_are_counted() {
     has_rows(&postgres, 12 - dropped);
     assert_eq!(postgres.rows("SELECT count(*) FROM propagation.blocks WHERE block_height >= 8")[0], ["5"]);
     exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 0.0);
-    // To another branch and back: blocks that are connected again keep their first rows.
+    // After a reorg to another branch and back, blocks that are connected again must keep their first rows.
     let connected = "SELECT connected_at FROM propagation.blocks WHERE block_height = 12";
     let before = postgres.rows(connected);
     let left = node.cli(&["getblockhash", "11"]);
@@ -388,7 +394,7 @@ pub fn outbox_is_bounded_and_drops_are_counted() {
     assert_eq!(postgres.rows(connected), before);
 }
 
-/// Only root can mount.
+/// The block log is on a file system of 1 MB, which only root can mount.
 pub fn full_disk_of_the_outbox_costs_no_row() {
     let dir = TempDir::new().unwrap();
     let disk = Disk::mount(dir.path());

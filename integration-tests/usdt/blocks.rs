@@ -1,5 +1,5 @@
-//! Tests of the metrics and reports about a block's arrival at a real node. Scripted peers send the blocks, and the
-//! results are compared with the node's debug.log.
+//! Tests of the metrics and log lines about the arrival of blocks at a real node. P2P peers of the test send the
+//! blocks, and the results are compared with the node's debug.log.
 
 use bitcoin::Amount;
 use bitcoin::bip152::BlockTransactions;
@@ -39,16 +39,16 @@ pub fn check_of_the_database_counts_no_block() {
             (exporter.value(event).or(exporter.value(other)) == Some(number)).then_some(())
         });
     };
-    // Mines blocks that differ from earlier blocks at the same height and time, because the script of the coinbase
-    // output differs.
+    // Mines blocks whose coinbase pays to another script, and which therefore differ from earlier blocks at the same
+    // height.
     let mine_branch = |blocks: u32, script: &str| {
         let descriptor = node.json(&["getdescriptorinfo", &format!("raw({script})")])["descriptor"].clone();
         node.cli(&["generatetodescriptor", &blocks.to_string(), descriptor.as_str().unwrap()]);
     };
     node.mine(1);
     connected(1);
-    // The node's database check (`verifychain`) connects the last block again, and ten blocks that were connected
-    // before the exporter started.
+    // The RPC `verifychain` connects all eleven blocks of the chain again. The exporter must not count them as new
+    // blocks.
     node.cli(&["verifychain", "4", "0"]);
     fired(12.0);
     node.mine(2);
@@ -56,7 +56,7 @@ pub fn check_of_the_database_counts_no_block() {
     node.cli(&["verifychain", "4", "2"]);
     fired(16.0);
 
-    // Replace three blocks with four by RPC, check the database again, and mine the next block.
+    // Replace three blocks with four blocks of another branch, run `verifychain` again, and mine the next block.
     node.cli(&["invalidateblock", &node.cli(&["getblockhash", "11"])]);
     mine_branch(4, "52");
     connected(7);
@@ -82,12 +82,13 @@ pub fn check_at_startup_and_background_validation_count_no_block() {
         let expected = format!("bitcoin_blocks_connected_total {blocks}\nfibre_last_block_height {height}");
         crate::assert_samples(&exporter, &expected);
     };
-    // The byte that fills a block's hash is its height modulo 256 on the first branch, and another value on other
-    // branches.
+    // The arguments of the fixture's command `block` are the height, the byte that fills the block's hash, and the
+    // duration. For blocks of the first branch, the byte is the height.
     (94..=100).for_each(|height| fixture.fire(&format!("main block {height} {height} 1000")));
     fixture.fire("named b-msghand block 101 101 1000");
     connected(1, 101);
-    // Simulate the load of a UTXO snapshot, and the background validation of the blocks below it.
+    // Simulate a node that loads an assumeutxo snapshot, and then connects the blocks below the snapshot in the
+    // background.
     fixture.fire("named b-msghand block 201 201 1000");
     connected(2, 201);
     for height in 102..=200 {
@@ -98,11 +99,11 @@ pub fn check_at_startup_and_background_validation_count_no_block() {
         }
     }
     connected(12, 211);
-    // Simulate a reorg of one block, and a reorg at the second height that the exporter has seen.
+    // Simulate a reorg of the tip's block, and another block on the new branch.
     fixture.fire("named b-msghand block 211 1 1000");
     fixture.fire("named b-msghand block 212 2 1000");
     connected(14, 212);
-    // A block with a negative duration, as after the node's clock was set back.
+    // The duration of a block is negative if the node's clock was set back. The exporter must not observe it.
     fixture.fire("named b-msghand block 213 3 -1000");
     connected(15, 213);
     crate::assert_samples(
@@ -117,8 +118,8 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     let record = dir.path().join("blocks");
     let (mut scene, [mut peer]) = Scene::with("net,validation", &["--block-log", record.to_str().unwrap()]);
 
-    // The peer connected before the exporter started. Exchange a ping and a pong, because the exporter reads the peer's
-    // connection type from the ping and the pong.
+    // The peer connected before the exporter started. The exporter reads the peer's connection type from the ping and
+    // the pong.
     peer.wait_until_handled();
 
     // Send a compact block of which the node has all transactions.
@@ -132,7 +133,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     assert_eq!(scene.field(&complete, "short_ids").as_deref(), Some("2"));
     assert_eq!(scene.field(&complete, "asked_us"), None);
 
-    // Send a compact block of which one transaction is missing from the mempool and one transaction is prefilled.
+    // Send a compact block with two transactions that are not in the node's mempool, one of which is prefilled.
     let unknown = scene.transactions(2);
     let one = scene.block(&unknown);
     peer.send_compact_block(&one, &[1]);
@@ -143,7 +144,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
     assert_eq!(scene.field(&one, "requested").as_deref(), Some("1"));
     assert_eq!(scene.field(&one, "prefilled").as_deref(), Some("2"));
 
-    // Send a compact block with many missing transactions. Its short IDs exceed the bytes that the BPF program copies.
+    // Send a compact block whose many short IDs exceed the bytes that the BPF program copies.
     let many = scene.transactions(40);
     let many = scene.block(&many);
     peer.send_compact_block(&many, &[7, 8]);
@@ -189,7 +190,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
         scene.sum("bitcoin_block_assembly_seconds_sum", ""),
     );
     assert!(arrival > assembly && assembly > scene.sum("bitcoin_compact_block_roundtrip_seconds_sum", ""));
-    // The header timestamp of each block is at least five seconds before its announcement.
+    // The timestamp in each block's header is at least five seconds before the announcement of the block.
     assert_eq!(scene.sum("bitcoin_block_header_age_seconds_count", ""), 3.0);
     assert_eq!(scene.sum("bitcoin_block_header_age_seconds_bucket", "le=\"2.0\""), 0.0);
     assert!(scene.sum("bitcoin_block_header_age_seconds_sum", "") >= 15.0);
@@ -199,8 +200,7 @@ pub fn compact_blocks_are_counted_as_the_node_logs_them() {
 pub fn three_announcing_peers_are_distinguished() {
     let (mut scene, [mut first, mut second, mut third]) = Scene::new();
 
-    // The node requests a compact block from the first peer. The compact block of the third peer arrives before the
-    // response.
+    // The node requests a compact block from the first peer, but gets the compact block from the third peer.
     let block = scene.block(&[]);
     first.send(NetworkMessage::Headers(vec![block.header]));
     fetched(&mut first, Inventory::CompactBlock(block.block_hash()));
@@ -210,15 +210,15 @@ pub fn three_announcing_peers_are_distinguished() {
     scene.connected(&block);
     assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("headers"));
     assert_eq!(scene.field(&block, "announcements").as_deref(), Some("3"));
-    // Since the exporter started, the first peer has sent no message from which the exporter reads the connection type.
+    // Since the exporter started, the first peer has sent no message from which the exporter reads connection types.
     assert_eq!(scene.sum("bitcoin_block_first_announcements_total", "connection_type=\"unknown\""), 1.0);
     assert_eq!(scene.field(&block, "arrival").as_deref(), Some("compact_complete"));
     for by in ["headers", "inv", "cmpctblock"] {
         assert_eq!(scene.sum("bitcoin_block_announcements_total", &format!("by=\"{by}\"")), 1.0, "{by}");
     }
 
-    // The requested compact block and a fourth announcement arrive after the block's connection. The exporter counts
-    // both messages for this block.
+    // The requested compact block and a fourth announcement arrive after the node has connected the block. The exporter
+    // must still count them.
     first.send_compact_block(&block, &[]);
     first.wait_until_handled();
     let mut fourth = Peer::connect(scene.node.p2p_port);
@@ -233,8 +233,8 @@ pub fn three_announcing_peers_are_distinguished() {
         (inv == 2.0 && asked == 1.0).then_some(())
     });
 
-    // Three announcements by the same peer count as one announcement. The response of the first peer completes this
-    // block.
+    // Three announcements of a block by the same peer count as one. The compact block that the first peer sends after
+    // the node's request completes this block.
     let next = scene.block(&[]);
     first.send(NetworkMessage::Headers(vec![next.header]));
     fetched(&mut first, Inventory::CompactBlock(next.block_hash()));
@@ -252,7 +252,7 @@ pub fn three_announcing_peers_are_distinguished() {
 pub fn block_by_another_message_is_no_compact_block() {
     let (mut scene, [mut peer]) = Scene::new();
 
-    // The peer sends another transaction than requested, and the node downloads the full block.
+    // The peer responds with a wrong transaction, and the node then downloads the full block.
     let [asked, other] = scene.transactions(2).try_into().unwrap();
     let wrong = scene.block(&[asked]);
     peer.send_compact_block(&wrong, &[]);
@@ -265,7 +265,7 @@ pub fn block_by_another_message_is_no_compact_block() {
     scene.connected(&wrong);
     assert_eq!(scene.field(&wrong, "arrival").as_deref(), Some("full_block"));
 
-    // While the node waits for requested transactions, the block is submitted by RPC.
+    // The node gets a block over JSON-RPC while it waits for the block's transactions from the peer.
     let [unknown] = scene.transactions(1).try_into().unwrap();
     let submitted = scene.block(&[unknown]);
     peer.send_compact_block(&submitted, &[]);
@@ -278,7 +278,7 @@ pub fn block_by_another_message_is_no_compact_block() {
     assert_eq!(scene.sum("bitcoin_compact_block_requested_transactions_count", ""), 0.0);
     assert_eq!(scene.reconstructed(&[&wrong, &submitted]).len(), 0);
 
-    // The coinbase of this block pays too much, so the node reconstructs the block and rejects it.
+    // The node reconstructs this block and then rejects it, because its coinbase pays too much.
     let invalid = block_on(&scene.tip, scene.height + 1, unix_time() - 5, Amount::ONE_BTC * 50, &[]);
     peer.send_compact_block(&invalid, &[]);
     peer.wait_until_handled();
@@ -324,7 +324,7 @@ pub fn header_sync_announces_nothing() {
     assert_eq!(scene.sum("bitcoin_block_announcements_total", ""), 0.0);
     assert_eq!(scene.sum("bitcoin_block_arrival_seconds_count", ""), 0.0);
 
-    // The next block and its parent are announced in one headers message.
+    // One headers message announces the next two blocks.
     let first = block_on(&scene.tip, scene.height + 1, scene.tip.time + 1, REWARD, &[]);
     let second = block_on(&first.header, scene.height + 2, scene.tip.time + 2, REWARD, &[]);
     peer.send(NetworkMessage::Headers(vec![first.header, second.header]));
@@ -387,7 +387,7 @@ pub fn report_has_the_utxo_flush_a_block_waited_for() {
     let block = scene.block(&[]);
     peer.send(NetworkMessage::Inv(vec![Inventory::Block(block.block_hash())]));
     peer.wait_until_handled();
-    scene.node.cli(&["gettxoutsetinfo"]); // writes the UTXO cache first
+    scene.node.cli(&["gettxoutsetinfo"]); // The node flushes its UTXO cache before it computes the result.
     peer.send_compact_block(&block, &[]);
     scene.connected(&block);
     let told: i64 = scene.field(&block, "flush_us").unwrap().parse().unwrap();
@@ -396,7 +396,8 @@ pub fn report_has_the_utxo_flush_a_block_waited_for() {
     let duration = |line: &str| -> i64 {
         line.split_once("duration_us=").unwrap().1.split(' ').next().unwrap().parse().unwrap()
     };
-    // debug.log also has the duration of each flush, which the node measures slightly before the tracepoint fires.
+    // The field `flush_us` is the total duration of flushes between the block's first announcement and its connection,
+    // which is at most the sum of all flushes.
     assert!(told > 0 && told <= flushed.map(duration).sum(), "{told}: {log}");
 
     let next = scene.block(&[]);

@@ -1,4 +1,5 @@
-//! Connections, misbehaving peers, and the sizes of announcements: of a real node, against its log and `bitcoin-cli`.
+//! Tests of the metrics about connections, misbehaving peers and the sizes of announcements. The results are compared
+//! with the debug.log and with the RPC results of a real node.
 
 use std::collections::BTreeMap;
 
@@ -17,19 +18,19 @@ use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
 
-/// The parts of the log's lines that follow this text.
+/// The rest of each line in the node's debug.log that contains this text, after the text.
 fn logged(node: &Node, text: &str) -> Vec<String> {
     let log = std::fs::read(node.dir().join("regtest/debug.log")).unwrap();
     let log = String::from_utf8_lossy(&log);
     log.lines().filter_map(|line| Some(line.split_once(text)?.1.to_string())).collect()
 }
 
-/// The number at the beginning of a text.
+/// The number with which the text begins.
 fn number(text: &str) -> u64 {
     text.split(|it: char| !it.is_ascii_digit()).next().unwrap().parse().unwrap()
 }
 
-/// The text with one `N` for each number.
+/// The text, with each number replaced with `N`.
 fn without_numbers(text: &str) -> String {
     let mut result = String::new();
     for (index, part) in
@@ -48,7 +49,7 @@ pub fn reasons_of_misbehaving_peers_are_those_in_the_log() {
     let tip = bitcoin::consensus::encode::deserialize_hex(&tip).unwrap();
     let exporter = crate::exporter(node.pid(), &["--tracepoints", "net"]);
     let misbehaving = |labels: &str| sum(&exporter, "bitcoin_connections_misbehaving_total", labels);
-    // Known reasons are exported before they occur.
+    // The exporter exports a counter of 0 for each known reason.
     assert!(exporter.metrics().contains("reason=\"mutated block\"} 0"), "{}", exporter.metrics());
     assert_eq!(misbehaving(""), 0.0);
 
@@ -64,7 +65,7 @@ pub fn reasons_of_misbehaving_peers_are_those_in_the_log() {
         NetworkMessage::GetData(inventory(50_001)),
         NetworkMessage::Headers(vec![first, second]),
         NetworkMessage::Block(mutated),
-        NetworkMessage::Block(too_much), // the node gives no reason
+        NetworkMessage::Block(too_much), // The node logs no reason for this message.
     ];
     let count = messages.len();
     let _peers: Vec<_> = messages
@@ -98,7 +99,7 @@ pub fn misbehaving_reasons_are_bounded() {
     let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
     let misbehaving = |labels: &str| sum(&exporter, "bitcoin_connections_misbehaving_total", labels);
     let mut misbehave = |reason: &str| fixture.fire(&format!("misbehaving {reason}"));
-    // A number at each place, and texts that are as long as Core allows.
+    // Reasons with numbers at the beginning, in the middle and at the end, and a reason of the maximum length.
     let long = format!("{}0", "r".repeat(127));
     for reason in ["9 of 10", "1234567890", "a0/:b", "\u{e9}1\u{b0}", &long] {
         misbehave(reason);
@@ -112,7 +113,7 @@ pub fn misbehaving_reasons_are_bounded() {
     let series = || exporter.metrics().matches("\nbitcoin_connections_misbehaving_total{").count();
     assert_eq!((misbehaving(""), misbehaving("\"other\""), series()), (85.0, 21.0, 65));
     assert_eq!((misbehaving(&letters(79)), misbehaving(&letters(15))), (1.0, 0.0));
-    // More than the programs have room for.
+    // The test fires more reasons than the map of the BPF programs can hold.
     (0..400).for_each(|number| {
         misbehave(&format!("{} {}", letters((number % 200) as u8), letters((number / 200) as u8)))
     });
@@ -138,7 +139,7 @@ pub fn connections_are_counted_by_type() {
         eventually(connection_type, || (opened(&exporter, &labels) == 1.0).then_some(()));
         assert_eq!(opened(&exporter, ""), before as f64 + 1.0);
         if *connection_type == "feeler" {
-            break; // the node itself closes it
+            break; // The node closes a feeler connection.
         }
         node.cli(&["disconnectnode", &address]);
         eventually("the connection is closed", || {
@@ -155,7 +156,7 @@ pub fn connections_are_counted_by_type() {
     });
 }
 
-/// The time at which the node established its only connection, Unix seconds.
+/// The time at which the node established its only connection, in seconds since the Unix epoch.
 fn established(node: &Node) -> f64 {
     let peers = node.json(&["getpeerinfo"]);
     let [peer] = &peers.as_array().unwrap()[..] else { panic!("{peers}") };
@@ -185,7 +186,7 @@ pub fn age_of_a_connection_is_counted_at_its_end() {
     assert!(least >= 7200.0 && (least..=most).contains(&counted), "{least} {counted} {most}");
     assert_eq!((at_most("3600.0"), at_most("10800.0")), (0.0, 1.0));
 
-    // Established in the future, as if the clock had been set back.
+    // The connection's start is in the future, as after the node's clock was set back.
     node.cli(&["setmocktime", &(unix_time() + 7200).to_string()]);
     let peer = Peer::connect(node.p2p_port);
     assert!(established(&node) > f64::from(unix_time()) + 3600.0);
@@ -214,13 +215,14 @@ pub fn evicted_connections_end_once() {
     assert_eq!(sum(&exporter, "fibre_exporter_errors_total", ""), 0.0, "{}", exporter.metrics());
 }
 
-/// Number of messages and sum of their entries, as the exporter counts them.
+/// The number of messages and the sum of their entries, according to the exporter's histogram.
 fn entries(exporter: &Exporter, metric: &str, direction: &str) -> (f64, f64) {
     let part = |what: &str| sum(exporter, &format!("{metric}_{what}"), &format!("direction=\"{direction}\""));
     (part("count"), part("sum"))
 }
 
-/// The same by the sizes in the node's log, which begin after `text`. Each entry has `entry` bytes.
+/// The number of messages and the sum of their entries, according to the sizes in bytes that follow `text` in the
+/// node's debug.log. An entry has `entry` bytes.
 fn logged_entries(node: &Node, text: &str, entry: u64) -> (f64, f64) {
     let sizes = logged(node, text).iter().map(|rest| number(rest)).collect::<Vec<_>>();
     (sizes.len() as f64, sizes.iter().map(|size| size / entry).sum::<u64>() as f64)
@@ -289,7 +291,8 @@ pub fn addr_entries_are_counted_as_the_nodes_log_them() {
     let lines = logged(&node, "Received addr: ");
     assert_eq!(received, (5.0, 1516.0));
     assert_eq!(received, (lines.len() as f64, lines.iter().map(|rest| number(rest)).sum::<u64>() as f64));
-    // A peer claims more addresses than its message has room for.
+    // This message claims to have 1,000 addresses. The exporter must count only the 11 addresses that can fit into its
+    // 100 bytes.
     let command = CommandString::try_from_static("addrv2").unwrap();
     let mut payload = vec![0xfd, 0xe8, 3];
     payload.resize(100, 0);
@@ -297,10 +300,12 @@ pub fn addr_entries_are_counted_as_the_nodes_log_them() {
     peer.wait_until_handled();
     assert_eq!(entries(&exporter, "bitcoin_addr_entries", "in"), (6.0, 1516.0 + 11.0));
 
-    // The node sends a quarter of its addresses at most.
+    // The node responds to getaddr with at most a quarter of its known addresses. The test therefore adds 100
+    // addresses.
     let add = |addr: u32| ("addpeeraddress", json!([std::net::Ipv4Addr::from(addr).to_string(), 8333]));
     node.batch(&addresses(100).map(add).collect::<Vec<_>>());
-    // A peer that does not ask for addrv2 gets addr, and another node gets addrv2.
+    // The node sends addr messages to the test's peer, which has not requested addrv2, and addrv2 messages to another
+    // node.
     let next = Node::start(&["-debug=net"]);
     let of_next = crate::exporter(next.pid(), &["--tracepoints", "net"]);
     peer.send(NetworkMessage::GetAddr);
@@ -311,7 +316,8 @@ pub fn addr_entries_are_counted_as_the_nodes_log_them() {
     });
     let mut minutes = 0;
     let to_next = eventually("both get addresses", || {
-        // The node sends addresses every half minute, on average, and closes silent connections after twenty minutes.
+        // The node sends addresses every 30 seconds on average, and closes connections without messages after 20
+        // minutes.
         minutes = (minutes + 1).min(15);
         node.cli(&["setmocktime", &(unix_time() + minutes * 60).to_string()]);
         let lines = logged(&next, "Received addr: ");

@@ -1,5 +1,5 @@
-//! Tests of the tracepoints of Bitcoin Core, with a real bitcoin-node that has a second node as its peer. The results
-//! are compared with RPC results and debug.log.
+//! Tests of the metrics from Bitcoin Core's tracepoints, with a real node that has a second node as its peer. The
+//! results are compared with RPC results and with the node's debug.log.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::harness::fixture::Fixture;
 use crate::harness::node::Node;
 use crate::harness::peer::Peer;
 
-/// The sum of all samples of a metric whose label text contains `labels`.
+/// The sum of the values of all samples of a metric whose line contains the text `labels`.
 pub fn sum(exporter: &Exporter, metric: &str, labels: &str) -> f64 {
     let text = exporter.metrics();
     let samples =
@@ -58,11 +58,11 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
         node.mine(1);
     }
     eventually("the peer follows", || (peer.cli(&["getblockcount"]) == "109").then_some(()));
-    // An exporter without `validation:block_connected` has no metric of announcements, because only announcements of
-    // connected blocks count.
+    // The exporter of the peer does not trace `validation:block_connected`, and must not export the metric about block
+    // announcements, which counts only announcements of connected blocks.
     assert!(exporter.metrics().contains("\nbitcoin_block_announcements_total{"));
     assert!(!of_peer.metrics().contains("\nbitcoin_block_announcements_total{"));
-    // For each message type, the bytes that one node sent equal the bytes that the other node received.
+    // For each message type, the messages and bytes that one node sent must equal those that the other node received.
     let of_type = |exporter: &Exporter, metric: &str, direction: &str, kind: &str| {
         sum(exporter, metric, &format!("direction=\"{direction}\",type=\"{kind}\""))
     };
@@ -75,8 +75,8 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
             });
         }
     }
-    // Compare with getpeerinfo, which also counts the framing of each message: a header of 24 bytes in version 1 of the
-    // transport protocol, at least 20 bytes in version 2.
+    // The byte counts in getpeerinfo include the framing of each message: 24 bytes in version 1 of the transport
+    // protocol, and at least 20 bytes in version 2.
     let peers = node.json(&["getpeerinfo"]);
     for (kind, told) in peers[0]["bytessent_per_msg"].as_object().unwrap() {
         let messages = of_type(&exporter, "bitcoin_p2p_messages_total", "out", kind);
@@ -100,8 +100,8 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
     eventually("the flush at the node's exit is counted", || {
         (sum(&exporter, "bitcoin_utxo_cache_flush_duration_seconds_count", "") >= 1.0).then_some(())
     });
-    // A node that shuts down flushes several times. The gauges have the values of the last flush, and the log has a
-    // line for each flush.
+    // A node flushes its UTXO cache several times during shutdown. The gauges have the values of the last flush, and
+    // the exporter's log has a line for each flush.
     assert!(exporter.metrics().contains("\nbitcoin_utxo_cache_flush_bytes{"));
     let log = exporter.log();
     let flushed = log.lines().filter(|line| line.contains("UTXO cache flushed"));
@@ -131,14 +131,14 @@ pub fn rejected_transactions_are_counted_by_reason() {
     assert!(!exporter.metrics().contains("bitcoin_blocks_connected_total"), "only what was asked for");
 }
 
-/// Fires the tracepoint of a transaction that is rejected for this reason.
+/// Fires all tracepoints of Bitcoin Core, with a transaction that is rejected for this reason.
 fn reject(fixture: &mut Fixture, reason: &str) {
     fixture.fire(&format!("standard 1 2 3 4 5 inv {reason}"));
 }
 
 pub fn long_rejection_reasons_are_distinguished() {
     let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
-    // Two reasons of 118 characters, which is the length of the longest reason of a node.
+    // Two reasons of 118 characters, the length of Bitcoin Core's longest reason, which differ in the last character.
     let [first, second] = ["a", "b"].map(|last| "r".repeat(117) + last);
     reject(&mut fixture, &first);
     reject(&mut fixture, &second);
@@ -160,11 +160,12 @@ pub fn full_table_of_rejections_removes_the_least_recent() {
         |reason: &str| sum(&exporter, "bitcoin_mempool_tx_rejected_total", &format!("reason=\"{reason}\""));
     (0..80).for_each(|number| reject(&mut fixture, &format!("reason-{number}")));
     assert_eq!((total(), of("other"), of("reason-79"), of("reason-15")), (80.0, 16.0, 1.0, 0.0));
-    // A reason whose series was removed occurs again. Its series replaces the series with the least recent rejection.
+    // A reason whose series was removed occurs again. A new series for the reason replaces the
+    // series whose last rejection is oldest.
     reject(&mut fixture, "reason-0");
     reject(&mut fixture, "reason-0");
     assert_eq!((total(), of("other"), of("reason-0"), of("reason-16")), (82.0, 17.0, 2.0, 0.0));
-    // Fire more new reasons between two scrapes than the BPF map can hold.
+    // Between two scrapes, more new reasons occur than the BPF map can hold.
     (0..400).for_each(|number| reject(&mut fixture, &format!("another-{number}")));
     assert_eq!(total(), 482.0);
     (400..500).for_each(|number| reject(&mut fixture, &format!("another-{number}")));
@@ -172,7 +173,7 @@ pub fn full_table_of_rejections_removes_the_least_recent() {
     assert_eq!(exporter.metrics().matches("\nbitcoin_mempool_tx_rejected_total{").count(), 65);
 }
 
-/// Waits until the exporter's number of inbound connections equals the node's number.
+/// Waits until the exporter's gauge of inbound connections equals the number in the node's getnetworkinfo.
 fn counts_inbound_connections(exporter: &Exporter, node: &Node) {
     eventually("the exporter and the node count the same connections", || {
         let of_node = node.json(&["getnetworkinfo"])["connections_in"].as_f64().unwrap();
@@ -199,8 +200,8 @@ pub fn connections_from_before_the_exporter_are_counted() {
     let mut peers: Vec<_> = (0..3).map(|_| Peer::connect(node.p2p_port)).collect();
     let exporter = crate::exporter(node.pid(), &["--tracepoints", "net"]);
     let inbound = "bitcoin_connections{node=\"localhost\",direction=\"in\"}";
-    // The node still counts the closed connection for a short time. During this time, the exporter does not compute the
-    // number of open connections.
+    // For two seconds after a connection was closed, the exporter does not compute the number of open connections,
+    // because the node still counts the closed connection for a short time.
     drop(peers.pop());
     eventually("the end of the connection is seen", || {
         (sum(&exporter, "bitcoin_connections_closed_total", "") == 1.0).then_some(())

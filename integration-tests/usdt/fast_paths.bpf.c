@@ -1,4 +1,5 @@
-/* Reads each argument and each text twice: with the fast path of the exporter's programs, and with libbpf's helper. */
+/* Reads each argument of a tracepoint and each text twice: with the fast path of the exporter's BPF programs, and with
+ * libbpf's helper. */
 #include "common.h"
 
 enum { ARGUMENTS = 12 };
@@ -13,7 +14,7 @@ struct results {
 	__s64 helpers[ARGUMENTS];
 	__u64 our_text[NAME_WORDS];
 	__u64 helpers_text[NAME_WORDS];
-	/* Number of arguments by the kind of their location, `enum __bpf_usdt_arg_type`. */
+	/* Number of arguments with each kind of location (`enum __bpf_usdt_arg_type`). */
 	__u64 places[4];
 };
 SINGLE_VALUE_MAP(results_map, ARRAY, struct results);

@@ -1,6 +1,6 @@
-// Fires tracepoints whose arguments have all kinds of locations and all widths. Reads texts from standard input, one
-// per line: texts that are short enough to be stored inside a std::string, and longer texts. Prints `fired` after each
-// text.
+// A program that fires tracepoints whose arguments have all kinds of locations and all widths. The program reads a text
+// from each line of standard input, fires the tracepoints with the text, and prints `fired`. The test sends texts that are
+// stored inside a std::string and texts that are too long for that.
 #define _SDT_HAS_SEMAPHORES 1
 #include <cstdint>
 #include <iostream>
@@ -26,7 +26,9 @@ struct widths {
 	uint64_t u64;
 };
 
-// The arguments are in memory addressed by one register, in registers, in memory addressed by two registers, and a constant. (libbpf 1.7 misreads an argument in memory that is addressed by one register if an argument addressed by two registers follows.)
+// The arguments are in memory addressed by one register, in registers, and in memory addressed by two registers. The
+// last argument is a constant. (libbpf 1.7 misreads an argument in memory addressed by one register if the next
+// argument is in memory addressed by two registers.)
 static __attribute__((noinline)) void operands(const widths *all, const int32_t *table, int64_t index, uint8_t byte)
 {
 	if (test_operands_semaphore)
@@ -34,7 +36,7 @@ static __attribute__((noinline)) void operands(const widths *all, const int32_t 
 			     index, table[index], byte, -7);
 }
 
-// Passes a string as a node passes the type of a message: the std::string is a member of another object, and the pointer to its text is read from memory.
+// Passes a text as a node passes the type of a message: the pointer to the text is in a std::string in memory.
 static __attribute__((noinline)) void text(const std::string *strings)
 {
 	if (test_text_semaphore)
@@ -49,7 +51,7 @@ int main()
 	std::string strings[3];
 	uint8_t byte = 250;
 
-	asm volatile("" : "+r"(values), "+r"(byte)); // hides the values from the compiler
+	asm volatile("" : "+r"(values), "+r"(byte)); // The compiler must not know the values.
 
 	std::cout << "ready" << std::endl;
 	while (std::getline(std::cin, strings[1])) {

@@ -17,8 +17,8 @@ struct Results {
     arguments: Vec<(i64, i64)>,
     /// The text that the exporter's code reads and the text that libbpf's helper reads, both NUL-padded.
     text: ([u8; 16], [u8; 16]),
-    /// Number of arguments that were a constant, in a register, in memory addressed by one register, and in memory
-    /// addressed by two registers.
+    /// Number of arguments with each kind of location: a constant, a register, memory addressed by one register, and
+    /// memory addressed by two registers.
     places: [i64; 4],
 }
 
@@ -83,7 +83,7 @@ pub fn fast_paths_read_what_libbpfs_helpers_read() {
         let place = text.len() % 4;
         assert_eq!(*element, ([1, -2, 3, -40_000][place], [1, -2, 3, -40_000][place]));
         assert_eq!((*index, *byte, *constant), ((place as i64, place as i64), (250, 250), (-7, -7)));
-        // Each kind of location must occur among the arguments.
+        // The compiler must have used each kind of location for some argument.
         assert!(places.iter().all(|arguments| *arguments > 0), "{places:?}");
 
         assert_eq!(ours, helpers, "{text:?}");

@@ -1,4 +1,4 @@
-//! Tests of every metric of FIBRE's tracepoints, which the fixture fires with known values.
+//! Tests of every metric from FIBRE's tracepoints, which the program `fixture.c` fires with known values.
 
 use tempfile::TempDir;
 
@@ -9,7 +9,7 @@ const NAME_A: &str = "10.0.0.1:8334";
 
 pub fn every_fibre_metric_is_what_was_fired() {
     let (_dir, mut fixture, exporter) = fibre(&["-DDETAIL"]);
-    fixture.fire(&format!("reconstructed {NAME_A} 5 7 2 1000")); // exactly at a bucket bound
+    fixture.fire(&format!("reconstructed {NAME_A} 5 7 2 1000")); // The duration equals the bound of a bucket.
     fixture.fire(&format!("reconstructed {NAME_A} 6000 7000 2 1001"));
     fixture.fire("reconstructed b 1 1 1 20000000");
     fixture.fire("send");
@@ -17,8 +17,8 @@ pub fn every_fibre_metric_is_what_was_fired() {
     fixture.fire(&format!("winner 800001 BIP152/CMPCTBLOCK {NAME_A}"));
     fixture.fire("winner 800002 CARRIER/PIGEON n/a");
     fixture.fire("winner 800003 FIBRE/UDPX n/a");
-    fixture.fire("time 800000 1000000 a 26000000 b"); // UDP wins by 25 ms
-    fixture.fire("time 800001 30000000000 a 29000000000 b"); // compact wins by 1 s
+    fixture.fire("time 800000 1000000 a 26000000 b"); // FIBRE/UDP wins by 25 ms.
+    fixture.fire("time 800001 30000000000 a 29000000000 b"); // The compact block wins by 1 s.
     fixture.fire("time 800002 -1 n/a 5000000 b");
     fixture.fire("time 799999 5000001 a -1 n/a");
     fixture.fire("detail 0 0 2500 2500 1");
@@ -120,7 +120,7 @@ pub fn newest_fibre_tracepoint_arguments_are_read() {
     let (_dir, mut fixture, exporter) = fibre(&["-DDETAIL", "-DNEWEST"]);
     fixture.fire("reconstructed a 5 7 2 1000 800003");
     assert_samples(&exporter, "fibre_last_block_height 800003\nfibre_block_chunks_used_sum 5.0");
-    fixture.fire("header_chunk 10 30 2000 2000000"); // microseconds
+    fixture.fire("header_chunk 10 30 2000 2000000"); // The arguments are in microseconds.
     fixture.fire("header_chunk 11 0 0 0");
     assert_samples(
         &exporter,
@@ -157,8 +157,8 @@ pub fn newest_fibre_tracepoint_arguments_are_read() {
 
 pub fn log_writer_thread_is_traced() {
     let (_dir, mut fixture, exporter) = fibre(&["-DNEWEST"]);
-    // Two writes and a reopen request are queued and executed. Then operations are executed that were queued before the
-    // exporter attached.
+    // Two writes to debug.log and a request to reopen it are queued and executed. Then two writes are executed that
+    // were queued before the exporter attached to the node.
     for line in [
         "log_queued 254 1",
         "log_queued 255 2",
@@ -199,14 +199,14 @@ pub fn last_block_is_the_last_seen_by_any_tracepoint() {
     fixture.fire("block 800000 1 1000");
     assert_samples(&exporter, "fibre_last_block_height 800000");
     fixture.fire("reconstructed a 5 7 2 1000 800001");
-    fixture.fire("reconstructed a 5 7 2 1000 -1"); // -1: the node does not have the parent block
+    fixture.fire("reconstructed a 5 7 2 1000 -1"); // The height is -1 if the node does not have the parent block.
     assert_samples(&exporter, "fibre_last_block_height 800001");
     fixture.fire("block 800001 2 1000");
     fixture.fire("winner 800002 FIBRE/UDP a");
     assert_samples(&exporter, "fibre_last_block_height 800002");
     fixture.fire("time 800003 1 a 2 b");
     assert_samples(&exporter, "fibre_last_block_height 800003");
-    // A reorg to a lower height.
+    // A reorg to a lower height must decrease the gauge.
     fixture.fire("block 800001 3 1000");
     assert_samples(
         &exporter,
@@ -226,7 +226,8 @@ pub fn restarted_node_does_not_finish_what_the_last_one_queued() {
     });
     let mut fixture = crate::Fixture::start(&compile(dir.path(), &["-DNEWEST"]));
     eventually("the exporter attaches to the new node", || (exporter.get("/ready").0 == 200).then_some(()));
-    // Operations that were queued before the exporter attached have no waiting time.
+    // The exporter does not know the waiting time of writes to debug.log that were queued before it attached to the
+    // node.
     fixture.fire("log_completed 1 1 0");
     fixture.fire("log_started 2 1");
     fixture.fire("log_completed 2 1 0");
@@ -242,7 +243,7 @@ pub fn negative_durations_are_not_observed() {
     fixture.fire("reconstructed a 5 7 2 1000");
     fixture.fire("reconstructed a 5 7 2 -1000");
     fixture.fire("standard 1 2 3 4 5000000 inv text");
-    fixture.fire("standard 2 2 -1 4 -3600000000 inv text"); // also with the value -1 of a coin that is already spent
+    fixture.fire("standard 2 2 -1 4 -3600000000 inv text"); // -1: value of a coin that is already spent
     assert_samples(
         &exporter,
         r#"
@@ -262,7 +263,7 @@ pub fn negative_durations_are_not_observed() {
     );
 }
 
-/// The hash that the fixture passes to the tracepoints, in the usual notation.
+/// The hash that the program `fixture.c` passes to the tracepoints, as Bitcoin Core prints it.
 fn fixture_hash() -> String {
     (0..32u8).rev().map(|byte| format!("{byte:02x}")).collect()
 }

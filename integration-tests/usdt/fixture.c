@@ -1,5 +1,4 @@
-/* A program with the tracepoints of FIBRE and Bitcoin Core. It fires the tracepoints that it reads from standard input, one
- * command per line:
+/* A program with the tracepoints of FIBRE and Bitcoin Core. Each line of standard input is a command that fires tracepoints:
  *
  *   [repeat THREADS TIMES] reconstructed SOURCE USED RECEIVED PEERS MICROSECONDS [HEIGHT]
  *   [repeat THREADS TIMES] send
@@ -17,8 +16,8 @@
  *
  *   [main | named THREAD] block HEIGHT HASH_BYTE NANOSECONDS                      (with -DSTANDARD)
  *
- * After each command it prints `fired`. Each command runs on a new thread, except `main`, which runs on the main thread. With
- * -DNEWEST, `reconstructed` passes the hash as text, and the height. */
+ * After each command the program prints `fired`. A command runs on new threads (by default one), or on the main thread if the
+ * command begins with `main`. With -DNEWEST, the tracepoint of `reconstructed` has the hash as text, and the height. */
 #define _SDT_HAS_SEMAPHORES 1
 #include <pthread.h>
 #include <stdbool.h>
@@ -32,7 +31,7 @@
 
 #define SEMAPHORE(name) \
 	__extension__ volatile unsigned short name##_semaphore __attribute__((unused, section(".probes")))
-/* Fires a tracepoint only if a tracer is attached, as a node does. */
+/* Fires a tracepoint if a tracer is attached. Without a tracer, nothing is computed, as in a node. */
 #define FIRE(arguments, provider, name, ...)   \
 	if (provider##_##name##_semaphore)     \
 		STAP_PROBE##arguments(provider, name, __VA_ARGS__)
@@ -107,7 +106,7 @@ static __attribute__((noinline)) void fire_block(const int64_t *n)
 	FIRE(6, validation, block_connected, hash, (int32_t)n[0], (uint64_t)1, (int32_t)1, (uint64_t)0, n[2]);
 }
 
-/* A message in both directions, of zeros behind a first byte that is 5. */
+/* Fires the tracepoints of a received and of a sent message. The message's first byte is 5, and all other bytes are 0. */
 static __attribute__((noinline)) void fire_message(const char *type, uint64_t size)
 {
 	static const unsigned char bytes[4096] = {5};
@@ -116,8 +115,8 @@ static __attribute__((noinline)) void fire_message(const char *type, uint64_t si
 	FIRE(6, net, outbound_message, (int64_t)1, "address", "inbound", type, size, bytes);
 }
 
-/* Fires the events of a block's arrival: an inv message from peer 1, a compact block from peer 2, and the node's
- * reports about the header and the reconstruction of this compact block. */
+/* Fires the tracepoints of a block's arrival: an inv message from peer 1, the header and the reconstruction of a compact block
+ * from peer 2, and the connection of the block. */
 static __attribute__((noinline)) void fire_way(const void *hash, const int64_t *n)
 {
 	const uint32_t prefilled = n[0], mempool = n[1], extra_pool = n[2], requested = n[3], bytes = n[4];
@@ -137,12 +136,12 @@ struct event {
 	char hash_text[65];
 	char what[32], texts[2][128], reason[160];
 	int64_t numbers[5];
-	char thread[16]; /* its name; empty: not changed */
+	char thread[16]; /* Name of the thread that fires the event. If empty, the thread keeps its name. */
 	long times;
 };
 
 #ifdef UNREADABLE
-int64_t sent; /* its operand names a symbol, which tracers do not understand */
+int64_t sent; /* The tracepoint's argument contains the name of this symbol, which tracers cannot read. */
 #define SENT sent
 #else
 #define SENT hash
@@ -251,7 +250,7 @@ int main(void)
 	char line[512];
 	struct event *event = calloc(1, sizeof(*event));
 
-	/* The hash is at the end of a mapped page. A program that reads more than its 32 bytes gets an error. */
+	/* The hash is at the end of a mapped page. A BPF program that reads more than 32 bytes gets an error. */
 	char *pages = mmap(NULL, 2 << 16, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	if (!event || pages == MAP_FAILED || munmap(pages + (1 << 16), 1 << 16))

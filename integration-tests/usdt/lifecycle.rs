@@ -1,4 +1,4 @@
-//! Tests of starts and exits of the node and of the exporter, and of invalid arguments.
+//! Tests in which nodes and exporters start and exit, and tests of invalid arguments.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
@@ -25,13 +25,13 @@ pub fn restarted_node_is_attached_again_and_keeps_counts() {
         (exporter.get("/ready").0 == 503).then_some(())
     });
     assert_samples(&exporter, "fibre_exporter_probes_attached 0\nfibre_blocks_sent_total 1");
-    // Simulate an upgrade, which replaces the file at the same path.
+    // Simulate an upgrade of the node, which replaces the binary at the same path.
     std::fs::remove_file(dir.path().join("fixture")).unwrap();
     let mut fixture = Fixture::start(&compile(dir.path(), &[]));
     eventually("the exporter attaches to the new node", || (exporter.get("/ready").0 == 200).then_some(()));
     fixture.fire("send");
     assert_samples(&exporter, "fibre_exporter_probes_attached 4\nfibre_blocks_sent_total 2");
-    // The exit of the exporter must not access memory that libbpf freed when it detached from the first process.
+    // When the exporter exits, it must not access memory that libbpf freed when it detached from the first process.
     assert!(exporter.terminate().success(), "{}", exporter.log());
 }
 
@@ -40,8 +40,8 @@ pub fn another_node_of_the_same_binary_is_not_the_next_one() {
     let binary = compile(dir.path(), &[]);
     let (first, mut other) = (Fixture::start(&binary), Fixture::start(&binary));
     let exporter = crate::exporter(first.pid(), &["--node-name", "relay"]);
-    // Wait longer than the exporter takes to notice the exit of a node. The next node may already run when the exporter
-    // notices the exit of the first node.
+    // Wait until the exporter has recorded that the second process runs beside the first process. In the first seconds
+    // of tracing, the exporter lists the processes every 500 ms.
     std::thread::sleep(std::time::Duration::from_secs(3));
     drop(first);
     eventually("the exporter waits for the node", || {
@@ -150,7 +150,7 @@ pub fn several_nodes_are_waited_for_until_one_is_left() {
     assert_samples(&exporter, "fibre_blocks_sent_total 1");
 }
 
-/// Starts an exporter before its node runs.
+/// Starts an exporter that waits for a process of this binary.
 fn waiting(binary: &Path) -> Exporter {
     let mut command = command();
     command.arg("--bitcoind").arg(binary).args(["--node-name", "relay", "--health-port", "0"]);
@@ -166,7 +166,7 @@ pub fn node_is_selected_by_its_unit() {
     });
     let unit = format!("test-{}.service", std::process::id());
     let made = mounts.map(|at| at.join(&unit)).find(|group| std::fs::create_dir(group).is_ok());
-    let Some(group) = made else { return eprintln!("SKIPPED: this machine lets us make no control group") };
+    let Some(group) = made else { return eprintln!("SKIPPED: this machine cannot create a control group") };
     let dir = TempDir::new().unwrap();
     let binary = compile(dir.path(), &[]);
     let (_other, mut node) = (Fixture::start(&binary), Fixture::start(&binary));
@@ -203,7 +203,7 @@ pub fn unread_journal_stops_nothing() {
     std::fs::create_dir_all(run.join("systemd/journal")).unwrap();
     let socket = run.join("systemd/journal/socket");
     let _journal = UnixDatagram::bind(&socket).unwrap();
-    // Fill the journal socket before the exporter starts.
+    // The exporter's messages to the journal block, because this socket is full.
     let earlier = UnixDatagram::unbound().unwrap();
     earlier.set_nonblocking(true).unwrap();
     while earlier.send_to(b"MESSAGE=x", &socket).is_ok() {}
@@ -251,7 +251,7 @@ pub fn refusal(arguments: &[&str]) -> String {
     refused(command().args(arguments))
 }
 
-/// Runs the exporter, asserts that it exits with an error, and returns its error message.
+/// Runs the exporter, asserts that it exits with an error, and returns the exporter's error message.
 pub fn refused(command: &mut Command) -> String {
     let output = command.args(["--health-port", "0", "--metrics-addr", "127.0.0.1:0"]).output().unwrap();
     assert!(!output.status.success(), "{command:?} succeeded");
@@ -280,7 +280,7 @@ pub fn failed_output_does_not_end_the_exporter() {
         (Some(1), true),
         "{text}"
     );
-    // The reader of the exporter's output has closed the pipe.
+    // The reading end of the exporter's stdout is closed, as by `| head`.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = reference(writer.into());
@@ -301,7 +301,7 @@ pub fn failed_output_does_not_end_the_exporter() {
 pub fn missing_privileges_are_reported() {
     let dir = TempDir::new().unwrap();
     let fixture = Fixture::start(&compile(dir.path(), &[]));
-    // Copy the exporter to a folder that an unprivileged user can access.
+    // An unprivileged user may not have access to the folder with the exporter's binary.
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let copy = dir.path().join("exporter");
     std::fs::copy(env!("CARGO_BIN_EXE_bitcoind-usdt-exporter"), &copy).unwrap();

@@ -1,8 +1,8 @@
-//! Integration tests of the binary bitcoind-usdt-exporter on the running kernel, with a test program that has FIBRE's
-//! tracepoints, and with a real bitcoin-node that has Bitcoin Core's tracepoints.
+//! Integration tests of the binary `bitcoind-usdt-exporter` on the running kernel, with the program `fixture.c`, which
+//! has FIBRE's tracepoints, and with a real node, which has Bitcoin Core's tracepoints.
 //!
-//! The tests need root, or the capabilities that the exporter needs. On a machine that cannot run BPF programs, these
-//! tests are skipped, and the skip is printed.
+//! The tests need root, or the same capabilities as the exporter. On a machine that cannot run BPF programs, the tests
+//! are skipped with a message.
 
 mod block_log;
 mod block_store;
@@ -109,7 +109,7 @@ fn main() -> ExitCode {
         settings::wrong_settings_are_explained_with_their_names,
         block_store::block_store_needs_are_explained,
     ];
-    // These tests run only as root, because they start processes without privileges or mount file systems.
+    // These tests start processes as another user, create namespaces or mount file systems, which needs root.
     let as_root = tests![
         lifecycle::missing_privileges_are_reported,
         lifecycle::node_is_selected_by_its_unit,
@@ -121,7 +121,7 @@ fn main() -> ExitCode {
     let as_root_with_postgres = tests![block_store::full_disk_of_the_outbox_costs_no_row];
     let no_postgres = harness::postgres::programs().is_none();
     if no_postgres {
-        skip("what needs PostgreSQL (integration-tests/debian-packages postgresql)", true);
+        skip("the tests that need PostgreSQL (integration-tests/debian-packages postgresql)", true);
     }
     let is_root = nix::unistd::Uid::effective().is_root();
     let with_postgres =
@@ -139,7 +139,7 @@ fn main() -> ExitCode {
     .exit_code()
 }
 
-/// Starts a fixture that was compiled with these options, and an exporter that is attached to it.
+/// Starts the program `fixture.c`, compiled with these options, and an exporter that is attached to it.
 fn fibre(options: &[&str]) -> (TempDir, Fixture, Exporter) {
     let dir = TempDir::new().unwrap();
     let fixture = Fixture::start(&compile(dir.path(), options));
@@ -147,8 +147,8 @@ fn fibre(options: &[&str]) -> (TempDir, Fixture, Exporter) {
     (dir, fixture, exporter)
 }
 
-/// Waits until the exporter exports these samples, which are given without the label `node`, for example `name{a="b"}
-/// 1`. The wait is needed because metrics that are counted from events follow with a delay.
+/// Waits until the exporter exports these samples, one per line and without the label `node`, for example `name{a="b"}
+/// 1`. Panics after ten seconds.
 fn assert_samples(exporter: &Exporter, expected: &str) {
     let end = Instant::now() + Duration::from_secs(10);
     loop {
@@ -162,7 +162,7 @@ fn assert_samples(exporter: &Exporter, expected: &str) {
     }
 }
 
-/// The first of the samples in `expected` that is missing from `text`.
+/// The first sample in `expected` that is not in the metrics `text`.
 fn missing_sample(text: &str, expected: &str) -> Option<String> {
     let expected = expected.lines().map(str::trim).filter(|line| !line.is_empty());
     let labelled = expected.map(|line| {

@@ -1,5 +1,4 @@
-//! A test scenario with a real node, scripted P2P peers that send blocks to the node, and an exporter that traces the
-//! node.
+//! A real node with P2P peers of the test, which send blocks to the node, and an exporter that traces the node.
 
 use bitcoin::bip152::BlockTransactions;
 use bitcoin::block::{Block, Header};
@@ -15,29 +14,30 @@ use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
 
-/// Reward of the coinbase outputs. The reward is less than the subsidy at any height in these tests.
+/// Amount that the coinbase of each block pays, which is less than the subsidy at any height in these tests.
 pub const REWARD: Amount = Amount::from_sat(1000);
 
-/// A running node that logs compact blocks (`-debug=cmpctblock`), and an exporter that traces it.
+/// A node that logs compact blocks (`-debug=cmpctblock`), and an exporter that traces the node.
 pub struct Scene {
     pub node: Node,
     pub exporter: Exporter,
-    /// Hashes of blocks whose coinbase is mature and unspent.
+    /// Hashes of blocks whose coinbase is mature and was not spent.
     mature: Vec<String>,
     pub tip: Header,
     pub height: i64,
 }
 
 impl Scene {
-    /// Starts a scenario with `N` peers that are high-bandwidth compact block peers of the node, because each peer has
-    /// sent the node a compact block.
+    /// Starts the node, the exporter, and `N` peers. Each peer has sent a compact block to the node, and is therefore a
+    /// high-bandwidth compact block peer.
     pub fn new<const N: usize>() -> (Self, [Peer; N]) {
         Self::with("net,validation", &[])
     }
 
-    /// Like [`Self::new`], with these groups of tracepoints and these additional arguments of the exporter.
+    /// Like [`Self::new`], but the exporter has these groups of tracepoints and these additional arguments.
     pub fn with<const N: usize>(tracepoints: &str, arguments: &[&str]) -> (Self, [Peer; N]) {
-        // The chain's timestamps are an hour old, so the peers' blocks can have any timestamp up to now.
+        // The timestamps of the first blocks are an hour old, because later blocks of the peers must have newer
+        // timestamps.
         let an_hour_ago = unix_time() - 3600;
         let node = Node::start(&["-debug=cmpctblock", &format!("-mocktime={an_hour_ago}")]);
         let mut mature = node.mine(160);
@@ -70,12 +70,12 @@ impl Scene {
         self.node.cli(&["sendrawtransaction", &serialize_hex(transaction), "0"]);
     }
 
-    /// Builds a valid block on the tip, without sending it to the node.
+    /// Builds a valid block on the tip, but does not send the block to the node.
     pub fn block(&self, transactions: &[Transaction]) -> Block {
         block_on(&self.tip, self.height + 1, unix_time() - 5, REWARD, transactions)
     }
 
-    /// Waits until the node has this block and the exporter has counted it.
+    /// Waits until this block is the node's tip and the exporter has logged the block.
     pub fn connected(&mut self, block: &Block) {
         let hash = block.block_hash().to_string();
         eventually("the node connects the block", || {
@@ -85,7 +85,7 @@ impl Scene {
         self.entry(block);
     }
 
-    /// The exporter's log line of a block.
+    /// The exporter's log line about a connected block.
     fn entry(&self, block: &Block) -> String {
         let hash = format!("block_hash=\"{}\"", block.block_hash());
         eventually("the exporter logs the block", || {
@@ -96,7 +96,7 @@ impl Scene {
         })
     }
 
-    /// The value of a field in the exporter's log line of a block; `None` if the line lacks the field.
+    /// The value of a field in the exporter's log line about a connected block. `None` if the line lacks the field.
     pub fn field(&self, block: &Block, name: &str) -> Option<String> {
         let entry = self.entry(block);
         let value = entry.split_once(&format!(" {name}="))?.1;
@@ -107,15 +107,16 @@ impl Scene {
         sum(&self.exporter, metric, labels)
     }
 
-    /// For each of these blocks that the node reconstructed, the numbers in debug.log: prefilled transactions,
-    /// requested transactions, requested bytes.
+    /// The numbers in the node's debug.log about each of these blocks that the node reconstructed from a compact block:
+    /// prefilled transactions, requested transactions, and requested bytes.
     pub fn reconstructed(&self, blocks: &[&Block]) -> Vec<[u64; 3]> {
         let log = std::fs::read(self.node.dir().join("regtest/debug.log")).unwrap();
         let log = String::from_utf8_lossy(&log).into_owned();
         let of = |block: &&Block| {
             let line = format!("Successfully reconstructed block {} with ", block.block_hash());
             let rest = log.lines().find_map(|it| it.split_once(&line))?.1;
-            // P txn prefilled, M txn from mempool (incl at least E from extra pool) and R txn (B bytes) requested
+            // The rest of the line is: P txn prefilled, M txn from mempool (incl at least E from extra pool) and R txn
+            // (B bytes) requested
             let numbers = rest.split(|it: char| !it.is_ascii_digit()).filter_map(|it| it.parse().ok());
             match numbers.collect::<Vec<_>>()[..] {
                 [prefilled, _, _, requested, bytes] => Some([prefilled, requested, bytes]),
@@ -138,7 +139,7 @@ pub fn give(peer: &mut Peer, request: &GetBlockTxn, block: &Block) {
     peer.send(NetworkMessage::BlockTxn(BlockTxn { transactions }));
 }
 
-/// Waits for a getdata message from the node with exactly this inventory entry.
+/// Waits for a getdata message from the node that contains only this inventory entry.
 pub fn fetched(peer: &mut Peer, wanted: Inventory) {
     peer.receive("getdata", |message| (message == NetworkMessage::GetData(vec![wanted])).then_some(()));
 }

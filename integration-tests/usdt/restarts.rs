@@ -1,4 +1,4 @@
-//! Tests with a real node that exits and is restarted in different ways: stopped, killed, daemonized, upgraded.
+//! Tests with a real node that is stopped or killed and then restarted, also as a daemon and with another binary.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
 use crate::harness::node::{bitcoin_cli, bitcoin_node, free_port};
 
-/// A node with its own data directory, which the test restarts. The node may daemonize.
+/// A node with its own data directory, which the test restarts. With some arguments, the node is a daemon.
 struct Restarted {
     dir: TempDir,
     program: PathBuf,
@@ -35,8 +35,8 @@ impl Restarted {
             .args(self.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        // Retry, because a process that another test forks while the binary is being copied can keep the copy open for
-        // writing for a short time.
+        // The start can fail for a short time, if a process that another test has forked has the copied binary open for
+        // writing.
         self.starter = Some(eventually("the node starts", || node.spawn().ok()));
     }
 
@@ -56,7 +56,7 @@ impl Restarted {
         serde_json::from_str(&mined).unwrap()
     }
 
-    /// PID of the node's process, from the PID file that the node writes.
+    /// PID of the node's process, from the node's PID file. `None` if no process has this PID.
     fn pid(&self) -> Option<Pid> {
         let pid = std::fs::read_to_string(self.dir.path().join("regtest/bitcoind.pid"))
             .ok()?
@@ -109,17 +109,17 @@ fn is_attached_to(exporter: &Exporter, node: &Restarted) {
     });
 }
 
-/// Mines blocks, and checks that the exporter counts each of them once.
+/// Mines blocks, and checks that the exporter counts each block once.
 fn counts_each_block(exporter: &Exporter, node: &Restarted, name: &str) {
-    // Search only the new part of the exporter's log, because a killed node that has lost its last blocks mines
+    // The exporter's log is searched from here on, because a killed node that has lost its last blocks can mine
     // identical blocks again.
     let start = exporter.log().len();
     let logged = |hash: &str| exporter.log()[start..].matches(&format!("block_hash=\"{hash}\"")).count();
     let all_logged = |hashes: &[String]| {
         eventually("each block is logged", || hashes.iter().all(|hash| logged(hash) > 0).then_some(()));
     };
-    // Wait until the exporter has logged one new block. The exporter has then also counted the blocks that the node
-    // connected during its start.
+    // When the exporter has logged a new block, it has also counted the blocks that the node connected during its
+    // start.
     all_logged(&node.mine(1));
     let before = connected(exporter, name);
     let mined = node.mine(3);
@@ -128,8 +128,8 @@ fn counts_each_block(exporter: &Exporter, node: &Restarted, name: &str) {
     assert!(mined.iter().all(|hash| logged(hash) == 1), "{}", exporter.log());
 }
 
-/// Restarts the node twice, with these arguments and this signal. During the second restart, the exporter is stopped
-/// (SIGSTOP).
+/// Starts a node with these arguments. Three times, ends the node with this signal and restarts it. During the second
+/// restart, the exporter is stopped (SIGSTOP). If `upgrade` is true, the node's binary is replaced before each restart.
 fn restarts(arguments: &'static [&'static str], signal: Signal, upgrade: bool) {
     let dir = TempDir::new().unwrap();
     let program = dir.path().join("bitcoin-node");
@@ -153,7 +153,7 @@ fn restarts(arguments: &'static [&'static str], signal: Signal, upgrade: bool) {
         node.start();
         node.wait();
         if is_stopped {
-            // Wait until the new node has run for some seconds before the exporter notices the exit of the old node.
+            // The new process must be three seconds old when the exporter notices the exit of the old process.
             std::thread::sleep(std::time::Duration::from_secs(3));
             exporter.signal(Signal::SIGCONT);
         }
@@ -199,7 +199,7 @@ pub fn processes_that_end_at_once_are_not_the_node() {
     counts_each_block(&exporter, &node, "relay");
 }
 
-/// Stops two nodes of the same binary, and restarts the second node before the first node.
+/// Stops two nodes with the same binary, and restarts the second node before the first node.
 fn two_nodes(name: impl Fn(&Restarted) -> [String; 2]) {
     let (mut first, mut second) =
         (Restarted::new(&bitcoin_node(), &[]), Restarted::new(&bitcoin_node(), &[]));
@@ -219,7 +219,8 @@ fn two_nodes(name: impl Fn(&Restarted) -> [String; 2]) {
         is_attached_to(&exporters[1], &second);
         let before = connected(&exporters[0], "t1");
         counts_each_block(&exporters[1], &second, "t2");
-        // Wait longer than the age (10 s) at which a process that looks like a different node would be traced.
+        // The exporter of the first node must not trace the second node, also when the second node's process is
+        // older than ten seconds (`DIFFERENT_NODE_DELAY`).
         std::thread::sleep(std::time::Duration::from_secs(11));
         assert_eq!(exporters[0].get("/ready").0, 503, "{}", exporters[0].log());
         first.start();

@@ -1,4 +1,5 @@
-//! Tests of the settings of `fibre_exporter.py`, from its configuration file and its environment variables.
+//! Tests that the exporter reads the settings of `fibre_exporter.py` from its configuration file and from its
+//! environment variables.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -23,7 +24,7 @@ fn file(dir: &Path, text: &str) -> PathBuf {
     path
 }
 
-/// Runs the exporter, and returns the sample of `fibre_exporter_probes_attached` from its output.
+/// Runs the exporter, and returns the line of the sample `fibre_exporter_probes_attached` from its output.
 fn printed(command: &mut Command) -> String {
     let output = command.stdout(std::process::Stdio::piped()).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -55,7 +56,7 @@ pub fn each_source_of_settings_comes_before_the_next() {
     by_variable.env("BITCOIND_USDT_EXPORTER_NODE_NAME", "of-ours");
     assert_eq!(printed(&mut by_variable), attached("of-ours"));
     assert_eq!(printed(by_variable.args(["-n", "of-argument"])), attached("of-argument"));
-    // Run without a configuration file.
+    // Without a configuration file, the environment variables of `fibre_exporter.py` are used.
     let mut without = once();
     without.env("FIBRE_BITCOIND_PATH", &binary).env("FIBRE_PID", first.pid().to_string());
     assert_eq!(printed(&mut without), attached("localhost"));
@@ -66,7 +67,7 @@ pub fn fibre_exporter_settings_keep_its_port() {
     let binary = compile(dir.path(), &[]);
     let _fixture = Fixture::start(&binary);
     let path = file(dir.path(), &format!("bitcoind_path: {}\nverbose: true\n", binary.display()));
-    // Run the exporter in its own network namespace, because it listens on all addresses.
+    // The exporter runs in its own network namespace, because it listens on a fixed port of all addresses.
     let alone = |arguments: &[&str]| {
         let mut unshared = Command::new("unshare");
         unshared.args(["-n", env!("CARGO_BIN_EXE_bitcoind-usdt-exporter")]).args(arguments);

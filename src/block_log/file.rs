@@ -59,7 +59,8 @@ pub(super) const VERSIONS: [(i32, &str); 2] = [
         );
         CREATE INDEX blocks_by_height ON blocks (block_height);",
     ),
-    // bitcoind-ipc-exporter does not know the contents of a block. SQLite cannot drop NOT NULL from a column: the table is copied.
+    // Rows of bitcoind-ipc-exporter have no contents of a block, so the columns of the contents must permit NULL. The
+    // table is copied because SQLite cannot drop NOT NULL from a column.
     (
         3,
         "ALTER TABLE blocks RENAME TO old;
@@ -191,8 +192,11 @@ pub struct BlockLogFile {
 }
 
 impl BlockLogFile {
-    /// Opens the file, or creates it if there is none. Returns an error if another exporter writes to the file, because
-    /// each block would then have two rows.
+    /// Opens the file, or creates it if there is none.
+    ///
+    /// # Errors
+    /// The file cannot be opened or migrated, belongs to another program, or is written by another exporter, which
+    /// would add a second row for each block.
     pub fn open(path: &Path, keep: u32) -> Result<Self> {
         Self::open_within(BUSY_TIMEOUT, path, keep)
     }
@@ -219,8 +223,12 @@ impl BlockLogFile {
         identity(&self.path) == Some(self.identity)
     }
 
-    /// Adds or updates these blocks, and deletes the oldest blocks beyond the limit, in one transaction. With an origin, the blocks are also
-    /// added to the outbox. Returns the number of rows that the limit deleted from the outbox, after the ID `under_way`.
+    /// Adds or updates the rows of these blocks, and deletes the oldest rows beyond the limit, in one transaction.
+    /// With `origin`, the blocks are also added to the outbox. Returns the number of rows that the limit deleted from
+    /// the outbox and that were not sent, which are the rows with IDs above `under_way`.
+    ///
+    /// # Errors
+    /// The file cannot be written; no row was changed.
     pub fn add<'a>(
         &mut self,
         entries: impl IntoIterator<Item = &'a LogEntry>,
@@ -257,29 +265,41 @@ impl BlockLogFile {
     }
 
     /// Adds new blocks, without an outbox.
+    ///
+    /// # Errors
+    /// The errors of [`BlockLogFile::add`].
     #[cfg(test)]
     pub fn add_reports<'a>(&mut self, reports: impl IntoIterator<Item = &'a BlockReport>) -> Result<u64> {
         let entry = |report: &BlockReport| LogEntry { report: report.clone(), is_update: false };
         self.add(&reports.into_iter().map(entry).collect::<Vec<_>>(), None, 0)
     }
 
-    /// The oldest rows of the outbox after this ID, at most `limit`. `None` if there are none.
+    /// The oldest rows of the outbox with IDs above `after`, at most `limit`; `None` if there are no such rows.
+    ///
+    /// # Errors
+    /// The file cannot be read.
     pub fn unsent(&self, after: i64, limit: usize) -> Result<Option<Batch>> {
         outbox::batch(&self.connection, after, limit).map_err(|error| explain(error, &self.path))
     }
 
-    /// Deletes the rows of the outbox up to this ID.
+    /// Deletes the rows of the outbox with IDs up to `up_to`.
+    ///
+    /// # Errors
+    /// The file cannot be written.
     pub fn delete_sent(&self, up_to: i64) -> Result<()> {
         outbox::delete(&self.connection, up_to).map_err(|error| explain(error, &self.path))
     }
 
-    /// Number of rows in the outbox after this ID.
+    /// Number of rows of the outbox with IDs above `after`.
+    ///
+    /// # Errors
+    /// The file cannot be read.
     pub fn count_unsent(&self, after: i64) -> Result<u64> {
         outbox::count(&self.connection, after).map_err(|error| explain(error, &self.path))
     }
 }
 
-/// Adds the result of a race to the last row of its block.
+/// Adds the result of the race between FIBRE and compact blocks for a block to the last row of the block.
 fn update_race(connection: &Connection, report: &BlockReport) -> rusqlite::Result<()> {
     let update = "UPDATE blocks SET race_udp_ns = ?, race_compact_ns = ? \
                   WHERE id = (SELECT max(id) FROM blocks WHERE block_height = ? AND block_hash = ?)";
@@ -305,7 +325,7 @@ fn lock(path: &Path, busy: Duration) -> Result<Option<fs::File>> {
         match file.try_lock() {
             Ok(()) => return Ok(Some(file)),
             Err(TryLockError::WouldBlock) if Instant::now() >= deadline => bail!(
-                "{} is written by another exporter: name another file, one for each exporter, or stop the other one",
+                "{} is written by another exporter: choose another file for this exporter, or stop the other exporter",
                 path.display()
             ),
             Err(TryLockError::WouldBlock) => thread::sleep(RETRY_INTERVAL),
@@ -329,7 +349,10 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|it| (it.dev(), it.ino()))
 }
 
-/// Opens the file for reading. `None` if the file has no table yet, because no exporter has written to it.
+/// Opens the file for reading; `None` if the file has no table yet, because no exporter has written to it.
+///
+/// # Errors
+/// There is no file, the file cannot be read, or it is not a block log of a supported version.
 pub fn open_to_read(path: &Path) -> Result<Option<Connection>> {
     if !path.exists() {
         bail!(

@@ -1,7 +1,7 @@
 //! The block log: a row for each connected block, in a SQLite file.
 //!
-//! - `report` has the report of a connected block, for the log, the block log and the page.
-//! - `file` opens and migrates the file, adds rows, and deletes the oldest.
+//! - `report` defines the report of a connected block, for the log, the block log and the status page.
+//! - `file` opens and migrates the file, adds rows, and deletes the oldest rows.
 //! - `writer` writes rows from a bounded queue on a dedicated thread.
 //! - [`outbox`] is the table of the rows that the block store does not have yet.
 //! - [`read`] reads the rows that match a filter, also while the exporter writes. [`show`] prints the rows.

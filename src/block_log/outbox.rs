@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::report::BlockReport;
 
-/// Resolution of the times of tracepoints in the rows.
+/// Resolution of the times that tracepoints measure, in microseconds.
 const TRACEPOINT_RESOLUTION_US: i64 = 1;
 
 /// The identity of the node and of the exporter, which is a part of each row in the block store.
@@ -21,25 +21,32 @@ pub struct RowOrigin {
     pub source: &'static str,
 }
 
-/// Rows to send to the block store, oldest first.
+/// A batch of rows to send to the block store, oldest first.
 #[derive(Debug, PartialEq)]
 pub struct Batch {
-    /// ID of the last row in the outbox.
+    /// ID of the batch's last row in the outbox.
     pub up_to: i64,
-    /// Heights of the blocks.
+    /// Height of the block of each row.
     pub heights: Vec<i32>,
     /// The rows, each a JSON object with the columns of the block store.
     pub rows: Vec<String>,
 }
 
-/// Adds the row of a block.
+/// Adds the row of a block to the outbox.
+///
+/// # Errors
+/// SQLite cannot write the row.
 pub fn push(connection: &Connection, report: &BlockReport, origin: &RowOrigin) -> rusqlite::Result<()> {
     let row = (report.block_height, store_row(report, origin).to_string());
     connection.prepare("INSERT INTO outbox (block_height, row) VALUES (?, ?)")?.execute(row).map(drop)
 }
 
-/// Deletes the oldest rows beyond the limit. Returns the number of deleted rows after the ID `under_way`: the rows up to it are in memory, on
-/// their way to the block store.
+/// Deletes the oldest rows of the outbox if it has more than `keep` rows. Returns the number of deleted rows with IDs
+/// above `under_way`. Rows up to `under_way` are not counted, because they are in memory and are being sent to the
+/// block store.
+///
+/// # Errors
+/// SQLite cannot delete the rows.
 pub fn limit(connection: &Connection, keep: u32, under_way: i64) -> rusqlite::Result<u64> {
     let last: Option<i64> = connection.query_row("SELECT max(id) FROM outbox", [], |row| row.get(0))?;
     let Some(up_to) = last.map(|last| last - i64::from(keep)) else { return Ok(0) };
@@ -49,7 +56,10 @@ pub fn limit(connection: &Connection, keep: u32, under_way: i64) -> rusqlite::Re
     Ok(dropped as u64)
 }
 
-/// The oldest rows after this ID.
+/// The oldest rows with IDs above `after`, at most `limit`; `None` if there are no such rows.
+///
+/// # Errors
+/// SQLite cannot read the rows.
 pub fn batch(connection: &Connection, after: i64, limit: usize) -> rusqlite::Result<Option<Batch>> {
     let query = "SELECT id, block_height, row FROM outbox WHERE id > ? ORDER BY id LIMIT ?";
     let mut statement = connection.prepare(query)?;
@@ -63,18 +73,24 @@ pub fn batch(connection: &Connection, after: i64, limit: usize) -> rusqlite::Res
     Ok((!batch.rows.is_empty()).then_some(batch))
 }
 
-/// Deletes the rows up to this ID.
+/// Deletes the rows with IDs up to `up_to`.
+///
+/// # Errors
+/// SQLite cannot delete the rows.
 pub fn delete(connection: &Connection, up_to: i64) -> rusqlite::Result<()> {
     connection.execute("DELETE FROM outbox WHERE id <= ?", [up_to]).map(drop)
 }
 
-/// Number of rows after this ID.
+/// Number of rows with IDs above `after`.
+///
+/// # Errors
+/// SQLite cannot count the rows.
 pub fn count(connection: &Connection, after: i64) -> rusqlite::Result<u64> {
     let count = |row: &rusqlite::Row| row.get::<_, i64>(0);
     connection.query_row("SELECT count(*) FROM outbox WHERE id > ?", [after], count).map(|count| count as u64)
 }
 
-/// The row of the block store, with the columns of `contrib/postgresql/propagation.sql`.
+/// A block's row in the block store, as a JSON object with the columns of `contrib/postgresql/propagation.sql`.
 pub fn store_row(report: &BlockReport, origin: &RowOrigin) -> Value {
     let first = report.connected_us.map(|connected_us| report.time - seconds(connected_us));
     let after_first = |micros: Option<i64>| Some(timestamp(first? + seconds(micros?)));
@@ -109,8 +125,10 @@ pub fn store_row(report: &BlockReport, origin: &RowOrigin) -> Value {
     })
 }
 
-/// The time at which the node had the whole block, Unix seconds. Without an announcement, it is the time at which FIBRE had it, or else the
-/// beginning of the connection, if known.
+/// The time at which the node had the whole block, in Unix seconds. If the report does not contain this time, for
+/// example because no peer announced the block, returns the time at which FIBRE delivered the block, or for a block
+/// that did not arrive over FIBRE, the time at which the node began to connect the block. `None` if the time is
+/// unknown.
 fn complete(report: &BlockReport) -> Option<f64> {
     let before_connection = match (report.complete_us, report.connected_us) {
         (Some(complete), Some(connected)) => Some(connected - complete),
@@ -124,7 +142,7 @@ fn seconds(micros: i64) -> f64 {
     micros as f64 / 1e6
 }
 
-/// A time as PostgreSQL reads it, with microseconds.
+/// Formats a Unix time for PostgreSQL, with microseconds.
 fn timestamp(unix: f64) -> String {
     let time = Duration::try_from_secs_f64(unix + 5e-7).ok().and_then(|time| UNIX_EPOCH.checked_add(time));
     humantime::format_rfc3339_micros(time.unwrap_or(SystemTime::UNIX_EPOCH)).to_string()

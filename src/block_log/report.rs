@@ -1,4 +1,4 @@
-//! The report of a connected block, which is logged, written to the block log as a row, and shown on the page.
+//! The report of a connected block, which is logged, written to the block log as a row, and shown on the status page.
 
 use rusqlite::ToSql;
 use serde::Serialize;
@@ -10,8 +10,9 @@ use crate::sys::ClockError;
 macro_rules! block_report {
     ($($field:ident: $type:ty,)*) => {
         /// The report of a connected block: the block's contents, and the stages of its arrival. `docs/journal.md`
-        /// describes each field. Times of stages (`_us`) are measured from the first announcement. The time of a stage
-        /// that did not occur is `None`. If no peer announced the block, all fields from `announced_by` on are `None`.
+        /// (names in upper case) and `docs/usdt.md` describe the fields. Times of stages (`_us`) are measured from the
+        /// first announcement. The time of a stage that did not occur is `None`. If no peer announced the block, the
+        /// fields from `announced_by` to `flush_us` are `None`.
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {
@@ -35,7 +36,7 @@ macro_rules! block_report {
     };
 }
 
-// A new field also needs a migration in file.rs and a line in docs/journal.md.
+// CONTRIBUTING.md lists the files to change for a new field.
 block_report! {
     block_height: i64,
     block_hash: String,
@@ -75,7 +76,8 @@ block_report! {
 }
 
 impl BlockReport {
-    /// Sets the error of the wall clock. A clock that was set since the first announcement does not count as synchronized.
+    /// Sets the error of the wall clock. A clock that was set since the first announcement does not count as
+    /// synchronized.
     pub fn set_clock_error(&mut self, error: Option<ClockError>, was_set: bool) {
         self.clock_synchronized = error.map(|error| error.is_synchronized && !was_set);
         self.clock_max_error_us = error.map(|error| error.max_us);

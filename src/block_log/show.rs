@@ -18,7 +18,7 @@ pub enum OutputFormat {
     Csv,
 }
 
-/// Prints rows in this format, a table with these columns. If the reader of the output closes it early, the result is still `Ok`.
+/// Prints rows in this format. `columns` are the columns of a table; the other formats print all columns.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -56,7 +56,7 @@ fn csv(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// A field of CSV. Names of nodes in the block store can have any character.
+/// Quotes a field of CSV if necessary. Names of nodes in the block store can contain any character.
 fn quoted(text: String) -> String {
     if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }
@@ -81,7 +81,7 @@ fn text(value: &Value) -> String {
 /// value.
 pub type Column = (&'static str, &'static str, fn(&Value) -> String);
 
-/// The columns of the block log in a table.
+/// The columns of the table that shows rows of the block log.
 pub const BLOCK_LOG: &[Column] = &[
     ("height", "block_height", text),
     ("connected (UTC)", "time", date),
@@ -96,7 +96,7 @@ pub const BLOCK_LOG: &[Column] = &[
     ("hash", "block_hash", text),
 ];
 
-/// The columns of the block store for one height in a table.
+/// The columns of the table that shows the rows of one height in the block store.
 pub const PROPAGATION: &[Column] = &[
     ("rank", "rank", text),
     ("node", "node", text),

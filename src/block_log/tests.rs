@@ -1,5 +1,5 @@
-//! Tests of the block log: filters and formats, and files that are locked, corrupt, of another version, or of another
-//! program.
+//! Tests of the block log: filters, output formats, and files that are locked, are corrupt, have another schema version
+//! or belong to another program.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ fn oldest_rows_are_deleted_and_the_file_stays_small() {
     assert_eq!(heights(&path, &BlockFilter::default()), (1100..1200).collect::<Vec<_>>());
     assert_eq!(path.metadata().unwrap().len(), size);
     drop(file);
-    // Open the file with a lower limit on blocks.
+    // Open the file again with a limit of 10 blocks instead of 100.
     BlockLogFile::open(&path, 10).unwrap().add_reports([&report(1200)]).unwrap();
     assert_eq!(heights(&path, &BlockFilter::default()), (1191..=1200).collect::<Vec<_>>());
 }
@@ -65,7 +65,7 @@ fn one_exporter_at_a_time_writes_a_file() {
     let path = dir.path().join("blocks");
     let mut file = BlockLogFile::open(&path, 10).unwrap();
     let error = BlockLogFile::open_within(Duration::ZERO, &path, 10).err().unwrap().to_string();
-    assert!(error.contains("is written by another exporter: name another file"), "{error}");
+    assert!(error.contains("is written by another exporter: choose another file"), "{error}");
     file.add_reports([&report(1)]).unwrap();
     assert_eq!(heights(&path, &BlockFilter::default()), [1], "readers are not kept out");
     drop(file);
@@ -80,7 +80,7 @@ fn blocks_of_a_stopped_exporter_are_all_kept() {
     let (recorder, queue) = BlockLogThread::start(&path, 10_000, None).unwrap();
     let reader = Connection::open(&path).unwrap();
     reader.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    // While the file cannot be written, add as many blocks at once as the ring buffer in the kernel can hold.
+    // While the file is locked, the queue gets as many blocks as the ring buffer in the kernel can hold.
     (0..8000).for_each(|height| queue.push(report(height)));
     reader.execute_batch("COMMIT").unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -166,8 +166,8 @@ fn reader_rolls_back_a_killed_exporters_write() {
     let path = dir.path().join("blocks");
     let mut file = BlockLogFile::open(&path, 10).unwrap();
     file.add_reports(&[report(1)]).unwrap();
-    // Copy the file and its journal in the middle of a transaction, when SQLite has already written a part of the
-    // transaction to the file.
+    // Copy the file and its journal during a transaction, after SQLite has written a part of the transaction to the
+    // file. A crash would leave these two files.
     let connection = Connection::open(&path).unwrap();
     connection.execute_batch("PRAGMA cache_size = 1; PRAGMA cache_spill = 1; BEGIN IMMEDIATE;").unwrap();
     let rows = "WITH RECURSIVE numbers (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM numbers WHERE value < 500)
@@ -225,7 +225,7 @@ fn columns_of_a_new_file_are_the_fields_of_a_report() {
     let mut statement = connection.prepare("SELECT name FROM pragma_table_info('blocks')").unwrap();
     let columns: Vec<String> =
         statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-    // Later versions of the file add their columns at the end.
+    // The order of the columns may differ, because an upgrade of a file adds new columns at the end.
     let sorted =
         |columns: &[&str]| std::collections::BTreeSet::from_iter(columns.iter().map(|it| it.to_string()));
     let columns: Vec<_> = columns.iter().map(String::as_str).collect();
@@ -285,12 +285,12 @@ fn outbox_drops_only_rows_that_were_not_sent() {
     assert_eq!([1, 2, 3].map(|height| add(&mut file, height, 0)), [0, 0, 0]);
     assert_eq!(file.unsent(0, 2).unwrap().unwrap().heights, [1, 2]);
     assert_eq!(file.unsent(2, 2).unwrap().unwrap().heights, [3]);
-    // The rows 1 and 2 are under way.
+    // The rows 1 and 2 are being sent and must not be dropped. The limit of three rows does not count them.
     assert_eq!([4, 5, 6].map(|height| add(&mut file, height, 2)), [0, 0, 1]);
     assert_eq!((file.count_unsent(2).unwrap(), file.unsent(2, 10).unwrap().unwrap().up_to), (3, 6));
     file.delete_sent(6).unwrap();
     assert!(file.unsent(0, 10).unwrap().is_none());
-    // IDs are not used again: a late confirmation of a row concerns no other row.
+    // The ID of a deleted row is not used again. A late `delete_sent` for a row can therefore not delete another row.
     add(&mut file, 7, 0);
     assert_eq!(file.unsent(0, 10).unwrap().unwrap().up_to, 7);
 }
@@ -323,7 +323,7 @@ fn row_of_the_store_has_wall_clock_times() {
             .iter()
             .all(|it| unknown[*it].is_null())
     );
-    // Every column of the schema, and no other.
+    // The row must have a field for every column of the table, and no other field.
     let schema = include_str!("../../contrib/postgresql/propagation.sql");
     let (_, table) = schema.split_once("CREATE TABLE propagation.blocks (").unwrap();
     let columns =

@@ -19,9 +19,10 @@ use super::report::BlockReport;
 use crate::block_store::StoreState;
 use crate::scheduling;
 
-/// Limit on the blocks in the queue to the thread, and separately on the blocks that the thread keeps until the file
-/// can be written. The ring buffer in the kernel (validation.bpf.c) holds about as many blocks for an exporter that is
-/// stopped (SIGSTOP), and all of them are read at once when the exporter is resumed. A full queue takes 4 MB of memory.
+/// Maximum number of blocks in the queue to the thread, and of blocks that the thread keeps until the file can be
+/// written. The ring buffer in the kernel (validation.bpf.c) holds about the same number of blocks for an exporter that
+/// is stopped (SIGSTOP), and the exporter reads all of them at once when it is resumed. A full queue takes 4 MB of
+/// memory.
 const MAX_QUEUED: usize = 8192;
 /// Minimum time between a failed attempt to write and the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -34,7 +35,7 @@ const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct LogEntry {
     /// The report of the block.
     pub report: BlockReport,
-    /// Whether the block has a row already, and the result of its race was reported later.
+    /// Whether the block already has a row, to which the result of the race between FIBRE and compact blocks is added.
     pub is_update: bool,
 }
 
@@ -52,7 +53,8 @@ impl ReportQueue {
         self.send(LogEntry { report, is_update: false });
     }
 
-    /// Adds the report of a block that was added before, and whose race has been decided since.
+    /// Queues a second report of a block, to add the result of the race between FIBRE and compact blocks to the row of
+    /// the block.
     pub fn update(&self, report: BlockReport) {
         self.send(LogEntry { report, is_update: true });
     }
@@ -64,46 +66,50 @@ impl ReportQueue {
     }
 }
 
-/// A batch of the outbox, on its way to the block store.
+/// A batch of rows of the outbox that is being sent to the block store.
 pub struct OutboxBatch {
     /// The rows.
     pub batch: Batch,
-    /// Number of times that the file has been opened: the ID in `batch` belongs to that file.
+    /// Number of times that the file had been opened when the batch was read. The ID in `batch` is valid only for the
+    /// file that was open then.
     generation: u64,
 }
 
 impl OutboxBatch {
-    /// Identifies the batch, for the channel of [`Forwarding::stored`].
+    /// Identifier of the batch, which [`Forwarding::stored`] returns.
     pub fn id(&self) -> (u64, i64) {
         (self.generation, self.batch.up_to)
     }
 }
 
-/// The connection of the block log to the thread that forwards its rows to the block store. At most one batch is under way.
+/// Channels between the thread that writes the block log and the thread that forwards its rows to the block store. At
+/// most one batch is being forwarded.
 pub struct Forwarding {
-    /// Identity of the node in the rows.
+    /// Chain, node and exporter, which are part of each row.
     pub origin: RowOrigin,
-    /// The counts for the metrics.
+    /// The row counts and ranks for the metrics and the status page.
     pub counts: Arc<StoreState>,
     /// Batches to forward.
     pub batches: tokio::sync::mpsc::Sender<OutboxBatch>,
-    /// IDs of the batches that the block store has.
+    /// Identifiers of the batches that the block store has confirmed.
     pub stored: Receiver<(u64, i64)>,
 }
 
 /// Handle of the thread that writes the block log.
 pub struct BlockLogThread {
-    /// Set when the thread has to exit.
+    /// True when the thread has to exit.
     ends: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl BlockLogThread {
-    /// Starts the thread. A file that cannot be created, belongs to another program or has an unsupported version is an error. A full disk,
-    /// an I/O error, and a corrupt or locked file are not: the thread tries again. With `forwarding`, the rows are forwarded to the block store.
+    /// Opens the file and starts the thread. If the disk is full, or the file is corrupt, locked or cannot be read
+    /// because of an I/O error, the thread starts without the file and tries to open the file later. With `forwarding`,
+    /// the rows are also forwarded to the block store.
     ///
     /// # Errors
-    /// The file cannot be opened.
+    /// The file cannot be created, belongs to another program, is written by another exporter or has an unsupported
+    /// version.
     pub fn start(path: &Path, keep: u32, forwarding: Option<Forwarding>) -> Result<(Self, ReportQueue)> {
         let (file, error) = match BlockLogFile::open(path, keep) {
             Ok(file) => (Some(file), None),
@@ -249,7 +255,8 @@ impl BlockLogWriter {
         Ok(())
     }
 
-    /// Hands the next rows of the outbox to the thread that forwards them, and deletes those that the block store has.
+    /// Passes the next rows of the outbox to the thread that forwards rows, and deletes the rows that the block store
+    /// has confirmed.
     fn forward(&mut self) {
         let (Some(outbox), Some(file)) = (&mut self.outbox, &self.file) else { return };
         if let Err(error) = outbox.exchange(file) {
@@ -259,25 +266,26 @@ impl BlockLogWriter {
     }
 }
 
-/// The state of the outbox: the rows that are on their way to the block store.
+/// The state of the outbox: the rows that are being sent to the block store, and the rows that the block store has
+/// confirmed.
 struct Outbox {
     forwarding: Forwarding,
     /// Number of times that the file has been opened.
     generation: u64,
-    /// ID of the last row that the block store has.
+    /// ID of the last row that the block store has confirmed.
     stored: i64,
-    /// Time of the last attempt to delete the stored rows, if it failed.
+    /// Time of the last attempt to delete the confirmed rows; `None` if the attempt succeeded.
     delete_failed_at: Option<Instant>,
     /// Whether the rows up to `stored` are deleted.
     is_clean: bool,
-    /// ID of the last row of the batch under way.
+    /// ID of the last row of the batch that is being sent; `None` if no batch is being sent.
     under_way: Option<i64>,
-    /// Whether rows were added since the last batch.
+    /// Whether the outbox may have rows that no batch has contained yet.
     has_news: bool,
 }
 
 impl Outbox {
-    /// Limit on the rows of a batch. A row has about 800 bytes.
+    /// Maximum number of rows in a batch. A row has about 800 bytes.
     const MAX_ROWS: usize = 500;
 
     fn new(forwarding: Forwarding) -> Self {
@@ -292,13 +300,14 @@ impl Outbox {
         }
     }
 
-    /// Another file may have been opened, whose IDs are different. The batch under way is sent again, which does not change the store.
+    /// Resets the state after a file was opened, because the IDs of another file are different. A batch that was being
+    /// sent is sent again, which does not change the store.
     fn file_opened(&mut self) {
         (self.generation, self.stored, self.is_clean) = (self.generation + 1, 0, true);
         (self.under_way, self.has_news) = (None, true);
     }
 
-    /// Deletes the rows that the block store has, and hands the next ones to the thread that forwards them.
+    /// Deletes the rows that the block store has confirmed, and passes the next rows to the thread that forwards rows.
     fn exchange(&mut self, file: &BlockLogFile) -> Result<()> {
         while let Ok((generation, up_to)) = self.forwarding.stored.try_recv() {
             if generation == self.generation {
@@ -326,7 +335,8 @@ impl Outbox {
         Ok(())
     }
 
-    /// Deletes the rows that the block store has. On a full disk this fails, too: the rows are deleted later, and not sent again.
+    /// Deletes the rows that the block store has confirmed. If the deletion fails, for example on a full disk, the
+    /// rows are not sent again, and are deleted later.
     fn delete_stored(&mut self, file: &BlockLogFile) {
         if self.is_clean || self.delete_failed_at.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) {
             return;

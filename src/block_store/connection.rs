@@ -22,8 +22,9 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 /// Timeout of the cancellation of a statement.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Stores rows, given as a JSON array. A row that is stored already is not changed, except by a more precise exporter of the node, or by
-/// another report of the same connection. A block that was connected again after a reorganization keeps its first times.
+/// Stores rows, which are given as a JSON array. A stored row of the same block and node is replaced only if the new
+/// row has a finer resolution of times, or the same resolution and no later time of connection. A block that was
+/// connected again after a reorganization therefore keeps its first times.
 const STORE: &str = "
     INSERT INTO propagation.blocks AS stored
     SELECT DISTINCT ON (row.chain, row.block_height, row.block_hash, row.node) row.*
@@ -49,11 +50,12 @@ pub struct StoreConnection {
     tls: Connector,
 }
 
-/// Why rows could not be stored.
+/// The reason why rows could not be stored.
 pub enum StoreError {
     /// A row is invalid. Other rows may be valid.
     Rejected(anyhow::Error),
-    /// The store could not be reached or lacks something. The rows can be sent later.
+    /// The block store cannot be reached, or cannot store any rows now, for example because its disk is full. The rows
+    /// can be sent later.
     Unavailable(anyhow::Error),
 }
 
@@ -61,7 +63,7 @@ impl StoreConnection {
     /// Connects, and creates the schema if it does not exist.
     ///
     /// # Errors
-    /// The database cannot be reached or rejects the user, or its schema is of a newer version.
+    /// The database cannot be reached, rejects the user, or has a schema of another version.
     pub async fn open(settings: &StoreSettings, application: &str) -> Result<Self> {
         let mut last = None;
         for config in settings.attempts(application).await? {
@@ -88,21 +90,22 @@ impl StoreConnection {
         self.client.is_closed()
     }
 
-    /// Runs a query with parameters of these types.
+    /// Runs a query. Each parameter has a PostgreSQL type.
     ///
     /// # Errors
-    /// The query fails or takes too long.
+    /// The query fails, or its result does not arrive within the timeout.
     pub async fn query(
         &self,
         sql: &str,
         parameters: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)],
     ) -> Result<Vec<Row>> {
-        // `query_typed` uses no named statement, which a connection pooler may not have.
+        // `query_typed` uses no named statements, because some connection poolers do not support them.
         self.run(async { self.client.query_typed(sql, parameters).await.map_err(explain) }).await
     }
 
-    /// Waits for the result of a statement, and cancels the statement after the timeout: the server would go on waiting, for example for a
-    /// lock, and the connection would stay open. Each new attempt would add one.
+    /// Waits for the result of a statement, and cancels the statement after the timeout. Without the cancellation the
+    /// server would continue to run the statement, for example to wait for a lock, and each new attempt of the exporter
+    /// would leave one more open connection on the server.
     async fn run<T>(&self, statement: impl Future<Output = Result<T>>) -> Result<T> {
         match tokio::time::timeout(TIMEOUT, statement).await {
             Ok(result) => result,
@@ -115,7 +118,10 @@ impl StoreConnection {
         }
     }
 
-    /// Stores rows of blocks of these heights.
+    /// Stores rows. `heights` are the heights of the rows' blocks, for which partitions are created if necessary.
+    ///
+    /// # Errors
+    /// A row is invalid, or the block store cannot be used now.
     pub async fn store(&self, rows: &[String], heights: &[i32]) -> Result<(), StoreError> {
         let rows = format!("[{}]", rows.join(","));
         let mut stored = self.query(STORE, &[(&rows, Type::TEXT)]).await;
@@ -130,7 +136,8 @@ impl StoreConnection {
         }
     }
 
-    /// Creates the missing partitions. It is not done for each row, because it can lock the table.
+    /// Creates the missing partitions for these heights. Called only after a row did not fit into a partition, because
+    /// the creation of a partition can lock the table.
     async fn ensure_partitions(&self, heights: &[i32]) -> Result<()> {
         const HEIGHTS: i32 = 4320;
         let mut partitions: Vec<i32> = heights.iter().map(|height| height / HEIGHTS).collect();
@@ -173,7 +180,8 @@ impl StoreConnection {
 
     /// Creates the schema, unless another exporter creates it at the same time.
     async fn create_schema(&mut self) -> Result<()> {
-        // The lock ends with the transaction. A statement after it in the same transaction reads the other exporter's schema.
+        // The lock is held until the end of the transaction. If another exporter held the lock before, the check after
+        // the lock therefore finds the schema that the other exporter has created.
         let lock = "BEGIN; SELECT pg_advisory_xact_lock(hashtext('propagation'))";
         self.execute(lock).await?;
         let created = match self.has_schema().await {
@@ -205,13 +213,14 @@ async fn within<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     }
 }
 
-/// The error code of the server, if it responded with an error.
+/// The error code of the server, if the server responded with an error.
 fn sql_state(error: &anyhow::Error) -> Option<SqlState> {
     error.downcast_ref::<DatabaseError>().and_then(|error| error.code.clone())
 }
 
-/// Whether another `sslmode` cannot help: the server has checked the user and the database. A server may reject a user only without TLS
-/// (`hostssl` in `pg_hba.conf`), with INVALID_AUTHORIZATION_SPECIFICATION.
+/// Whether an attempt with another `sslmode` would fail, too. An error code of the server means that the server has
+/// checked the user and the database. The exception is INVALID_AUTHORIZATION_SPECIFICATION, with which a server may
+/// reject a user only without TLS (`hostssl` in `pg_hba.conf`).
 fn is_final(error: &anyhow::Error) -> bool {
     sql_state(error).is_some_and(|code| code != SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
 }
@@ -226,7 +235,7 @@ fn explain(error: tokio_postgres::Error) -> anyhow::Error {
     let text = match error.as_db_error() {
         Some(reported) => format!("{}{}", reported.message(), advice(reported.code())),
         None => {
-            // The text of the crate does not contain the reason.
+            // The error text of tokio_postgres does not contain the reason.
             let mut text = error.to_string();
             let mut source = error.source();
             while let Some(reason) = source {
@@ -259,7 +268,7 @@ impl fmt::Display for DatabaseError {
 
 impl Error for DatabaseError {}
 
-/// What to do about an error code.
+/// The remedy for an error with this code; empty if none is known.
 fn advice(code: &SqlState) -> &'static str {
     match *code {
         SqlState::INVALID_PASSWORD => {

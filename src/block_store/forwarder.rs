@@ -1,4 +1,4 @@
-//! Forwards the rows of the block log's outbox to the block store, on a thread of its own.
+//! Forwards the rows of the block log's outbox to the block store, on a dedicated thread.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,17 +19,20 @@ use crate::block_log::outbox::RowOrigin;
 use crate::block_log::{Forwarding, OutboxBatch};
 use crate::scheduling;
 
-/// Delay before the next attempt after a failure. It doubles with each failure, up to the second value.
+/// Delay before the next attempt after a failure. The delay doubles with each failure, up to the second value.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Time without rows after which the connection is closed. A server has a limited number of connections.
+/// Time without rows to send after which the connection is closed, because a server has a limited number of
+/// connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-/// Times after a sent row at which the ranks of the last blocks are read: other nodes may have the block later.
+/// Delays after a stored batch at which the ranks of the last blocks are read. The ranks are read again because other
+/// nodes may report a block later.
 const RANK_DELAYS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
 
-/// With more compared nodes, the ranks are not read any more: each exporter would read the rows of all nodes for each block.
+/// Maximum number of nodes whose times for one block are compared. With more nodes this exporter no longer reads its
+/// ranks, because each exporter would read the rows of all nodes for each block.
 const MAX_RANKED_NODES: i64 = 1000;
 
-/// Starts the thread. It ends when the other side of the returned connection is dropped.
+/// Starts the thread that forwards rows. The thread ends when the returned value is dropped.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -59,23 +62,23 @@ pub fn start(settings: StoreSettings, origin: RowOrigin) -> Result<Forwarding> {
     Ok(Forwarding { origin, counts: state, batches, stored })
 }
 
-/// The state of the thread that forwards rows.
+/// The settings, the channels, the connection and the last failure of the thread that forwards rows.
 struct Forwarder {
     application: String,
     settings: StoreSettings,
     origin: RowOrigin,
     state: Arc<StoreState>,
     batches: Receiver<OutboxBatch>,
-    /// IDs of the batches that the block store has.
+    /// Sender of the identifiers of the batches that the block store has confirmed.
     stored: Sender<(u64, i64)>,
     connection: Option<StoreConnection>,
     /// The last logged failure; `None` after a success.
     last_logged: Option<String>,
-    /// Number of failures in a row.
+    /// Number of consecutive failures.
     failures: u32,
-    /// Times at which the ranks are read.
+    /// Times at which the ranks will be read.
     rank_times: VecDeque<Instant>,
-    /// Whether the ranks are read.
+    /// Whether the ranks are read: false after more than [`MAX_RANKED_NODES`] nodes had a rank for one block.
     reads_ranks: bool,
     /// Height of the last sent block.
     last_height: Option<i32>,
@@ -85,7 +88,8 @@ impl Forwarder {
     async fn run(mut self) {
         let mut is_first = true;
         loop {
-            // At the start, wrong settings are logged before there is a row to send. Later, a store that is down is tried again.
+            // Connect at startup, before there is a row to send, to log invalid settings early. After a failure,
+            // connect again without waiting for a row.
             while std::mem::take(&mut is_first) || self.failures > 0 {
                 match self.connect().await {
                     Ok(_) => self.on_success(),
@@ -102,7 +106,7 @@ impl Forwarder {
         }
     }
 
-    /// Sends a batch until the store has it.
+    /// Sends a batch repeatedly until the block store has confirmed it.
     async fn forward(&mut self, batch: &OutboxBatch) {
         loop {
             match self.send(batch).await {
@@ -118,7 +122,7 @@ impl Forwarder {
         self.rank_times = delays.map(|delay| now + *delay).collect();
     }
 
-    /// Sends a batch once. Rows that the store rejects are dropped, because they would block all later ones.
+    /// Sends a batch once. Rows that the block store rejects are dropped, because they would block all later rows.
     async fn send(&mut self, batch: &OutboxBatch) -> Result<()> {
         let connection = self.connect().await?;
         let (rows, heights) = (&batch.batch.rows, &batch.batch.heights);
@@ -166,7 +170,9 @@ impl Forwarder {
         };
         match read.await {
             Ok(ranks) if ranks.iter().any(|rank| rank.nodes > Some(MAX_RANKED_NODES)) => {
-                info!("the block store has more than {MAX_RANKED_NODES} nodes: the page shows no rank");
+                info!(
+                    "the block store has more than {MAX_RANKED_NODES} nodes: the status page shows no rank"
+                );
                 self.reads_ranks = false;
             }
             Ok(ranks) => *self.state.ranks.lock().expect("nobody panics holding it") = ranks,
@@ -184,7 +190,7 @@ impl Forwarder {
         }
     }
 
-    /// Logs a failure, unless it was logged last, and waits before the next attempt.
+    /// Logs a failure, unless it equals the failure that was logged last, and waits before the next attempt.
     async fn on_failure(&mut self, error: &anyhow::Error) {
         self.state.is_up.store(false, Relaxed);
         self.connection = None;

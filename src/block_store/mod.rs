@@ -1,10 +1,12 @@
-//! The block store (`--block-store`): a PostgreSQL database in which the exporters of many nodes store their rows of the block log, to
-//! compare when each node had a block.
+//! The block store (`--block-store`): a PostgreSQL database in which the exporters of many nodes store their rows of
+//! the block log, to compare the times at which the nodes received and connected each block.
 //!
-//! - [`settings`] parses the URL and finds the password. `tls` implements the levels of verification of `sslmode`.
-//! - `connection` connects, creates or checks the schema, and stores rows. The schema is `contrib/postgresql/propagation.sql`.
-//! - `forwarder` forwards the rows of the block log's outbox on a thread of its own.
-//! - [`propagation`] queries the store: the lateness of each node for a block.
+//! - [`settings`] parses the URL and finds the password. `tls` verifies the server's certificate as `sslmode`
+//!   requires.
+//! - `connection` connects, creates or checks the schema, and stores rows. The schema is
+//!   `contrib/postgresql/propagation.sql`.
+//! - `forwarder` forwards the rows of the block log's outbox on a dedicated thread.
+//! - [`propagation`] queries the store for the delay of each node after the first node that connected a block.
 
 mod connection;
 mod forwarder;
@@ -22,25 +24,27 @@ use crate::metrics::{Family, counter, gauge};
 pub use forwarder::start;
 pub use settings::{StoreArgs, StoreSettings, check_needs};
 
-/// The rank of this node among the nodes in the block store, by the time when each node connected a block. Shown on
-/// the status page.
+/// The rank of this node for one block among the nodes in the block store, by the time at which each node connected
+/// the block. The status page shows the rank.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Rank {
     /// Hash of the block, in the byte order of `bitcoin-cli`.
     pub block_hash: String,
     /// Height of the block.
     pub block_height: i32,
-    /// Position of the node in the order in which the nodes connected the block; `None` if its clock was not synchronized.
+    /// Position of this node in the order in which the nodes connected the block; `None` if this node's clock was not
+    /// synchronized, or if this node connected the block more than an hour after the first node.
     pub rank: Option<i64>,
-    /// Number of compared nodes.
+    /// Number of nodes that have a rank for this block.
     pub nodes: Option<i64>,
-    /// Time from the first node to this one, in microseconds.
+    /// Time from the connection of the block by the first node to the connection by this node, in microseconds.
     pub offset_us: Option<i64>,
-    /// Bound on the error of `offset_us`.
+    /// Bound on the error of `offset_us`, in microseconds.
     pub error_us: Option<i64>,
 }
 
-/// The state of the forwarding, for the metrics and the status page.
+/// Counts of forwarded rows, the availability of the block store, and the ranks of this node, for the metrics and the
+/// status page.
 #[derive(Debug, Default)]
 pub struct StoreState {
     /// Rows that the store has confirmed.
@@ -66,7 +70,7 @@ impl StoreState {
 
 const EXPORTER: &[&str] = &["the exporter"];
 
-/// The state of the forwarding of this process; `None` without a block store.
+/// The row counts and ranks of this process; unset without a block store.
 static STATE: OnceLock<Arc<StoreState>> = OnceLock::new();
 
 /// The ranks of this node for its last blocks, newest first; `None` without a block store.
@@ -74,7 +78,7 @@ pub fn ranks() -> Option<Vec<Rank>> {
     STATE.get().map(|state| state.ranks())
 }
 
-/// The metrics about the block store; without samples if there is none.
+/// The metrics about the block store; without samples if there is no block store.
 #[rustfmt::skip]
 pub fn families() -> Vec<Family> {
     let state = STATE.get();
@@ -84,13 +88,14 @@ pub fn families() -> Vec<Family> {
             .value_if_known(state.map(|state| f64::from(u8::from(state.is_up.load(Relaxed))))),
         gauge("bitcoin_block_store_rows_waiting", "Rows of the block log that the block store does not have yet", EXPORTER)
             .value_if_known(count(|state| &state.waiting)),
-        counter("bitcoin_block_store_rows_sent_total", "Rows that the block store has confirmed", EXPORTER)
+        counter("bitcoin_block_store_rows_sent_total", "Rows of the block log that the block store has confirmed", EXPORTER)
             .value_if_known(count(|state| &state.sent)),
         counter("bitcoin_block_store_rows_dropped_total",
-            "Rows dropped before they were sent to the block store, because a limit of the block log was reached", EXPORTER)
+            "Rows of the block log that were dropped before they were sent to the block store, because a limit of \
+             the block log was reached", EXPORTER)
             .value_if_known(count(|state| &state.dropped)),
         counter("bitcoin_block_store_rows_rejected_total",
-            "Rows that the block store rejected as invalid; the log has the reason", EXPORTER)
+            "Rows of the block log that the block store rejected as invalid; the exporter's log has the reason", EXPORTER)
             .value_if_known(count(|state| &state.rejected)),
     ]
 }

@@ -1,4 +1,4 @@
-//! Queries of the block store: when each node had a block.
+//! Queries of the block store for the times at which each node received and connected a block.
 
 use anyhow::{Result, bail};
 use tokio_postgres::types::Type;
@@ -8,7 +8,7 @@ use super::connection::StoreConnection;
 use super::settings::StoreSettings;
 use crate::block_log::read::{Rows, Value};
 
-/// Number of last blocks whose ranks are read. Each needs the rows of all nodes.
+/// Number of last blocks whose ranks are read. The query reads the rows of all nodes for each of these blocks.
 const RANKED_BLOCKS: i32 = 5;
 
 /// The ranks of a node for its last blocks up to this height, newest first.
@@ -43,7 +43,8 @@ pub(super) async fn ranks(
     Ok(rows.iter().map(rank).collect())
 }
 
-/// The nodes that reported the blocks of a height, in the order in which they connected them. Nodes whose clock was not synchronized come
+/// For each block of a height, the nodes that reported the block, in the order in which they connected the block. Nodes
+/// whose clock was not synchronized, and nodes that connected the block more than an hour after the first node, come
 /// last, without offsets.
 ///
 /// # Errors
@@ -115,9 +116,9 @@ pub fn excluded(rows: &Rows) -> Vec<String> {
     excluded.filter_map(name).collect()
 }
 
-/// The chain of the store's rows, if there is only one.
+/// The only chain of which the block store has rows. Returns an error if there are several chains, or no rows.
 async fn only_chain(connection: &StoreConnection) -> Result<String> {
-    // Jumps from one chain to the next in the index.
+    // The query finds the chains with one lookup in the index for each chain.
     const QUERY: &str = "
         WITH RECURSIVE chains AS (
             SELECT min(chain) AS chain FROM propagation.blocks

@@ -14,16 +14,18 @@ use tokio_postgres::config::{Host, SslMode};
 use super::tls::{self, Verification};
 use crate::files;
 
-/// The arguments of the block store. Environment variables are given without the prefix, which [`crate::cli::Cli`] adds.
+/// The command line arguments that configure the block store. The names of environment variables lack the prefix, which
+/// [`crate::cli::Cli`] adds.
 #[derive(Args, Debug)]
 pub struct StoreArgs {
-    /// PostgreSQL database for the rows of many nodes' block logs: postgres://USER@HOST:PORT/DATABASE?sslmode=verify-full. Needs
-    /// --block-log, which keeps the rows until they are sent, and --node-name [default: no block store]
+    /// PostgreSQL database for the rows of many nodes' block logs:
+    /// postgres://USER@HOST:PORT/DATABASE?sslmode=verify-full. Needs --block-log, which keeps the rows until they are
+    /// sent, and --node-name [default: no block store]
     #[arg(long, value_name = "URL", env = "BLOCK_STORE", hide_env_values = true)]
     pub block_store: Option<String>,
 
-    /// File with the password of the block store's user in its first line. Alternatives: the environment variable with the suffix
-    /// BLOCK_STORE_PASSWORD, or the systemd credential block-store-password
+    /// File with the password of the block store's user in its first line. Alternatives: the environment variable with
+    /// the suffix BLOCK_STORE_PASSWORD, or the systemd credential block-store-password
     #[arg(long, value_name = "PATH", env = "BLOCK_STORE_PASSWORD_FILE", requires = "block_store")]
     pub block_store_password_file: Option<PathBuf>,
 }
@@ -44,7 +46,7 @@ impl StoreArgs {
 /// Checks the arguments that a block store needs.
 ///
 /// # Errors
-/// There is no block log, or the node has no name of its own.
+/// There is no block log, or the node's name is empty or the default `localhost`.
 pub fn check_needs(block_log: Option<&Path>, node_name: &str) -> Result<()> {
     if block_log.is_none() {
         bail!("--block-store needs --block-log, the file that keeps the rows until they are sent");
@@ -55,19 +57,20 @@ pub fn check_needs(block_log: Option<&Path>, node_name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The source of the password. It is read at each connection: the password may change.
+/// The source of the block store's password. The password is read for each connection, because it may change.
 #[derive(Clone, Debug)]
 enum PasswordSource {
     File(PathBuf),
     Environment(String),
-    /// It is in the URL, or there is none.
+    /// The password is in the URL, or there is no password.
     Url,
 }
 
-/// The database, the user, the source of the password, and the TLS settings.
+/// Settings of connections to the block store: the database, the user, the source of the password, and TLS.
 #[derive(Clone)]
 pub struct StoreSettings {
-    /// Settings of a connection, without the password, for each attempt to connect.
+    /// Settings of the attempts to make one connection, in their order, without the password. The attempts differ in
+    /// their use of TLS.
     attempts: Vec<Config>,
     password: PasswordSource,
     /// TLS settings.
@@ -93,7 +96,8 @@ impl StoreSettings {
         }
         let (url, ssl_mode, authorities) = split_tls_options(url)?;
         let mut config: Config = url.parse().context("expected postgres://USER@HOST:PORT/DATABASE")?;
-        // The user ends at the first `@`. A second one belongs to the password, whose rest would be logged as the host.
+        // The user ends at the first `@`. A second `@` belongs to a password, and the error would contain the part of
+        // the password after the first `@` as the host.
         if config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if name.contains('@'))) {
             bail!(
                 "the URL has more than one @; write %40 for an @ in the password, or pass the password in a file"
@@ -150,13 +154,13 @@ impl StoreSettings {
         if ports.is_empty() { vec![DEFAULT_PORT] } else { ports.to_vec() }
     }
 
-    /// Whether a host is a name, which has to be resolved.
+    /// Whether one of the hosts is a name, which has to be resolved.
     pub fn resolves_names(&self) -> bool {
         let is_name = |host: &Host| matches!(host, Host::Tcp(name) if name.parse::<IpAddr>().is_err());
         self.attempts[0].get_hosts().iter().any(is_name)
     }
 
-    /// Whether a host is the directory of a Unix socket.
+    /// Whether one of the hosts is the directory of a Unix socket.
     pub fn has_unix_socket(&self) -> bool {
         self.attempts[0].get_hosts().iter().any(|host| matches!(host, Host::Unix(_)))
     }
@@ -186,8 +190,8 @@ impl LibpqSslMode {
         })
     }
 
-    /// The modes to try in this order, and the verification of the server's certificate. As in libpq, `require` verifies the certificate if
-    /// there is a file of authorities.
+    /// The modes to try, in this order, and the verification of the server's certificate. As in libpq, `require`
+    /// verifies the certificate if there is a file of authorities.
     fn attempts(self, has_authorities: bool) -> (&'static [SslMode], Verification) {
         match self {
             LibpqSslMode::Disable => (&[SslMode::Disable], Verification::None),
@@ -201,10 +205,11 @@ impl LibpqSslMode {
     }
 }
 
-/// Removes `sslmode` and `sslrootcert` from a URL. The crate for PostgreSQL does not have all modes.
+/// Removes `sslmode` and `sslrootcert` from a URL, and returns their values, because tokio_postgres does not support
+/// all of them.
 fn split_tls_options(url: &str) -> Result<(String, LibpqSslMode, Option<PathBuf>)> {
     let (mut mode, mut authorities, mut uses_system) = (None, None, false);
-    // A password before the `@` can have a `?`.
+    // Search for the `?` of the options after the `@`, because a password in front of the `@` can contain a `?`.
     let host = url.find('@').unwrap_or_default();
     let Some(mark) = url[host..].find('?') else { return Ok((url.into(), LibpqSslMode::Prefer, None)) };
     let (base, query) = (&url[..host + mark], &url[host + mark + 1..]);
@@ -218,7 +223,8 @@ fn split_tls_options(url: &str) -> Result<(String, LibpqSslMode, Option<PathBuf>
         }
     }
     let url = if others.is_empty() { base.into() } else { format!("{base}?{}", others.join("&")) };
-    // As in libpq: the authorities of the system have signed certificates of every host, so the name is always verified.
+    // As in libpq, the system's authorities require the verification of the host name, because these authorities sign
+    // certificates of any host.
     match mode {
         Some(mode) if uses_system && mode != LibpqSslMode::VerifyFull => {
             bail!("sslrootcert=system needs sslmode=verify-full")
@@ -228,7 +234,8 @@ fn split_tls_options(url: &str) -> Result<(String, LibpqSslMode, Option<PathBuf>
     }
 }
 
-/// The source of the password: the file, the environment variable, the systemd credential, or else the URL.
+/// The source of the password: the file, the environment variable, the systemd credential, or if there is none of
+/// them, the URL.
 fn password_source(file: Option<PathBuf>, environment: &str) -> PasswordSource {
     let variable = format!("{environment}_BLOCK_STORE_PASSWORD");
     let credential =
@@ -253,7 +260,7 @@ async fn read_password(path: &Path) -> Result<String> {
     }
 }
 
-/// The database without the password, for messages.
+/// Describes the database, the hosts and the user for messages, without the password.
 fn describe(config: &Config) -> String {
     let host = |host: &Host| match host {
         Host::Tcp(name) => name.clone(),

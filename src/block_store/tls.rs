@@ -22,21 +22,22 @@ use tokio_rustls::client::TlsStream;
 
 use crate::{http_rpc_tls, tls};
 
-/// How the server's certificate is verified.
+/// The level of verification of the server's certificate.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Verification {
-    /// Not at all: the connection is encrypted, but the server may be another one.
+    /// No verification: the connection is encrypted, but the server is not authenticated.
     None,
-    /// An authority has signed it (`verify-ca`).
+    /// A trusted authority must have signed the certificate (`verify-ca`).
     Authority,
-    /// An authority has signed it for this host (`verify-full`).
+    /// A trusted authority must have signed the certificate for this host (`verify-full`).
     Full,
 }
 
-/// Makes the connector. It trusts the authorities in this file, or those of the system.
+/// Creates the connector. The connector trusts the authorities in this file, or if there is no file, the system's
+/// authorities.
 ///
 /// # Errors
-/// The file cannot be read or has no certificate; the system has no authorities.
+/// The file cannot be read or contains no certificate, or the system has no authorities.
 pub fn connector(verification: Verification, authorities: Option<&Path>) -> Result<Connector> {
     let provider = Arc::new(default_provider());
     let builder =
@@ -59,7 +60,8 @@ pub fn connector(verification: Verification, authorities: Option<&Path>) -> Resu
     Ok(Connector(Arc::new(config)))
 }
 
-/// A verifier that ignores the name in the certificate, and without `authority` also who has signed it.
+/// A verifier of certificates that ignores the host name in the certificate. Without `authority` it accepts every
+/// certificate.
 #[derive(Debug)]
 struct LaxVerifier {
     authority: Option<Arc<WebPkiServerVerifier>>,
@@ -136,7 +138,7 @@ impl TlsConnect<Socket> for HostConnector {
     }
 }
 
-/// A socket with TLS. The crate for PostgreSQL needs its own trait, which can be implemented only for a type of this crate.
+/// A socket with TLS. tokio_postgres requires its own trait, which can be implemented only for a type of this crate.
 pub struct TlsSocket(TlsStream<Socket>);
 
 impl tokio_postgres::tls::TlsStream for TlsSocket {

@@ -2,7 +2,8 @@
 
 use crate::ipc::BlockRef;
 
-/// Progress of a connection in counting the blocks since the tip up to which earlier connections have counted.
+/// Whether the blocks that the node connected between the previous and the current connection of the exporter are
+/// counted.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ReconnectState {
     /// The first tip that the node returned on this connection is not processed yet.
@@ -11,7 +12,7 @@ pub enum ReconnectState {
     /// state and connects the same blocks again, which is not a reorganization. No blocks are counted until the node
     /// has reached the earlier height.
     RolledBack,
-    /// All blocks that the node connected before this connection are counted.
+    /// All blocks that the node connected before the exporter opened this connection are counted.
     CaughtUp,
 }
 
@@ -26,15 +27,16 @@ pub enum HeaderAccess {
     Available,
 }
 
-/// The state of the connection that [`next_action`] needs for its decision.
+/// The inputs of [`next_action`] besides the tips: whether earlier blocks are counted, whether notifications count
+/// blocks, whether headers can be requested, and whether the restart check was made.
 #[derive(Clone, Copy, Debug)]
 pub struct CountingConditions {
     pub reconnected: ReconnectState,
-    /// Whether the blocks of this connection are counted from notifications (`blockConnected`).
+    /// Whether the node's `blockConnected` notifications count the blocks on this connection.
     pub notified: bool,
     pub headers: HeaderAccess,
-    /// Whether [`CountingAction::CheckRestart`] was performed for this tip. The result of that check is in
-    /// `reconnected`.
+    /// Whether the restart check ([`CountingAction::CheckRestart`]) was made for the new tip. `reconnected` has the
+    /// result of the check.
     pub restart_checked: bool,
 }
 
@@ -49,8 +51,8 @@ pub enum CountingAction {
     Wait,
     /// Check whether the node was restarted, then call [`next_action`] again.
     CheckRestart,
-    /// Check whether the node has this block, which is the last counted tip. If the node has the block, the node was
-    /// rolled back to a lower height.
+    /// Check whether the node has this block, which is the last counted tip. If the node has the block, it was rolled
+    /// back to a lower height.
     CheckKnown(BlockRef),
     /// Count no blocks, because the node was rolled back and has not reached its earlier height yet.
     StayRolledBack,
@@ -58,8 +60,7 @@ pub enum CountingAction {
     Count(BlockRef),
 }
 
-/// Decides the next step for the new tip `tip`. `counted` is the tip up to which blocks are counted, on this or an
-/// earlier connection.
+/// Decides the next step for the new tip `tip`. `counted` is the last counted tip, on this or an earlier connection.
 pub fn next_action(
     counted: Option<BlockRef>,
     tip: BlockRef,
@@ -98,7 +99,7 @@ mod tests {
         let from = Some(old);
         let (polled, notified) = (false, true);
         for (counted, tip, notified, headers, reconnected, expected) in [
-            // The exporter's first tip, and a tip that equals the last counted tip.
+            // No blocks to count: the exporter's first tip, and a tip that equals the last counted tip.
             (None, higher, polled, HeaderAccess::Available, FirstTip, Advance),
             (from, old, polled, HeaderAccess::Available, FirstTip, Advance),
             (from, old, polled, HeaderAccess::NotYet, CaughtUp, Advance),
@@ -108,12 +109,12 @@ mod tests {
             (from, beside, polled, HeaderAccess::Available, CaughtUp, Count(old)),
             (from, higher, polled, HeaderAccess::Available, RolledBack, Count(old)),
             (from, beside, polled, HeaderAccess::Available, RolledBack, Count(old)),
-            // A lower tip is a rollback if it is the first tip of a connection. Otherwise it is a reorganization,
-            // unless the node was restarted.
+            // A lower tip is a rollback if it is the first tip of a connection. A lower tip later on a connection is a
+            // reorganization, unless the node was restarted.
             (from, lower, polled, HeaderAccess::Available, FirstTip, CheckKnown(old)),
             (from, lower, polled, HeaderAccess::Available, RolledBack, StayRolledBack),
             (from, lower, polled, HeaderAccess::Available, CaughtUp, CheckRestart),
-            // Without access to headers, blocks are not counted, or counted later.
+            // Without access to headers, blocks are not counted (`Unavailable`), or counted later (`NotYet`).
             (from, higher, polled, HeaderAccess::Unavailable, FirstTip, ShowHeight),
             (from, lower, polled, HeaderAccess::Unavailable, CaughtUp, ShowHeight),
             (from, higher, polled, HeaderAccess::NotYet, FirstTip, Wait),

@@ -14,7 +14,10 @@ pub fn is_final(error: &CallError) -> bool {
     matches!(error, CallError::JsonRpc { code: BLOCK_NOT_FOUND, .. })
 }
 
-/// Returns an error if the node does not have the block `old`.
+/// Checks that the node has the block `old`.
+///
+/// # Errors
+/// The node does not have the block, or the call failed.
 pub async fn is_known(json_rpc: &JsonRpc, old: BlockRef) -> Result<(), CallError> {
     Header::read(json_rpc.call(Method::GetBlockHeader, json!([old.hash.to_string()])).await?).map(drop)
 }
@@ -26,17 +29,20 @@ pub struct ChainDiff {
     pub connected: u64,
 }
 
-/// Maximum height difference between the tips for which all headers between them are requested. Above it, one request
-/// for the hash of the active chain's block at the old height is cheaper.
+/// Maximum height difference between the tips for which all headers between them are requested. For a larger
+/// difference, one request for the hash of the active chain's block at the old tip's height is cheaper.
 const MAX_STEPS: i32 = 16;
 
 /// Counts the blocks between two tips, from each of them back to their last common block. The result is exact even if
 /// the node's tip changes during the calls, because headers never change.
+///
+/// # Errors
+/// A call failed, or the node returned inconsistent headers.
 pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<ChainDiff, CallError> {
     let header = async |hash: &str| Header::read(json_rpc.call(Method::GetBlockHeader, json!([hash])).await?);
-    // If the new tip is far ahead, its ancestor at the old height is requested as the active chain's block at that
-    // height. The new tip's header is requested afterwards. If the header shows that the new tip is still in the active
-    // chain, the block is its ancestor.
+    // If the new tip is far above the old tip, request the active chain's block at the old tip's height, and then the
+    // new tip's header. If the header shows that the new tip is in the active chain, the requested block is an
+    // ancestor of the new tip.
     let ahead = new.height.saturating_sub(old.height);
     let at_old_height = if ahead > MAX_STEPS {
         Some(parse_hash(json_rpc.call(Method::GetBlockHash, json!([old.height])).await?)?)
@@ -44,7 +50,7 @@ pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Resu
         None
     };
     let tip = header(&new.hash.to_string()).await?;
-    // In the usual case, one new block on top of the old tip, this one call is enough.
+    // In the usual case, the new tip is a child of the old tip, and no further call is necessary.
     if tip.previous == old.hash.to_string() {
         return Ok(ChainDiff { disconnected: 0, connected: 1 });
     }

@@ -17,13 +17,15 @@ use crate::supervisor::GuardedSockets;
 
 /// An open connection to a node, over one of two transports.
 pub(super) enum NodeTransport {
-    /// A connection to the node's IPC socket, through a guard.
+    /// A connection to the node's IPC socket, through a guard process.
     Ipc(GuardedSockets),
-    /// JSON-RPC over HTTP, to which the node has responded. The text is the reason why there is no connection over IPC.
+    /// JSON-RPC over HTTP, to which the node has responded. The string is the reason why there is no connection over
+    /// IPC.
     Http(HttpRpcVerifier, String),
 }
 
-/// Connects to the node's IPC socket. If that fails and the exporter may poll without IPC, connects over HTTP.
+/// Connects to the node's IPC socket. If the connection fails and the exporter may poll without IPC, connects over
+/// HTTP.
 pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Context) -> Result<NodeTransport> {
     let config = &context.config;
     let trace_budget = (config.utxo_trace == UtxoTraceMode::Auto).then_some(config.utxo_trace_budget);
@@ -60,12 +62,13 @@ impl Collector {
     /// Collects until shutdown of the exporter is requested. If `--exit-with-node` is set, or there is no socket path
     /// to reconnect to, also returns when the node shuts down. Must run in a [`tokio::task::LocalSet`].
     ///
-    /// # Errors The inherited connection has failed, and there is no socket path to reconnect to.
+    /// # Errors
+    /// The inherited connection has failed, and there is no socket path to reconnect to.
     pub async fn run(self, mut source: NodeEndpoint) -> Result<()> {
         let shutdown = &self.context.shutdown;
         let mut backoff = Backoff::default();
-        // Whether the next connection is logged. If connections fail repeatedly with the same error, only one per
-        // minute is logged.
+        // Whether the next successful connection is logged. If connections fail repeatedly with the same error, only
+        // one connection per minute is logged.
         let mut is_logged = true;
         loop {
             let Some(transport) = shutdown.run_until_cancelled(self.connect(&mut source, is_logged)).await
@@ -135,9 +138,9 @@ impl Collector {
     /// Repeats attempts to connect until one succeeds. Logs the reason of a failure when the reason changes. Logs the
     /// successful connection if `is_logged` is set.
     ///
-    /// Attempts on a socket are repeated every 500 ms, because an attempt fails only if no node listens there, and then
-    /// costs the node nothing. If the exporter may poll over HTTP only, attempts back off, because a running node may
-    /// receive and reject each request.
+    /// Attempts on a socket are repeated every 500 ms, because a failed attempt reaches no node: attempts fail only
+    /// while no node listens on the socket. If the exporter may poll over HTTP only, attempts back off, because a
+    /// running node may receive and reject each request.
     async fn connect(&self, source: &mut NodeEndpoint, is_logged: bool) -> NodeTransport {
         /// Interval between two attempts to connect to the socket.
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -191,7 +194,7 @@ async fn wait_for_exit(node: SocketPeer) {
     }
 }
 
-/// The delay before the exporter reconnects after a connection that was accepted and then failed. The value is the
+/// The delay before the exporter reconnects after a connection that was accepted and then failed. The field is the
 /// number of failures in a row. The delay doubles with each failure. Random jitter prevents many exporters from
 /// reconnecting at the same time.
 #[derive(Default)]

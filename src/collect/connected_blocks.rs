@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::ipc::BlockRef;
 
-/// Maximum number of ranges. Each tip change adds one, and a poll counts the blocks of several.
+/// Maximum number of queued ranges. Each tip change adds one range, and each poll counts the blocks of several ranges.
 const MAX_RANGES: usize = 1024;
 
 /// The totals of a connected block that still have to be added to the counters.
@@ -12,19 +12,19 @@ const MAX_RANGES: usize = 1024;
 pub enum CountedContents {
     /// All totals.
     All,
-    /// Only the fees. The other totals were counted from a notification with the block, which does not contain the
-    /// values of the spent coins.
+    /// Only the fees. The other totals were counted from a notification. The block in the notification does not
+    /// contain the values of the spent coins, from which the fees are computed.
     Fees,
 }
 
-/// Connected blocks in a row, of which the last one is known. The others are its ancestors.
+/// Consecutive connected blocks: the block `last` and its nearest ancestors, `blocks` blocks in total.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BlockRange {
-    /// The last block that is not counted yet.
+    /// Hash and height of the highest block that is not counted yet.
     pub last: BlockRef,
-    /// Number of blocks.
+    /// Number of blocks in the range that are not counted yet.
     pub blocks: u64,
-    /// What is to be counted.
+    /// The totals that are to be counted for each block.
     pub contents: CountedContents,
 }
 
@@ -36,7 +36,8 @@ pub struct ConnectedBlocks {
 }
 
 impl ConnectedBlocks {
-    /// Adds connected blocks, unless the node is in initial block download. Returns the number of blocks for which there is no room.
+    /// Adds connected blocks, unless the node is in initial block download. If the queue is full, drops the oldest
+    /// range, and returns the number of its blocks.
     pub fn push(&mut self, range: BlockRange) -> u64 {
         if self.in_ibd || range.blocks == 0 {
             return 0;
@@ -46,7 +47,7 @@ impl ConnectedBlocks {
         dropped.map_or(0, |range| range.blocks)
     }
 
-    /// Records whether the node is in initial block download. If it is, its blocks are removed.
+    /// Records whether the node is in initial block download, and if so empties the queue.
     pub fn set_ibd(&mut self, in_ibd: bool) {
         self.in_ibd = in_ibd;
         if in_ibd {
@@ -59,8 +60,8 @@ impl ConnectedBlocks {
         self.ranges.front().copied()
     }
 
-    /// Removes the last block of the next range, because it is counted. `parent` is the block before it. Without a parent removes the whole
-    /// range, and returns the number of blocks that are not counted.
+    /// Removes the last block of the next range after it was counted. `parent` is the parent of the removed block. If
+    /// `parent` is `None`, removes the whole range, and returns the number of its uncounted blocks.
     pub fn counted(&mut self, parent: Option<BlockRef>) -> u64 {
         match (self.ranges.front_mut(), parent) {
             (Some(range), Some(parent)) if range.blocks > 1 => {
@@ -71,7 +72,7 @@ impl ConnectedBlocks {
         }
     }
 
-    /// Removes the next range, because its blocks cannot be counted. Returns their number.
+    /// Removes the next range, because its blocks cannot be counted. Returns the number of removed blocks.
     pub fn skip(&mut self) -> u64 {
         self.ranges.pop_front().map_or(0, |range| range.blocks)
     }

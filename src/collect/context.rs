@@ -23,7 +23,7 @@ use crate::logging::RepeatLimiter;
 use crate::metrics::Metrics;
 use crate::status::Status;
 
-/// When to subscribe to the UTXO cache trace, which slows the node.
+/// When the exporter subscribes to the node's UTXO cache trace, which slows the node.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum UtxoTraceMode {
     /// Subscribe after initial block download, until the trace exceeds its time budget.
@@ -56,14 +56,14 @@ pub struct Config {
     pub utxo_trace: UtxoTraceMode,
     /// When to request block templates from the node.
     pub next_block: NextBlockMode,
-    /// Time for which the UTXO cache trace may delay the node in ten minutes.
+    /// Maximum time for which the UTXO cache trace may delay the node within ten minutes.
     pub utxo_trace_budget: Duration,
     /// Whether the exporter exits when the node shuts down. If false, the exporter waits until the node runs again.
     pub exit_with_node: bool,
     /// Settings of JSON-RPC over HTTP, which is used for nodes without JSON-RPC over IPC; `None` if HTTP is disabled.
     pub http_rpc: Option<http::HttpRpcConfig>,
-    /// Directories that may be the node's data directory. The exporter exports the size and free space of its file
-    /// system.
+    /// Directories that may be the node's data directory. The exporter exports the size and free space of the data
+    /// directory's file system.
     pub data_directory: DatadirCandidates,
 }
 
@@ -78,7 +78,7 @@ pub(super) struct NewTip {
 /// counted exactly once.
 #[derive(Default)]
 pub(super) struct PersistentState {
-    /// Bytes of each peer that are already counted.
+    /// Traffic totals of each peer that were already added to the traffic counters.
     pub peers: PeerTraffic,
     /// Start time, number of restarts and identity of the node's process.
     pub node_start: NodeStartTracker,
@@ -92,7 +92,8 @@ pub(super) struct PersistentState {
     pub counted_tip: Option<BlockRef>,
     /// The connected blocks whose contents are still to be counted.
     pub connected_blocks: ConnectedBlocks,
-    /// Whether the UTXO cache trace has exceeded its budget. The trace then stays off until the exporter is restarted.
+    /// Whether the UTXO cache trace has exceeded its budget. A trace that has exceeded its budget stays off until the
+    /// exporter is restarted.
     pub trace_over_budget: bool,
 }
 
@@ -104,12 +105,12 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// The data of the status page: the state of the connection, and the last blocks.
     pub status: Arc<Status>,
-    /// The block log, if there is one.
+    /// The queue of the block log; `None` if the block log is disabled.
     pub block_log: Option<ReportQueue>,
     /// Token that is cancelled when the exporter has to exit.
     pub shutdown: CancellationToken,
     pub(super) http_rpc: Option<HttpRpc>,
-    /// Limits repeated log lines about failures, over all connections.
+    /// Limiter of repeated log lines about failures, which all connections share.
     pub(super) repeats: RepeatLimiter,
     pub(super) persistent_state: RefCell<PersistentState>,
     /// The newest tip that the node has reported. The first tip of each connection is not stored, because the time at
@@ -155,7 +156,8 @@ impl Context {
     pub(super) fn queue_connected(&self, range: BlockRange) {
         let dropped = self.persistent_state.borrow_mut().connected_blocks.push(range);
         let uncounted = &self.metrics.blocks.uncounted_blocks;
-        // Without JSON-RPC no block is counted in this way.
+        // The counter of uncounted blocks exists only if the node has JSON-RPC, without which no queued block is
+        // counted.
         if dropped > 0 && uncounted.get().is_some() {
             uncounted.inc_by(dropped);
         }

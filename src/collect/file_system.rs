@@ -22,8 +22,8 @@ pub struct DiskSpace {
     pub size: f64,
 }
 
-/// Paths that may be the directory of the node's chain, which contains `blocks`. For mainnet this is the data
-/// directory, for other chains a directory in it.
+/// Paths that may be the directory of the node's chain, which contains `blocks`. The directory of mainnet is the data
+/// directory, and the directories of other chains are in the data directory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DatadirCandidates {
     /// The directory that the user configured.

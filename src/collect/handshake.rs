@@ -18,7 +18,11 @@ use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
 
-/// Opens a session on the sockets of a guard. The guard disconnects cleanly from the node even if the exporter fails.
+/// Opens a session on the sockets of a guard, the process that relays between the node and the exporter. The guard
+/// disconnects cleanly from the node even if the exporter fails.
+///
+/// # Errors
+/// The handshake failed, the node cannot be polled, or shutdown of the exporter was requested.
 pub async fn open_guarded(
     guarded: GuardedSockets,
     node: &SocketPeer,
@@ -30,6 +34,9 @@ pub async fn open_guarded(
 
 /// Performs the Cap'n Proto handshake, discovers the node's interfaces, and waits until the node has loaded its chain.
 /// `guard` is `None` only in the fuzzer, which plays the role of the node.
+///
+/// # Errors
+/// The handshake failed, the node cannot be polled, or shutdown of the exporter was requested.
 pub async fn open(
     stream: UnixStream,
     guard: Option<Guard>,
@@ -98,7 +105,7 @@ async fn add_http_rpc(
 }
 
 /// Waits until the node is shutting down. Over IPC, a node that is shutting down cannot be distinguished from a node
-/// that is starting, and it does not exit before the exporter disconnects.
+/// that is starting, and does not exit before the exporter disconnects.
 async fn wait_for_shutdown(node: &SocketPeer) {
     const CHECK_INTERVAL: Duration = Duration::from_millis(50);
     while node.is_shutting_down() != Some(true) {
@@ -114,8 +121,8 @@ async fn discover_node(
     // Each type of work has its own thread, so a call of one type does not wait for a call of another type.
     let polling = connection.thread("exporter-poll").await?;
     let waiting = connection.thread("exporter-wait").await?;
-    // Calls on this thread have no deadline, because the exporter needs the response to a subscribe call to end the
-    // subscription.
+    // Calls on this thread have no deadline, because without the response to a subscribe call the exporter
+    // could not end the subscription.
     let subscribing = connection.thread("exporter-subscribe").await?.without_deadline();
     let mut interfaces = Interfaces::discover(connection, &polling).await?.ok_or(SessionEnd::NodeShutDown)?;
     match interfaces.json_rpc() {
@@ -140,8 +147,8 @@ async fn discover_node(
     if !interfaces.has_tip_source() {
         return Err(SessionEnd::NothingOffered);
     }
-    // A long poll follows the discovery, because its response shows whether the node is shutting down. No other call
-    // must be made to a node that is shutting down; for example, it never responds to estimatesmartfee.
+    // After the discovery, make a long poll, because its response shows whether the node is shutting down. No other
+    // call must be made to a node that is shutting down; for example, such a node never responds to estimatesmartfee.
     if let Some(mining) = &interfaces.mining
         && let Ok(None) =
             mining.on_thread(&waiting.with_extra_timeout(LONG_POLL)).wait_tip_changed(NO_BLOCK).await

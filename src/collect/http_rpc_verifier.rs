@@ -16,7 +16,7 @@ use crate::json_rpc::{CallError, Method};
 /// Interval between two checks whether HTTP still leads to the same node as IPC.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Checker that JSON-RPC over HTTP responds and leads to the same node as IPC.
+/// Checker of JSON-RPC over HTTP, which must respond and lead to the same node as IPC.
 pub struct HttpRpcVerifier {
     http: HttpRpc,
     mining: Option<Mining>,
@@ -44,8 +44,8 @@ impl HttpRpcVerifier {
         &self.http
     }
 
-    /// Marks HTTP as usable if it responds and leads to the right node. Otherwise marks it as unusable, with the
-    /// reason.
+    /// Marks HTTP as usable if it responds and leads to the right node. Marks HTTP as unusable, with the reason, if it
+    /// does not.
     pub async fn verify(&self) {
         match self.find_difference().await {
             Ok(None) => {
@@ -69,7 +69,8 @@ impl HttpRpcVerifier {
     /// Repeats the check periodically, and when HTTP becomes unusable. When HTTP becomes usable, notifies `usable`,
     /// which starts a poll immediately.
     pub async fn keep_verifying(self, usable: Rc<Notify>) {
-        // Checks back off after failures, because Core delays its response to a wrong password and logs each of them.
+        // Checks back off after failures, because Core delays its response to a wrong password and logs each wrong
+        // password.
         let mut limit = RateLimit::new(RECHECK_INTERVAL, 0);
         loop {
             let _ = tokio::time::timeout(RECHECK_INTERVAL, self.http.became_unusable()).await;
@@ -108,9 +109,9 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// Compares the block at the height of the tip. Returns a description of the difference if the node behind HTTP has
-    /// another block at that height. The tip is read before and after the HTTP call, because the tip may change during
-    /// the call.
+    /// Compares the blocks that both interfaces return at the height of the IPC tip, the tip that the node returned
+    /// over IPC. Returns a description of the difference if the node behind HTTP has another block at that height. If
+    /// the blocks differ, the IPC tip is read again, because the tip may have changed during the call.
     async fn find_tip_difference(&self, mining: &Mining) -> Result<Option<String>, CallError> {
         /// Maximum number of comparisons that are repeated because the tip changed during the call.
         const MAX_TIP_CHANGES: u32 = 5;

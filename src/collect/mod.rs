@@ -6,8 +6,8 @@
 //!   `json` parse responses.
 //! - `rate_limit` decides when a call may be repeated. `suspend` detects that the machine was suspended.
 //! - `http_rpc_verifier` checks whether JSON-RPC over HTTP can be used.
-//! - `tip` runs the long poll that reports new tips and the node's shutdown. `block_counting` decides which blocks are counted at a new
-//!   tip; `chain_diff` counts the blocks between two tips.
+//! - `tip` runs the long poll that reports new tips and the node's shutdown. `block_counting` decides which blocks are
+//!   counted at a new tip; `chain_diff` counts the blocks between two tips.
 //! - `next_block` requests block templates periodically.
 //! - `subscriptions` starts and ends subscriptions. `notifications` and `utxo_trace` count their events.
 //! - `context` contains the settings that all connections share, and the state that is kept from one connection to the

@@ -59,7 +59,7 @@ impl LastParent {
     }
 }
 
-/// The parent block of a template, and the totals of its transactions.
+/// The parent block of a block template, and the totals of the template's transactions.
 struct TemplateContents {
     parent: BlockHash,
     transactions: usize,
@@ -87,8 +87,8 @@ impl TemplatePoller {
         })
     }
 
-    /// Requests templates periodically, until the connection is closed or the node returns that it does not have the
-    /// method.
+    /// Requests templates periodically, until the connection is closed or the node responds that it does not have the
+    /// method `createNewBlock`.
     pub async fn run(mut self) {
         let mut new_tip = None;
         let mut suspensions = Suspensions::new();
@@ -171,7 +171,7 @@ impl TemplatePoller {
         let Some(template) = self.create_template().await? else { return Ok(None) };
         let created = Instant::now();
         let contents = read(&template).await;
-        // The template is destroyed even if reading it failed, because it would stay in the node's memory.
+        // The template is destroyed even if reading it failed, to free the node's memory.
         template.destroy().await?;
         let contents = contents?;
         let metrics = &self.context.metrics.next_block;

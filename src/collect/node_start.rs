@@ -18,10 +18,10 @@ const TOLERANCE: f64 = 2.0;
 pub struct UptimeReading {
     /// The node's uptime in seconds.
     pub seconds: f64,
-    /// Time before the call, on the monotonic clock. Like the uptime of Bitcoin Core 31, this clock does not advance
-    /// while the machine is suspended.
+    /// Time before the call, on the monotonic clock. Like the uptime of Bitcoin Core 31, the monotonic clock does not
+    /// advance while the machine is suspended.
     pub called: Instant,
-    /// Time after the call, on the same clock.
+    /// Time after the call, on the monotonic clock.
     pub returned: Instant,
 }
 
@@ -33,8 +33,8 @@ impl UptimeReading {
         self.seconds >= 0.0 && self.seconds + TOLERANCE < expected && self.seconds <= since_last + TOLERANCE
     }
 
-    /// Whether the process that returned the uptime `last` would now return this uptime, provided that its clock was
-    /// not set in between.
+    /// Whether the process that returned the uptime `last` would now return this uptime, provided that the wall clock
+    /// was not set in between.
     fn continues(&self, last: &UptimeReading) -> bool {
         let least = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
         let most = last.seconds + self.returned.saturating_duration_since(last.called).as_secs_f64();
@@ -45,7 +45,7 @@ impl UptimeReading {
 /// Whether the node process that responds now is the process that responded before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum NodeIdentity {
-    /// The process that responded before also responds now.
+    /// The same process responds as before.
     #[default]
     Same,
     /// Another process responds, which started after the previous response.
@@ -76,7 +76,8 @@ pub struct NodeStartTracker {
 }
 
 impl NodeStartTracker {
-    /// Number of detected restarts. A change of this number means that another process responds than before.
+    /// Number of detected restarts. The number increases when the exporter detects that another process responds than
+    /// before.
     pub fn restarts(&self) -> u64 {
         self.restarts
     }
@@ -160,8 +161,8 @@ mod tests {
 
     const MINUTE: Duration = Duration::from_secs(60);
 
-    /// Passes readings (time in seconds, uptime) to a tracker. Returns the start times that it returned, and the number
-    /// of restarts.
+    /// Passes readings (time in seconds, uptime) to a tracker. Returns the start times that the tracker returned, and
+    /// the number of restarts.
     fn starts(readings: &[(u64, f64)]) -> (Vec<f64>, u64) {
         let mut node = NodeStartTracker::default();
         let begin = Instant::now();

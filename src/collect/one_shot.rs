@@ -16,7 +16,8 @@ use crate::node_process::SocketPeer;
 
 /// Connects to the node and polls it once. Stores the polled values in the metrics, and returns the node's interfaces.
 ///
-/// # Errors The exporter cannot connect to the node, the poll failed, or JSON-RPC over HTTP is required and not usable.
+/// # Errors
+/// The exporter cannot connect to the node, the poll failed, or JSON-RPC over HTTP is required and not usable.
 pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();

@@ -21,12 +21,12 @@ const ONE_SAT_PER_VBYTE: f64 = 0.00001;
 
 /// Key of a peer: the node's ID for the peer, and the time at which the peer connected in Unix seconds. The time is
 /// part of the key because IDs start at 0 again after a restart of the node. The node stores the time once per
-/// connection, so changes of its clock do not affect it.
+/// connection, so changes of the node's clock do not change the key.
 type PeerKey = (i64, i64);
 
-/// Number of transactions that Bitcoin Core 32 holds back because of its rate limit for announcements, before it queues
-/// them for all inbound or all outbound peers. Earlier versions have no such limit and queue transactions for each peer
-/// immediately.
+/// Number of transactions that Bitcoin Core 32 holds back because of its rate limit for announcements, before it
+/// queues them for all inbound or all outbound peers. Versions before 32 have no rate limit for announcements and
+/// queue transactions for each peer immediately.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AnnouncementBacklog {
     pub inbound: Option<f64>,
@@ -58,11 +58,11 @@ fn has_low_fee_filter(peer: &PeerStats) -> bool {
 /// A total that the node keeps for each peer.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum PeerTotal {
-    /// Bytes by direction and message type.
+    /// Bytes of P2P messages, by direction and message type.
     Bytes(&'static str, &'static str),
-    /// Addresses that were processed.
+    /// Addresses from the peer that the node processed.
     AddressesProcessed,
-    /// Addresses that were dropped because the peer sent too many.
+    /// Addresses from the peer that the node dropped because the peer sent too many.
     AddressesRateLimited,
 }
 
@@ -76,21 +76,21 @@ impl PeerTotal {
     }
 }
 
-/// The peers of the node and the values of the node with which they are compared.
+/// The node's announcement backlog and the height of its tip, with which the values of its peers are combined or
+/// compared.
 #[derive(Clone, Copy, Default)]
 pub struct NodeState {
-    /// The queue that all inbound or all outbound peers share.
+    /// Transactions that the node holds back from all inbound or all outbound peers.
     pub backlog: AnnouncementBacklog,
     /// Height of the node's tip.
     pub height: Option<f64>,
 }
 
-/// The bytes of each peer that are already counted. The bytes are kept between polls and from one connection of the
-/// exporter to the next.
+/// The traffic totals of each peer that were already added to the traffic counters. They are kept between polls, and
+/// when the exporter reconnects.
 #[derive(Default)]
 pub struct PeerTraffic {
-    /// Totals that the node reported at the last poll, by peer; `None` before the first
-    /// poll.
+    /// Totals that the node reported at the last poll, by peer; `None` before the first poll.
     counted: Option<HashMap<(PeerKey, PeerTotal), u64>>,
     /// Time of the last poll, in Unix seconds.
     seen: i64,
@@ -116,8 +116,8 @@ impl PeerTraffic {
         self.count_traffic(peers, network, now() as i64);
     }
 
-    /// Adds the increase of each peer's byte totals since the last poll to the counters. A peer that has disconnected
-    /// is removed from the state, and its counted bytes remain in the counters.
+    /// Adds the increase of each peer's traffic totals (bytes and addresses) since the last poll to the counters. A
+    /// peer that has disconnected is removed from the state, and its counted traffic remains in the counters.
     ///
     /// The totals at the first poll are not counted, because an exporter that was restarted would count them again. If
     /// another long-running node responds, the totals of its peers that connected before the last poll are also not
@@ -128,8 +128,8 @@ impl PeerTraffic {
         for peer in peers {
             for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
                 for (kind, total) in totals {
-                    // The label is the string in MESSAGE_TYPES. The node's string, which a peer could have chosen,
-                    // never becomes a label.
+                    // The label is the string in MESSAGE_TYPES, and never the node's string, which a peer could have
+                    // chosen.
                     let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
                     let key = ((peer.id, peer.connected), PeerTotal::Bytes(direction, kind));
                     let sum: &mut u64 = present.entry(key).or_insert(0);
@@ -185,7 +185,7 @@ const SERVICES: [(&str, u32); 6] = [
     ("p2p_v2", 11),
 ];
 
-/// Exports the number of peers by the software that they claim to run, and by the services that they offer.
+/// Exports the number of peers by the software that the peers claim to run, and by the services that they offer.
 fn show_software(peers: &[PeerStats], network: &NetworkMetrics) {
     let mut by_client: BTreeMap<_, f64> = BTreeMap::new();
     for peer in peers.iter().filter(|peer| !peer.subversion.is_empty()) {
@@ -202,8 +202,9 @@ fn show_software(peers: &[PeerStats], network: &NetworkMetrics) {
     network.by_service.replace(masks.map(|(name, bits)| ([name], offering(bits))));
 }
 
-/// The client that a user agent names, as label values: Bitcoin Core with its major version (before 22: `0.` and the second number),
-/// Bitcoin Knots, or another. A peer can claim anything, so all values are from bounded sets.
+/// Parses a peer's user agent to two label values: the client (`core`, `knots` or `other`), and for Bitcoin Core its
+/// major version (before version 22: `0.` and the second number). A peer can claim anything, so both values are from
+/// bounded sets.
 fn client(user_agent: &str) -> (&'static str, String) {
     let other = ("other", String::new());
     let Some(rest) = user_agent.strip_prefix("/Satoshi:") else { return other };
@@ -237,7 +238,7 @@ fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     let is_overdue = |peer: &PeerStats| peer.ping_wait.is_some_and(|wait| wait > PING_OVERDUE);
     network.ping_overdue.set(Some(how_many(&is_overdue)));
     network.with_blocks_in_flight.set(Some(how_many(&|peer| !peer.blocks_in_flight.is_empty())));
-    // Heights are collected in a set, because the node may request one block from up to three peers.
+    // Heights are collected in a set, because the node may request the same block from up to three peers.
     let in_flight: HashSet<_> = peers.iter().flat_map(|peer| &peer.blocks_in_flight).collect();
     network.blocks_in_flight.set(Some(in_flight.len() as f64));
     let has_filters = peers.is_empty() || peers.iter().any(|peer| peer.min_fee_filter.is_some());
@@ -554,8 +555,8 @@ mod tests {
         assert_eq!(groups(&spread), (4, Some(1)));
         let near = [peer("ipv4", "192.0.200.7:53123"), peer("ipv6", "[2001:db8:ffff::2]:8333")];
         assert_eq!(groups(&[&spread[..], &near].concat()), (4, Some(2)));
-        // Peers without a group: addresses that cost nothing (Tor, I2P), that are not the peer's own, or that are
-        // unknown.
+        // Peers without a group: addresses that cost an attacker nothing (Tor, I2P), that are not the peer's own, or
+        // that are unknown.
         let others = [
             peer("onion", "127.0.0.1:50000"),
             peer("onion", "127.0.0.1:50001"),

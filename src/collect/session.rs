@@ -40,7 +40,7 @@ pub enum SessionEnd {
     Closed(Rc<str>),
     /// A call that the connection depends on failed, while the connection was prepared or in the watch for new tips.
     Failed(CallError),
-    /// Several polls in a row failed. The values are their number, and the error of the last poll.
+    /// Several polls in a row failed. The values are the number of failed polls, and the error of the last poll.
     MissedPolls(u32, PollError),
     /// The process at the other end of the socket does not respond like a Bitcoin node.
     NoNode(CallError),
@@ -159,7 +159,7 @@ impl Session {
         Session { ipc, interfaces, http_rpc, process, context: context.clone() }
     }
 
-    /// Creates a session for a node that is polled only over HTTP. HTTP must have been found usable.
+    /// Creates a session for a node that is polled only over HTTP. The verifier must have found HTTP usable.
     pub(super) fn over_http(verifier: HttpRpcVerifier, context: &Rc<Context>) -> Self {
         let interfaces = Rc::new(Interfaces::over_http(verifier.http().clone()));
         Self::new(None, interfaces, Some(verifier), None, context)
@@ -175,8 +175,8 @@ impl Session {
         TemplatePoller::new(&self.interfaces, self.ipc.as_ref()?.building.as_ref()?, &self.context)
     }
 
-    /// Subscribes, polls and follows the tip until the session ends. Then closes the connection and waits until the
-    /// guard has unsubscribed and disconnected.
+    /// Subscribes to the node's events, polls the node and follows its tip until the session ends. Then closes the
+    /// connection and waits until the guard has unsubscribed and disconnected.
     pub async fn run(self) -> SessionEnd {
         self.run_until(|| false).await
     }

@@ -1,5 +1,6 @@
-//! Starts and ends the subscriptions of one connection, and counts their events. A separate task makes the calls that
-//! start and end subscriptions, because the node may respond late to them.
+//! Starts and ends the subscriptions of one connection (to chain notifications and to the UTXO cache trace), and counts
+//! their events. A separate task makes the calls that start and end subscriptions, because the node may respond late to
+//! these calls.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -27,9 +28,9 @@ pub struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Starts the task that subscribes. The task's calls run on `ipc.subscribing`, a thread of the node that runs no
-    /// other calls. Returns `None` if the connection has no guard, because no process would then end the subscriptions
-    /// after an exit of the exporter.
+    /// Starts the task that subscribes to chain notifications and to the UTXO cache trace. The task's calls run on
+    /// `ipc.subscribing`, a thread of the node that runs no other calls. Returns `None` if the connection has no guard,
+    /// because no process would then end the subscriptions after an exit of the exporter.
     pub fn start(
         interfaces: &Interfaces,
         ipc: &mut IpcParts,
@@ -68,7 +69,8 @@ impl Subscriptions {
     }
 }
 
-/// State of the task that starts and ends the subscriptions of one connection.
+/// The task that starts and ends the subscriptions of one connection: the interfaces to subscribe to, and the active
+/// subscriptions.
 struct SubscriptionTask {
     chain: Option<Chain>,
     tracing: Option<Tracing>,
@@ -81,7 +83,7 @@ struct SubscriptionTask {
 
 impl SubscriptionTask {
     /// Runs the task until the session ends. `watches` is true if there is a watch for new tips, which also detects the
-    /// node's shutdown. `caught_up` resolves when notifications may start.
+    /// node's shutdown. `caught_up` resolves when the exporter may subscribe to chain notifications.
     async fn run(
         mut self,
         watches: bool,
@@ -113,8 +115,8 @@ impl SubscriptionTask {
         }
     }
 
-    /// Subscribes to chain notifications if the node has the Chain interface. Must be called only after all earlier
-    /// blocks are counted.
+    /// Subscribes to chain notifications if the node has the Chain interface. Must be called only after the blocks up
+    /// to the first tip of this connection are counted, or cannot be counted.
     async fn start_chain(&mut self) {
         let Some(chain) = &self.chain else { return };
         match chain.subscribe().await {
@@ -144,7 +146,7 @@ impl SubscriptionTask {
     }
 }
 
-/// Returns a function that counts an event of the guard.
+/// Returns a function that counts an event that the guard has sent.
 fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEvent) {
     move |TimedEvent { event, waited }| {
         let metrics = &context.metrics;

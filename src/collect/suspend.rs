@@ -1,5 +1,5 @@
-//! Detects that the machine was suspended. After a suspend, earlier values are outdated, although timers have not
-//! advanced during the suspend.
+//! Detects that the machine was suspended. Values that were read before a suspend are outdated after it, although
+//! timers have not advanced during the suspend.
 
 use std::time::Duration;
 

@@ -1,8 +1,8 @@
 //! The watch for new tips: over IPC, a long poll (`waitTipChanged`) that is always under way, on a separate thread of
 //! the node.
 //!
-//! The watch reports tip changes, including those of nodes without notifications. Over IPC the long poll is also the
-//! only call whose response announces the node's shutdown. Over HTTP the exporter reads the tip twice a second instead.
+//! The watch reports tip changes, also of nodes without notifications. Over IPC the long poll is also the only call
+//! whose response announces the node's shutdown. Over HTTP the exporter reads the tip twice a second instead.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -29,8 +29,8 @@ const HTTP_INTERVAL: Duration = Duration::from_millis(500);
 /// A hash that no block has. A long poll with this hash as the current tip returns immediately.
 pub(super) const NO_BLOCK: BlockHash = BlockHash([0; 32]);
 
-/// Tolerance for a long poll that returns the same tip before its timeout. If it returns earlier than this tolerance
-/// allows, the exporter sleeps before the next long poll.
+/// Tolerance for a long poll that returns the same tip before its timeout. If a long poll returns the same tip earlier
+/// than the timeout minus this tolerance, the exporter sleeps before the next long poll.
 const EARLY_TOLERANCE: Duration = Duration::from_millis(100);
 
 /// Minimum time between the starts of two long polls. A node that reorganizes or catches up has thousands of new tips
@@ -38,8 +38,8 @@ const EARLY_TOLERANCE: Duration = Duration::from_millis(100);
 /// headers.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Number of failed attempts to count the earlier blocks, one per second, after which the exporter subscribes to
-/// notifications without having counted these blocks.
+/// Number of failed attempts, one per second, to count the blocks up to the first tip of a connection, after which the
+/// exporter subscribes to notifications without having counted these blocks.
 const MAX_FAILURES_BEFORE_NOTIFICATIONS: u32 = 30;
 
 /// The reason why the watch for new tips has ended.
@@ -51,7 +51,7 @@ pub enum TipEnd {
     Lost(CallError),
 }
 
-/// Handle to the task that watches for new tips on one connection. Dropping it aborts the task.
+/// Handle to the task that watches for new tips on one connection. Dropping the handle aborts the task.
 pub struct TipWatch {
     task: AbortOnDropHandle<TipEnd>,
     /// Receiver that resolves when the blocks up to the first tip are counted, or when they cannot be counted or the
@@ -96,8 +96,8 @@ impl TipWatch {
         Some(TipWatch { task, caught_up: Some(caught_up) })
     }
 
-    /// Returns a receiver that resolves when all blocks up to the first tip of this connection are counted. After that,
-    /// notifications may count blocks. Returns `None` if it was called before.
+    /// Returns a receiver that resolves when all blocks up to the first tip of this connection are counted. After
+    /// that, notifications may count blocks. Returns `None` if this method was called before.
     pub fn caught_up(&mut self) -> Option<oneshot::Receiver<()>> {
         self.caught_up.take()
     }
@@ -132,7 +132,8 @@ impl TipSource {
         }
     }
 
-    /// Resolution of the time at which a tip is seen. Blocks that follow each other faster have one tip.
+    /// Resolution of the time at which the exporter detects a new tip. Of several blocks within this time, only the
+    /// last block is detected as a tip.
     fn resolution(&self) -> Duration {
         match self {
             TipSource::Mining(_) => MIN_INTERVAL,
@@ -172,7 +173,7 @@ async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Resu
     Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
 }
 
-/// State of the task of a [`TipWatch`], which follows the tip and counts the blocks up to each new tip.
+/// The task of a [`TipWatch`], which follows the tip and counts the blocks up to each new tip.
 struct TipFollower {
     interfaces: Rc<Interfaces>,
     source: TipSource,
@@ -182,7 +183,7 @@ struct TipFollower {
     reconnected: ReconnectState,
     /// Whether the blocks up to the current tip are not counted yet, and counting them has to be retried.
     pending: bool,
-    /// Number of failed attempts in a row to count these blocks.
+    /// Number of failed attempts in a row to count the blocks up to the current tip.
     failures: u32,
     /// Whether the series of the block counters have been created.
     counting: bool,
@@ -217,7 +218,7 @@ impl TipFollower {
                 Ok(Some(tip)) => {
                     self.on_new_tip(tip, last_seen.replace(tip).is_none());
                     self.count_up_to(tip).await;
-                    // The poll also counts the contents of these blocks.
+                    // Start a poll, which also counts the contents of the new blocks.
                     self.new_tip.notify_one();
                     tokio::time::sleep(MIN_INTERVAL.saturating_sub(started_at.elapsed())).await;
                 }
@@ -235,14 +236,14 @@ impl TipFollower {
                 }
             }
             // Dropping the sender starts the subscription to notifications, which then count blocks. The sender is kept
-            // until the earlier blocks are counted by their headers.
+            // until the blocks up to the first tip are counted by their headers.
             if !(self.notified() && self.pending) {
                 first_done.take();
             }
         }
     }
 
-    /// Whether the node has the Chain interface, so its notifications count blocks.
+    /// Whether notifications count the blocks, because the node has the Chain interface.
     fn notified(&self) -> bool {
         self.interfaces.chain.is_some()
     }
@@ -269,7 +270,8 @@ impl TipFollower {
         }
     }
 
-    /// Adds the block to the block log, if there is one. During initial block download, tips are not new blocks of the network.
+    /// Adds the new tip to the block log, if there is one. Tips during initial block download are omitted, because
+    /// they are old blocks.
     fn log_block(&self, tip: BlockRef) {
         let Some(block_log) = &self.context.block_log else { return };
         if self.context.metrics.chain.ibd.get() == Some(1.0) {
@@ -286,8 +288,8 @@ impl TipFollower {
         block_log.push(report);
     }
 
-    /// Creates the series of the block counters when JSON-RPC is available. Over HTTP it may become available some time
-    /// after the start of the session.
+    /// Creates the series of the block counters when JSON-RPC is available. Over HTTP, JSON-RPC may become available
+    /// some time after the start of the session.
     fn start_counting(&mut self) {
         if self.counting || self.header_access() != HeaderAccess::Available {
             return;
@@ -380,7 +382,8 @@ impl TipFollower {
                 self.context.queue_connected(range);
                 self.advance(tip);
             }
-            // With notifications, the blocks that the node connects again are counted from notifications.
+            // With notifications, the blocks that the node connects again after a rollback are counted from
+            // notifications.
             Ok(None) if conditions.notified => self.advance(tip),
             Ok(None) => self.reconnected = ReconnectState::RolledBack,
             Err(error) => {

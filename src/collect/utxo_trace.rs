@@ -13,9 +13,10 @@ use super::poll::PollResult;
 use crate::ipc::{CoinEvent, Subscription, Tracing};
 use crate::metrics::Metrics;
 
-/// State of the UTXO cache trace on one connection.
+/// Whether the exporter is subscribed to the UTXO cache trace on one connection, and if not, the reason.
 enum TraceState {
-    /// The node has no Tracing interface, or no Mining interface, without which there is no trace.
+    /// The node has no Tracing interface, or no Mining interface, without which the exporter does not subscribe to the
+    /// trace.
     NotOffered,
     /// The trace is disabled by configuration, or the node rejected the subscription.
     Off,
@@ -70,7 +71,8 @@ impl UtxoCacheTrace {
 
     /// Subscribes to the trace.
     pub async fn start(&mut self, tracing: &Tracing, metrics: &Metrics) {
-        // Counting starts before the subscribe call, because the first events may arrive before its response.
+        // Counting starts before the subscribe call, because the first events may arrive before the response to the
+        // call.
         metrics.utxo_cache.start();
         self.counting.set(true);
         self.state = match tracing.subscribe().await {

@@ -1,4 +1,4 @@
-//! Compresses responses with gzip, for clients that accept it.
+//! Compresses responses with gzip, for clients that accept gzip.
 
 use std::io::Write;
 
@@ -6,10 +6,11 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use hyper::body::Bytes;
 
-/// Smallest body that is compressed, in bytes. A smaller one fits into one packet anyway.
+/// Smallest body that is compressed, in bytes. A smaller body fits into one network packet without compression.
 const MIN_BYTES: usize = 1024;
 
-/// Whether the `Accept-Encoding` headers permit gzip. A quality of 0 forbids it; `*` stands for encodings that are not named.
+/// Whether the `Accept-Encoding` headers of a request permit gzip. A quality value (`q`) of 0 forbids an encoding. The
+/// name `*` means all encodings that the headers do not name.
 pub fn accepts_gzip<'a>(headers: impl Iterator<Item = &'a str>) -> bool {
     let (mut gzip, mut any) = (None, None);
     for coding in headers.flat_map(|value| value.split(',')) {
@@ -29,12 +30,13 @@ pub fn accepts_gzip<'a>(headers: impl Iterator<Item = &'a str>) -> bool {
     gzip.or(any).unwrap_or(false)
 }
 
-/// The body in gzip; `None` if it is too small.
+/// Compresses the body with gzip. Returns `None` if the body has less than `MIN_BYTES`.
 pub fn compress(body: &str) -> Option<Bytes> {
     if body.len() < MIN_BYTES {
         return None;
     }
-    // The fastest level: the others take several times as long, and save a few percent of the size.
+    // The fastest compression level is used. All other levels take several times as long, and save only a few percent
+    // of the size.
     let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 8), Compression::fast());
     encoder.write_all(body.as_bytes()).ok()?;
     encoder.finish().ok().map(Bytes::from)

@@ -3,7 +3,7 @@
 //! The operator of a web page can make the page's host name resolve to 127.0.0.1. A script of the page can then read
 //! the responses of a service on loopback, because the browser treats the service as the page's own server. The browser
 //! sends the page's host name in the `Host` header. Requests for host names other than `localhost`, loopback addresses
-//! and the allowed names are therefore rejected.
+//! and the names in `--web.allowed-host` are therefore rejected.
 
 use std::net::IpAddr;
 use std::str::FromStr;

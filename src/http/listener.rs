@@ -13,6 +13,9 @@ use nix::sys::socket::{AddressFamily, SockaddrLike, SockaddrStorage, getsockname
 use super::{Address, WebConfig};
 
 /// Removes the file at `path` if it is a Unix socket on which no process listens.
+///
+/// # Errors
+/// The file cannot be removed.
 pub fn remove_stale_socket(path: &Path) -> io::Result<()> {
     let is_stale = path.symlink_metadata().is_ok_and(|file| file.file_type().is_socket())
         && UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
@@ -45,7 +48,8 @@ impl SocketFile {
 impl Listener {
     /// Listens on the address. Replaces the file of a Unix socket on which no process listens.
     ///
-    /// # Errors The process cannot listen on the address, for example because another process listens on it.
+    /// # Errors
+    /// The process cannot listen on the address, for example because another process listens on it.
     pub fn bind(address: &Address) -> Result<Self> {
         match address {
             Address::Tcp(address) => {
@@ -69,7 +73,7 @@ impl Listener {
         }
     }
 
-    /// Uses a listening socket that the service manager passed.
+    /// Creates a listener from a listening socket that the service manager passed.
     ///
     /// # Errors
     /// The descriptor is not a listening socket.
@@ -84,7 +88,8 @@ impl Listener {
         })
     }
 
-    /// Why `address` has no effect on this inherited socket; `None` if it is the socket's own address or the default.
+    /// Returns a warning that `address` has no effect, because this socket was inherited; `None` if `address` is the
+    /// socket's own address or the default.
     pub fn unused_address(&self, address: &Address, default: &str) -> Option<String> {
         let is_used = match (self, address) {
             (Listener::Tcp(listener), Address::Tcp(address)) => {
@@ -102,7 +107,7 @@ impl Listener {
         })
     }
 
-    /// Removes the file of a Unix socket if this process created the file, and no other file has replaced it.
+    /// Removes the file of a Unix socket if this process created the file, and no other file has replaced the file.
     pub fn remove_file(&self) {
         if let Listener::Unix(_, Some(file)) = self
             && SocketFile::at(&file.path).is_ok_and(|present| present == *file)
@@ -111,8 +116,8 @@ impl Listener {
         }
     }
 
-    /// Whether the listener has a loopback TCP address. Browsers on this machine can connect to it, but other machines
-    /// cannot.
+    /// Whether the listener has a loopback TCP address. Browsers on this machine can connect to such a listener, but
+    /// other machines cannot.
     pub(super) fn is_on_loopback(&self) -> bool {
         match self {
             Listener::Tcp(listener) => {

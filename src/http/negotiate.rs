@@ -2,8 +2,8 @@
 
 use crate::metrics::Format;
 
-/// Selects the format with the higher quality value (`q`) in the `Accept` header, which has the values `accept`.
-/// OpenMetrics 1.0 is selected only if the header names it. The default is the text format.
+/// Selects the format with the higher quality value (`q`) in `accept`, the values of a request's `Accept` headers.
+/// OpenMetrics 1.0 is selected only if a header names OpenMetrics. The default is the text format.
 pub fn negotiate<'a>(accept: impl Iterator<Item = &'a str>) -> Format {
     let (mut open_metrics, mut text) = (0.0_f64, 0.0_f64);
     for range in accept.flat_map(|value| value.split(',')) {

@@ -19,7 +19,8 @@ pub trait Pages: Send + Sync + 'static {
     fn metrics(&self, format: Format) -> String;
     /// Result of the readiness check `/readyz`: `Ok` is served as status 200, an error as status 503.
     ///
-    /// # Errors The text is the reason why the exporter is not ready.
+    /// # Errors
+    /// The exporter is not ready, for the reason in the text.
     fn ready(&self) -> Result<(), String>;
     /// Body of `/`, the HTML status page.
     fn index(&self) -> String;
@@ -124,7 +125,7 @@ fn values<'a>(request: &'a Request<Incoming>, name: &HeaderName) -> impl Iterato
     request.headers().get_all(name).iter().filter_map(|value| value.to_str().ok())
 }
 
-/// A response with status 200, in gzip if the client accepts it.
+/// Builds a response with status 200, compressed with gzip if the client accepts gzip and the body is large enough.
 fn respond_compressed(request: &Request<Incoming>, kind: &str, body: String) -> Response<Full<Bytes>> {
     let compressed = accepts_gzip(values(request, &ACCEPT_ENCODING)).then(|| compress(&body)).flatten();
     let mut response = respond(StatusCode::OK, kind, body);

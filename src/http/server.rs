@@ -36,8 +36,8 @@ use crate::systemd::Heartbeat;
 /// lowers this number. Prometheus uses one connection. Each connection needs up to 80 kB of memory, most of it for a
 /// response that the client has not read yet.
 const MAX_CONNECTIONS: u64 = 256;
-/// Maximum number of connections of the health check listener, which are part of [`MAX_CONNECTIONS`]. Health checks
-/// need no password.
+/// Maximum number of connections of the health check listener. These connections count towards [`MAX_CONNECTIONS`].
+/// Health checks need no password.
 const MAX_HEALTH_CONNECTIONS: usize = 16;
 /// Number of file descriptors that are reserved for other purposes than HTTP connections.
 const OTHER_FILES: u64 = 64;
@@ -58,7 +58,7 @@ const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time after a failed accept(2) until the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The configuration of a listener: the paths that it serves, TLS and users, and the allowed host names.
+/// The configuration of a listener: the paths that the listener serves, TLS and users, and the allowed host names.
 pub struct Endpoint {
     web_config: WebConfig,
     access: EndpointScope,
@@ -98,11 +98,11 @@ impl Endpoint {
     }
 }
 
-/// Handle to the running HTTP server. Dropping it stops the server.
+/// Handle to the running HTTP server. Dropping the handle stops the server.
 #[must_use = "dropping it ends the serving"]
 pub struct HttpServerHandle {
     end: DropGuard,
-    /// Channel without messages, which the server's thread closes when it exits.
+    /// Channel without messages, which the server's thread closes when the thread exits.
     ended: mpsc::Receiver<Infallible>,
 }
 
@@ -117,7 +117,8 @@ impl HttpServerHandle {
 
 /// Starts the server on a new thread.
 ///
-/// # Errors The runtime or the thread cannot be created, or a listener cannot be used.
+/// # Errors
+/// The runtime or the thread cannot be created, or a listener cannot be used.
 pub fn serve_on_thread(
     listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
     pages: Arc<impl Pages>,
@@ -193,8 +194,8 @@ async fn serve<L>(
                 let (endpoint, pages, watcher) = (endpoint.clone(), pages.clone(), graceful.watcher());
                 connections
                     .spawn(|authenticated| serve_stream(stream, endpoint, pages, authenticated, watcher));
-                // If `spawn` aborted the task of an old connection, this lets that task end before the next connection
-                // is accepted.
+                // If `spawn` aborted the task of an old connection, the yield lets that task end before the next
+                // connection is accepted.
                 tokio::task::yield_now().await;
             }
             Err(error) => {
@@ -214,8 +215,8 @@ fn max_connections() -> usize {
     limit.saturating_sub(OTHER_FILES).clamp(2, MAX_CONNECTIONS) as usize
 }
 
-/// The maximum number of connections of one listener. The health check listener has a separate limit, so connections
-/// for health checks never cause the close of a scraper's connection.
+/// The maximum number of connections of one listener. The health check listener has a separate limit, so the server
+/// never closes a scraper's connection in favour of a connection for health checks.
 fn connection_limit(max_connections: usize, access: EndpointScope) -> usize {
     let health = (max_connections / 4).clamp(1, MAX_HEALTH_CONNECTIONS);
     if access == EndpointScope::Health { health } else { max_connections - health }
@@ -247,6 +248,9 @@ async fn serve_stream(
 
 /// Handles the requests of one client until the client disconnects, exceeds a size limit, or exceeds a timeout. At a
 /// graceful shutdown, the response to the current request is still sent.
+///
+/// # Errors
+/// The client sent an invalid request, exceeded a size limit or a timeout, or the connection failed.
 pub async fn serve_connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + 'static,
     endpoint: &Endpoint,

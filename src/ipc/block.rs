@@ -6,7 +6,7 @@ use bitcoin_slices::bsl::{Block, Transaction, TxOut};
 use bitcoin_slices::{Visit, Visitor};
 use serde::{Deserialize, Serialize};
 
-/// Totals of the transactions of a block, counted as `getblockstats` of Bitcoin Core counts them.
+/// Totals of the transactions of a block, with the definitions of Bitcoin Core's `getblockstats`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BlockContents {
     /// Number of transactions, including the coinbase.
@@ -15,7 +15,7 @@ pub struct BlockContents {
     pub inputs: u64,
     /// Number of outputs, including the coinbase's outputs.
     pub outputs: u64,
-    /// Total value of the outputs, excluding those of the coinbase, in satoshis.
+    /// Total value of the outputs, excluding the coinbase's outputs, in satoshis.
     pub output_value: u64,
     /// Weight of the transactions, excluding the coinbase, in weight units.
     pub weight: u64,
@@ -23,11 +23,11 @@ pub struct BlockContents {
     pub bytes: u64,
 }
 
-/// Counts while the block is parsed.
+/// Visitor that counts the contents of a block while the block is parsed.
 #[derive(Default)]
 struct BlockVisitor {
     contents: BlockContents,
-    /// Number of transactions that are parsed completely.
+    /// Number of transactions that have been parsed completely.
     parsed: u64,
 }
 
@@ -44,14 +44,15 @@ impl Visitor for BlockVisitor {
         ControlFlow::Continue(())
     }
     fn visit_tx_ins(&mut self, total_inputs: usize) {
-        // The count field is not validated yet, so the sum could overflow.
+        // The block states the number of inputs before the inputs, and the number is not validated yet, so the sum
+        // could overflow.
         self.contents.inputs = self.contents.inputs.saturating_add(total_inputs as u64);
     }
     fn visit_tx_outs(&mut self, total_outputs: usize) {
         self.contents.outputs = self.contents.outputs.saturating_add(total_outputs as u64);
     }
     fn visit_tx_out(&mut self, _: usize, output: &TxOut) -> ControlFlow<()> {
-        // The outputs of a transaction are visited before the transaction is complete.
+        // The outputs of the coinbase are visited while `parsed` is 0, and are not counted.
         if self.parsed > 0 {
             self.contents.output_value = self.contents.output_value.saturating_add(output.value());
         }

@@ -19,7 +19,7 @@ pub enum ChainEvent {
     RemovedFromMempool(i32),
     /// `blockConnected`: a block was connected to a chainstate.
     BlockConnected {
-        /// The block's hash, in wire byte order; `None` if the node omitted it.
+        /// The block's hash, in wire byte order; `None` if the node omitted the hash.
         hash: Option<[u8; 32]>,
         /// The block's height.
         height: i32,
@@ -51,9 +51,10 @@ impl Chain {
         Chain(self.0.on_thread(thread))
     }
 
-    /// Whether the methods have the ordinals of our schema, which differ between public branches; `None` if the capability is not a
-    /// Chain. The method at this ordinal returns bytes only with our schema. In the other schema of a node with Mining it is
-    /// `estimateMaxBlocks`, which returns a number. Both are safe to call at any time, and change nothing.
+    /// Whether the node's Chain interface has the method ordinals of the exporter's schema; `None` if the capability is
+    /// not a Chain. The ordinals differ between public branches of the node. On a branch with the exporter's schema,
+    /// this call runs `relayMinFee`, which returns bytes. On the other branches with Mining, the same ordinal is
+    /// `estimateMaxBlocks`, which returns a number. Both methods are safe to call at any time, and change nothing.
     pub(super) async fn has_our_schema(&self) -> Result<Option<bool>, CallError> {
         let answer = ok_if_offered(call!(self.0, relay_min_fee_request))?;
         Ok(answer.map(|answer| {
@@ -62,14 +63,17 @@ impl Chain {
         }))
     }
 
-    /// Whether the node is shutting down; `None` if the capability is not a Chain. This call is safe even while the
-    /// node starts or shuts down.
+    /// Whether the node is shutting down; `None` if the capability is not a Chain. The call is safe even while the node
+    /// starts or shuts down.
     pub(super) async fn shutdown_requested(&self) -> Result<Option<bool>, CallError> {
         let answer = ok_if_offered(call!(self.0, shutdown_requested_request))?;
         Ok(answer.map(|answer| answer.get().map(|answer| answer.get_result())).transpose()?)
     }
 
     /// Height of the tip; `None` if the node has no tip yet.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn height(&self) -> Result<Option<i32>, CallError> {
         let answer = call!(self.0, get_height_request)?;
         let answer = answer.get()?;
@@ -77,26 +81,38 @@ impl Chain {
     }
 
     /// Whether the node is in initial block download.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn is_initial_block_download(&self) -> Result<bool, CallError> {
         Ok(call!(self.0, is_initial_block_download_request)?.get()?.get_result())
     }
 
     /// Whether the node has pruned any blocks.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn have_pruned(&self) -> Result<bool, CallError> {
         Ok(call!(self.0, have_pruned_request)?.get()?.get_result())
     }
 
     /// Height of the last pruned block; `None` if no block was pruned.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn prune_height(&self) -> Result<Option<i32>, CallError> {
         let answer = call!(self.0, get_prune_height_request)?;
         let answer = answer.get()?;
         Ok(answer.get_has_result().then(|| answer.get_result()))
     }
 
-    /// Subscribes to the notifications. The guard responds to each notification and sends it to the exporter as an
-    /// event.
+    /// Subscribes to the node's chain notifications. The guard responds to each notification, and sends the
+    /// notification to the exporter as an event.
     ///
     /// After this call the connection must stay open until [`Subscription::end`] has returned.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn subscribe(&self) -> Result<Subscription, CallError> {
         let (callback, released) = CallbackObject::new();
         let callback: chain_notifications::Client = capnp_rpc::new_client(callback);

@@ -30,13 +30,14 @@ pub struct NodeThread {
     calls: Rc<ThreadCalls>,
 }
 
-/// State of the calls on one thread of the node, shared by all clones of its [`NodeThread`].
+/// The lock for the calls on one thread of the node, and the task that waits for the last response. All clones of the
+/// thread's [`NodeThread`] share this value.
 #[derive(Default)]
 struct ThreadCalls {
-    /// A lock that is held from before a call is sent until its response arrives.
+    /// A lock that the exporter holds from before it sends a call until the response to the call arrives.
     slot: Arc<Mutex<()>>,
     /// The task that waits for the response to the last call. The task is aborted when the last clone of the
-    /// [`NodeThread`] is dropped, because it would keep the connection open.
+    /// [`NodeThread`] is dropped, because the task would keep the connection open.
     last: RefCell<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -55,8 +56,8 @@ impl NodeThread {
         slot.map(ThreadSlot).map_err(|_| CallError::TimedOut(self.deadline))
     }
 
-    /// Waits for the response for at most the deadline. The node continues to run a call that timed out, and the guard
-    /// waits for its response before it closes the connection.
+    /// Waits for the response to a call for at most the deadline. The node continues to run a call that timed out, and
+    /// the guard does not close the connection before the node has responded to this call.
     pub(super) async fn wait_for_answer<T: 'static>(
         &self,
         ThreadSlot(slot): ThreadSlot,
@@ -121,8 +122,8 @@ macro_rules! call {
 }
 pub(super) use call;
 
-/// A connection to a node after the Cap'n Proto handshake. Dropping it closes the socket without a Cap'n Proto Abort
-/// message, because the node would log an Abort as an error.
+/// A connection to a node after the Cap'n Proto handshake. Dropping this value closes the socket without a Cap'n Proto
+/// Abort message, because the node would log an Abort as an error.
 pub struct IpcConnection {
     init: init::Client,
     threads: thread_map::Client,
@@ -132,8 +133,11 @@ pub struct IpcConnection {
 }
 
 impl IpcConnection {
-    /// Performs the Cap'n Proto handshake: requests the node's bootstrap capability and calls `construct`. Must run in
-    /// a [`tokio::task::LocalSet`]. `deadline` is the timeout of each call.
+    /// Performs the Cap'n Proto handshake: requests the node's bootstrap capability and calls `construct`. This
+    /// function must be called in a [`tokio::task::LocalSet`]. `deadline` is the timeout of each call.
+    ///
+    /// # Errors
+    /// The node does not respond within `deadline`, rejects the handshake, or closes the connection.
     pub async fn new(stream: UnixStream, deadline: Duration) -> Result<Self, CallError> {
         let (read, write) = stream.into_split();
         let network = twoparty::VatNetwork::new(
@@ -164,7 +168,11 @@ impl IpcConnection {
         Ok(connection)
     }
 
-    /// Creates a thread in the node, which runs calls of the exporter.
+    /// Creates a thread in the node, on which the node runs calls of the exporter. `name` becomes part of the thread's
+    /// name.
+    ///
+    /// # Errors
+    /// The node does not respond within the deadline, or does not create the thread.
     pub async fn thread(&self, name: &str) -> Result<NodeThread, CallError> {
         let mut request = self.threads.make_thread_request();
         request.get().set_name(name);

@@ -1,4 +1,4 @@
-//! Opens connections to a node, from an inherited connection, a socket path, or both.
+//! Opens connections to a node: an inherited connection, or new connections to a socket path.
 
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -79,7 +79,7 @@ impl NodeEndpoint {
         Some((file.ino(), file.ctime(), file.ctime_nsec()))
     }
 
-    /// The client of the supervisor, which sends it requests about the node's process.
+    /// The client that sends the exporter's requests to the supervisor.
     pub fn supervisor(&self) -> Rc<SupervisorClient> {
         self.supervisor.clone()
     }
@@ -89,7 +89,8 @@ impl NodeEndpoint {
     /// in ten minutes; `None` sets no limit.
     ///
     /// # Errors
-    /// Nothing listens at the path, the inherited connection was already used, or no guard could be started.
+    /// No process listens at the socket path, the inherited connection was already used and there is no socket path, or
+    /// the supervisor could not start a guard.
     pub async fn open(&mut self, trace_budget: Option<Duration>) -> Result<GuardedSockets> {
         let opened = self.supervisor.connect(trace_budget).await.context("the supervisor did not reply")?;
         if let (Some(path), false) = (&self.path, matches!(&opened, Ok(guarded) if guarded.inherited)) {

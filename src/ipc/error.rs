@@ -21,13 +21,13 @@ impl From<capnp::Error> for CallError {
 }
 
 /// Whether this error text means that the node's thread is still running another call, or is still cleaning up after
-/// one.
+/// another call.
 pub(super) fn is_thread_busy(text: &str) -> bool {
     text.contains("thread busy")
 }
 
-/// Returns `None` if the node does not offer the method. A node returns Unimplemented for a method that it does not
-/// have, and Failed for a method that it has only as a stub.
+/// Converts an Unimplemented or Failed error to `Ok(None)`, which means that the node does not offer the method. A node
+/// returns Unimplemented for a method that it does not have, and Failed for a method that it has only as a stub.
 pub(super) fn ok_if_offered<T>(answer: Result<T, CallError>) -> Result<Option<T>, CallError> {
     match answer {
         Ok(answer) => Ok(Some(answer)),

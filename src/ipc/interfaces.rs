@@ -4,7 +4,7 @@ use capnp::capability::FromClientHook;
 
 use super::connection::{BoundCapability, call};
 use super::error::ok_if_offered;
-use super::json_rpc::ExecuteRpc;
+use super::execute_rpc::ExecuteRpc;
 use super::{CallError, Chain, IpcConnection, Mining, Node, NodeThread, Tracing};
 use crate::json_rpc::JsonRpc;
 use crate::json_rpc::http::HttpRpc;
@@ -27,7 +27,8 @@ pub enum Interface {
     HttpRpc,
 }
 
-/// Each interface, with the value of the `interface` label and the data that the interface provides, in the order of the variants.
+/// Each interface, with the value of the `interface` label and a description of the interface's data, in the order of
+/// the variants of [`Interface`].
 const INTERFACES: [(Interface, &str, &str); 6] = [
     (Interface::Mining, "mining", "tip changes, the node's shutdown, the next block (see --next-block)"),
     (
@@ -61,20 +62,22 @@ impl Interface {
 /// The clients of the interfaces that a node has.
 #[derive(Default)]
 pub struct Interfaces {
-    /// Client of [`Interface::Mining`]; `None` if the node does not have it.
+    /// Client of [`Interface::Mining`]; `None` if the node does not have this interface.
     pub mining: Option<Mining>,
-    /// Client of [`Interface::Chain`]; `None` if the node does not have it.
+    /// Client of [`Interface::Chain`]; `None` if the node does not have this interface.
     pub chain: Option<Chain>,
-    /// Whether the node has a Chain interface whose methods have other ordinals, so that it is not used.
+    /// Whether the node has a Chain interface whose method ordinals differ from the exporter's schema. The exporter
+    /// does not use such an interface.
     pub has_unknown_chain: bool,
-    /// Client of [`Interface::Node`]; `None` if the node does not have it.
+    /// Client of [`Interface::Node`]; `None` if the node does not have this interface.
     pub node: Option<Node>,
-    /// Client of [`Interface::Tracing`]; `None` if the node does not have it.
+    /// Client of [`Interface::Tracing`]; `None` if the node does not have this interface.
     pub tracing: Option<Tracing>,
-    /// [`Interface::HttpRpc`], set only for a node without JSON-RPC over IPC. [`HttpRpc::is_usable`] reports whether
-    /// calls can be made over it.
+    /// Client of [`Interface::HttpRpc`], set only for a node without JSON-RPC over IPC. [`HttpRpc::is_usable`] reports
+    /// whether the client can make calls.
     pub http: Option<HttpRpc>,
-    /// JSON-RPC over IPC: through [`Interface::Rpc`] if the node has it, otherwise through [`Interface::Node`].
+    /// JSON-RPC over IPC: through [`Interface::Rpc`] if the node has this interface, otherwise through
+    /// [`Interface::Node`].
     pub(super) execute_rpc: Option<ExecuteRpc>,
 }
 
@@ -96,8 +99,8 @@ impl Interfaces {
         }
     }
 
-    /// Client for JSON-RPC: over IPC if the node has JSON-RPC over IPC, otherwise over HTTP. `None` if the node has
-    /// neither.
+    /// Client for JSON-RPC: over IPC if the node has JSON-RPC over IPC, otherwise over HTTP. `None` if JSON-RPC is
+    /// available neither over IPC nor over HTTP.
     pub fn json_rpc(&self) -> Option<JsonRpc> {
         self.json_rpc_with(ExecuteRpc::clone)
     }
@@ -115,7 +118,7 @@ impl Interfaces {
         }
     }
 
-    /// Whether JSON-RPC calls to this node go over HTTP. HTTP may not be usable yet.
+    /// Whether JSON-RPC calls to this node go over HTTP. The result is true even if HTTP is not usable yet.
     pub fn uses_http(&self) -> bool {
         self.http.is_some()
     }
@@ -144,6 +147,9 @@ impl Interfaces {
     /// Discovers the interfaces of the node, except Mining. Makes only calls that are safe at any time: a node that has
     /// just started aborts if a call needs the chain state before the chain state is loaded. Returns `None` if the node
     /// is shutting down; the caller must then make no further call.
+    ///
+    /// # Errors
+    /// The node does not respond in time, sends a malformed response, or closes the connection.
     pub async fn discover(
         connection: &IpcConnection,
         thread: &NodeThread,
@@ -155,7 +161,7 @@ impl Interfaces {
                 answer.get()?.get_result().get_as_capability::<capnp::capability::Client>()
         {
             // Depending on the node's version, this capability is an Rpc or a Chain. A node rejects calls that the
-            // capability does not implement, so a test call shows which it is.
+            // capability does not implement, so a test call shows which of the two interfaces the capability has.
             let rpc = ExecuteRpc::Rpc(with_thread(&capability, thread));
             if JsonRpc::new(rpc.clone()).is_offered().await? {
                 offered.execute_rpc = Some(rpc);
@@ -177,7 +183,8 @@ impl Interfaces {
         {
             let client = BoundCapability { client, thread: thread.clone() };
             let rpc = ExecuteRpc::Node(client.clone());
-            // With other ordinals the response is no JSON.
+            // If the node's schema of Node has other ordinals than the exporter's schema, this call runs another
+            // method, and the response is not JSON.
             let is_node = match JsonRpc::new(rpc.clone()).is_offered().await {
                 Err(CallError::Malformed(_)) => false,
                 offered => offered?,

@@ -11,7 +11,8 @@ use crate::bitcoin_core;
 use crate::schema::common_capnp::block_ref;
 use crate::schema::mining_capnp::{MAX_DOUBLE, mining};
 
-/// A block hash in the byte order of the P2P protocol. `Display` prints it in reverse byte order, like Bitcoin Core.
+/// A block hash in the byte order of the P2P protocol. `Display` prints the hash in reverse byte order, like Bitcoin
+/// Core.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BlockHash(pub [u8; 32]);
 
@@ -68,9 +69,9 @@ impl BlockRef {
     }
 }
 
-/// Timeout of [`Mining::wait_tip_changed`]. It is short for three reasons: the node's thread is free soon after the exporter has
-/// disconnected, the exporter can disconnect between two long polls within the stop timeout of a service manager, and Core 30 does not shut
-/// down during a long poll.
+/// Timeout of [`Mining::wait_tip_changed`]. The timeout is short for three reasons: the node's thread is free soon
+/// after the exporter has disconnected, the exporter can disconnect between two long polls within the stop timeout of a
+/// service manager, and Core 30 does not shut down during a long poll.
 pub const LONG_POLL: Duration = Duration::from_secs(1);
 
 /// The version of the Mining schema that a node uses. Cap'n Proto encodes a value as its XOR with the default value in
@@ -85,18 +86,19 @@ pub(super) enum MiningSchema {
 }
 
 impl MiningSchema {
-    /// The value in our schema for the timeout of waitTipChanged.
+    /// Returns the number that the exporter sets as the timeout of waitTipChanged. A node with this version of the
+    /// schema then reads `timeout` in milliseconds.
     pub fn encode_timeout(self, timeout: Duration) -> f64 {
         let milliseconds = timeout.as_secs_f64() * 1000.0;
         match self {
-            // Undo the XOR with the default value in our schema.
+            // This XOR cancels the XOR with the default value in the exporter's schema.
             MiningSchema::Core30 => f64::from_bits(milliseconds.to_bits() ^ MAX_DOUBLE.to_bits()),
             MiningSchema::Core31 => milliseconds,
         }
     }
 }
 
-/// A node's Mining interface, with the thread that runs its calls.
+/// Client of a node's Mining interface, with the node's thread that runs the calls.
 pub struct Mining {
     pub(super) capability: BoundCapability<mining::Client>,
     pub(super) schema: MiningSchema,
@@ -105,6 +107,9 @@ pub struct Mining {
 impl Mining {
     /// Requests the Mining interface with the method ordinal of Core 31 and later. Core 31 and later respond only when
     /// their chain state is loaded, which can take a long time. `None` if the node does not have this method.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn discover(
         connection: &IpcConnection,
         thread: &NodeThread,
@@ -116,6 +121,9 @@ impl Mining {
 
     /// Requests the Mining interface with the method ordinal of Core 30. Core 30 responds at any time, but aborts if
     /// the interface is used before the chain state is loaded. `None` if the node does not have this method.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn discover_core30(
         connection: &IpcConnection,
         thread: &NodeThread,
@@ -135,6 +143,9 @@ impl Mining {
     }
 
     /// The tip of the active chain; `None` before the genesis block is connected.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn tip(&self) -> Result<Option<BlockRef>, CallError> {
         let answer = call!(self.capability, get_tip_request)?;
         let answer = answer.get()?;
@@ -142,11 +153,18 @@ impl Mining {
     }
 
     /// Whether the node is in initial block download.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn is_initial_block_download(&self) -> Result<bool, CallError> {
         Ok(call!(self.capability, is_initial_block_download_request)?.get()?.get_result())
     }
 
-    /// Waits until the tip is not `current`, for at most [`LONG_POLL`], and returns the tip. `None` means that the node is shutting down.
+    /// Waits until the tip is not `current`, for at most [`LONG_POLL`], and returns the tip. `None` means that the node
+    /// is shutting down.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn wait_tip_changed(&self, current: BlockHash) -> Result<Option<BlockRef>, CallError> {
         let milliseconds = self.schema.encode_timeout(LONG_POLL);
         let answer = call!(self.capability, wait_tip_changed_request, |params| {

@@ -1,9 +1,9 @@
 //! The client of a node's IPC: Cap'n Proto over a Unix socket.
 //!
-//! - [`endpoint`] opens connections to the node: an inherited connection, or new ones to a socket path.
+//! - [`endpoint`] opens connections to the node: an inherited connection, or new connections to a socket path.
 //! - `connection` contains the Cap'n Proto handshake, the handles to the node's threads, and the deadline of each call.
 //! - `interfaces` lists the interfaces and discovers which of them a node has.
-//! - `mining`, `json_rpc`, `chain`, `node` and `tracing` are the clients of the node's interfaces. `template` is the
+//! - `mining`, `execute_rpc`, `chain`, `node` and `tracing` are the clients of the node's interfaces. `template` is the
 //!   client of a block template. `subscription` is a subscription to the callbacks of Chain or Tracing.
 //! - `block` counts the contents of a block. `error` converts Cap'n Proto errors to `CallError`.
 //! - [`guard`] is the process that relays Cap'n Proto messages between the node and the exporter.
@@ -13,9 +13,9 @@ mod chain;
 mod connection;
 pub mod endpoint;
 mod error;
+mod execute_rpc;
 pub mod guard;
 mod interfaces;
-mod json_rpc;
 mod mining;
 mod node;
 mod subscription;

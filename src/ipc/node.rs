@@ -10,14 +10,14 @@ use crate::schema::node_capnp::{node, node_stats};
 /// Statistics of one peer, from Node.getNodesStats or from getpeerinfo.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PeerStats {
-    /// The node's ID for the peer. A node does not reuse an ID until it restarts.
+    /// The node's ID for the peer. A node does not reuse an ID until the node restarts.
     pub id: i64,
     /// Time at which the peer connected, in Unix seconds of the node's clock.
     pub connected: i64,
     /// Network of the peer, named as in getpeerinfo, for example `ipv4` or `onion`.
     pub network: &'static str,
-    /// IP address of the peer, if the peer has one and the node reports it. The node reports no address for a peer that
-    /// was added by host name (`-addnode=host`).
+    /// IP address of the peer, if the peer has an IP address and the node reports the address. The node reports no
+    /// address for a peer that was added by host name (`-addnode=host`).
     pub address: Option<IpAddr>,
     /// Number of the autonomous system (AS) of the address, if the node uses an AS map (`-asmap`).
     pub mapped_as: Option<u32>,
@@ -27,11 +27,13 @@ pub struct PeerStats {
     pub transport: &'static str,
     /// P2P protocol version; 0 before the peer has sent its `version` message.
     pub version: i64,
-    /// User agent, as the peer claims it; empty before the peer has sent it.
+    /// User agent in the peer's `version` message; empty before the peer has sent this message.
     pub subversion: String,
-    /// Services that the peer offers: bits of Core's `ServiceFlags`; `None` if the node's response does not contain them.
+    /// Services that the peer offers: bits of Core's `ServiceFlags`; `None` if the node's response does not contain
+    /// them.
     pub services: Option<u64>,
-    /// Height of the best header that the peer is known to have; `None` if none is known.
+    /// Height of the best block that the peer has announced and whose header the node has; `None` if there is no such
+    /// block.
     pub best_header: Option<i64>,
     /// Round-trip time of the last ping.
     pub ping: Option<Duration>,
@@ -45,7 +47,8 @@ pub struct PeerStats {
     pub high_bandwidth_from: bool,
     /// Whether the peer takes part in address relay.
     pub addr_relay: bool,
-    /// Number of the peer's addresses that were processed; `None` if the call does not report it.
+    /// Number of addresses from the peer that the node has processed; `None` if the call that returned these statistics
+    /// does not report the number.
     pub addresses_processed: Option<u64>,
     /// Number of addresses from the peer that the node dropped because of its rate limit; `None` if the call that
     /// returned these statistics does not report the number.
@@ -58,10 +61,10 @@ pub struct PeerStats {
     /// Heights of the blocks that the node is downloading from the peer.
     pub blocks_in_flight: Vec<i64>,
     /// Whether the node announces transactions to the peer; false if the call that returned these statistics does not
-    /// report it.
+    /// report this setting.
     pub relays_transactions: bool,
     /// The peer's minimum fee rate for transactions (BIP 133 `feefilter`), in BTC/kvB; `None` if the call that returned
-    /// these statistics does not report it.
+    /// these statistics does not report the fee rate.
     pub min_fee_filter: Option<f64>,
     /// Bytes sent to the peer, by message type.
     pub sent: Vec<(String, u64)>,
@@ -154,9 +157,15 @@ pub struct Node(pub(super) BoundCapability<node::Client>);
 /// primitive value.
 macro_rules! plain {
     ($($(#[$doc:meta])* $name:ident = $request:ident -> $type:ty;)*) => {
-        $($(#[$doc])* pub async fn $name(&self) -> Result<$type, CallError> {
-            Ok(call!(self.0, $request)?.get()?.get_result())
-        })*
+        $(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
+            pub async fn $name(&self) -> Result<$type, CallError> {
+                Ok(call!(self.0, $request)?.get()?.get_result())
+            }
+        )*
     };
 }
 
@@ -181,11 +190,17 @@ impl Node {
     }
 
     /// Hash of the tip.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn best_block_hash(&self) -> Result<BlockHash, CallError> {
         call!(self.0, get_best_block_hash_request)?.get()?.get_result()?.try_into()
     }
 
     /// Number of peers that are connected in this direction.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn peers(&self, direction: PeerDirection) -> Result<u64, CallError> {
         Ok(call!(self.0, get_node_count_request, |params| params.set_flags(direction as i32))?
             .get()?
@@ -193,6 +208,9 @@ impl Node {
     }
 
     /// Height of the best known header; `None` if the node has no header.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn header_height(&self) -> Result<Option<i32>, CallError> {
         let answer = call!(self.0, get_header_tip_request)?;
         let answer = answer.get()?;
@@ -200,6 +218,9 @@ impl Node {
     }
 
     /// Statistics of each connected peer.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn peer_stats(&self) -> Result<Vec<PeerStats>, CallError> {
         let answer = call!(self.0, get_nodes_stats_request)?;
         answer.get()?.get_stats()?.iter().map(PeerStats::read).collect()

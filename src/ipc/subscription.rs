@@ -1,4 +1,4 @@
-//! A subscription to callbacks of the node, which is ended through the node's Handler interface.
+//! A subscription to callbacks of the node. A call on the node's Handler interface ends the subscription.
 //!
 //! The subscription is over when three steps have happened in this order: the node has responded to `disconnect`, has
 //! called `destroy` on the callback object, and has released the callback object. If the connection closes before the
@@ -13,7 +13,7 @@ use super::{CallError, is_thread_busy};
 use crate::schema::handler_capnp::handler;
 
 /// The exporter's object that receives the node's callbacks. The object is dropped when the node has released its
-/// references.
+/// references to the object.
 pub(super) struct CallbackObject {
     _released: oneshot::Sender<()>,
 }
@@ -25,7 +25,7 @@ impl CallbackObject {
     }
 }
 
-/// An active subscription to notifications or to the UTXO cache trace.
+/// An active subscription to a node's chain notifications or to the node's UTXO cache trace.
 pub struct Subscription {
     handler: BoundCapability<handler::Client>,
     released: oneshot::Receiver<()>,
@@ -43,6 +43,9 @@ impl Subscription {
     /// Ends the subscription while the connection stays open: calls `disconnect`, and waits without a time limit until
     /// the node has destroyed and released the callback object. If the exporter closes the connection instead, the
     /// guard ends the subscription.
+    ///
+    /// # Errors
+    /// The `disconnect` call failed with an error other than `thread busy`.
     pub async fn end(self) -> Result<(), CallError> {
         /// Interval between two `disconnect` calls while the node's thread is busy with another call.
         const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
@@ -54,7 +57,8 @@ impl Subscription {
                 error => return Err(error),
             }
         }
-        // No value is ever sent. Dropping the callback object drops the sender, which ends this wait with an error.
+        // The sender never sends a value. The wait ends with an error when the callback object, which contains the
+        // sender, is dropped.
         let _ = self.released.await;
         Ok(())
     }

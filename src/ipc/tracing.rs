@@ -28,9 +28,13 @@ impl Tracing {
         Tracing(self.0.on_thread(thread))
     }
 
-    /// Subscribes to the trace. The guard responds to each callback and sends it to the exporter as an event.
+    /// Subscribes to the UTXO cache trace. The guard responds to each callback, and sends the callback to the exporter
+    /// as an event.
     ///
     /// After this call the connection must stay open until [`Subscription::end`] has returned.
+    ///
+    /// # Errors
+    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn subscribe(&self) -> Result<Subscription, CallError> {
         let (callback, released) = CallbackObject::new();
         let callback: utxo_cache_trace::Client = capnp_rpc::new_client(callback);

@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::{FailureCause, HttpFailure};
 use crate::text;
 
-/// The reason why a call to the node failed. The texts are untrusted and may have any length, because they come from
-/// the node or from another server at its address. [`Display`](fmt::Display) truncates the message to one line of at
-/// most [`text::MESSAGE_BYTES`] bytes.
+/// The reason why a call to the node failed. The error texts are untrusted and may have any length, because they come
+/// from the node, or from another server at the node's address. [`Display`](fmt::Display) truncates the message to one
+/// line of at most [`text::MESSAGE_BYTES`] bytes.
 #[derive(Debug)]
 pub enum CallError {
     /// There was no response within the deadline.
@@ -44,9 +44,9 @@ impl CallError {
         }
     }
 
-    /// Whether the poll has to end, because the node hangs or has exited and further calls would fail, too. A failure
-    /// over HTTP ends the poll if the node is polled over HTTP only (`is_http_only`). A full work queue of the node's
-    /// HTTP server never ends the poll.
+    /// Whether the current poll has to end, because the node hangs or has exited and further calls would fail, too. A
+    /// failure over HTTP ends the poll if the node is polled over HTTP only (`is_http_only`). A full work queue of the
+    /// node's HTTP server never ends the poll.
     pub fn ends_poll(&self, is_http_only: bool) -> bool {
         match self {
             CallError::TimedOut(_) | CallError::Disconnected(_) => true,

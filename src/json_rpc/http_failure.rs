@@ -46,8 +46,8 @@ impl FailureCause {
         Self::NAMES[self as usize]
     }
 
-    /// Whether this cause means that the node that responded before no longer runs: it has exited, it was restarted, or
-    /// another node responds now.
+    /// Whether this cause means that the node that responded before no longer runs: the node has exited, the node was
+    /// restarted, or another node responds now.
     pub fn is_node_gone(self) -> bool {
         matches!(self, FailureCause::Refused | FailureCause::Warmup | FailureCause::DifferentNode)
     }

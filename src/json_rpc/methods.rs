@@ -89,8 +89,9 @@ impl Method {
 
 /// Checks that the list permits a call of the method `name` with these parameters.
 ///
-/// # Errors The method is not in the list, or its parameters are not permitted. The text names the method and has a
-/// bounded length.
+/// # Errors
+/// The method is not in the list, or its parameters are not permitted. The text names the method and has a bounded
+/// length.
 pub(crate) fn check(name: &str, parameters: &Value) -> Result<(), String> {
     /// Maximum number of characters of an unknown method name in the error text.
     const SHOWN: usize = 40;

@@ -1,4 +1,4 @@
-//! JSON-RPC calls to the node, and the trait of the two transports: IPC (`src/ipc/json_rpc.rs`) and [`http`].
+//! JSON-RPC calls to the node, and the trait of the two transports: IPC (`src/ipc/execute_rpc.rs`) and [`http`].
 //!
 //! `methods` lists the permitted methods, which only read the node's state. `error` contains the error type
 //! of calls, and `http_failure` the failures of requests over HTTP. This file encodes requests and decodes responses.
@@ -111,6 +111,9 @@ pub(crate) struct Response<'a> {
 
 impl Response<'_> {
     /// Returns the JSON text of the result, or `null` if the response has no result.
+    ///
+    /// # Errors
+    /// The response contains an error object.
     pub fn result(self) -> Result<String, CallError> {
         match self.error.filter(|error| !error.is_null()) {
             Some(error) => Err(call_error(&error)),

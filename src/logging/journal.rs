@@ -1,4 +1,5 @@
-//! Log target for the systemd journal. Writing to its socket blocks if nothing reads it, so a separate thread writes.
+//! Log target for the systemd journal. A separate thread writes to the journal's socket, because writing blocks if
+//! nothing reads the socket.
 
 use std::fmt::Debug;
 use std::io;
@@ -19,7 +20,7 @@ use super::queue::{self, LineQueue, LogWriter, MAX_WAITING_LINES};
 const SOCKET: &str = "/run/systemd/journal/socket";
 /// Interval between attempts to reach a journal that is not running.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Time that the start of the exporter waits for a journal whose socket is full.
+/// Maximum time for which the startup of the exporter waits for a journal whose socket is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A log event for the journal, with its field values as text.
@@ -51,7 +52,7 @@ impl<S: Subscriber> Layer<S> for JournalLayer {
     }
 }
 
-/// Connects to the journal. Blocks while its socket is full.
+/// Connects to the journal. Blocks while the journal's socket is full.
 fn connect() -> io::Result<Dispatch> {
     let priorities = PriorityMappings {
         error: Priority::Error,
@@ -60,30 +61,35 @@ fn connect() -> io::Result<Dispatch> {
         debug: Priority::Debug,
         trace: Priority::Debug,
     };
-    // Field names have no prefix, so that `journalctl BLOCK_HEIGHT=800000` finds them. Levels are mapped to syslog priorities.
+    // Field names get no prefix, so `journalctl BLOCK_HEIGHT=800000` finds them. Levels are mapped to syslog
+    // priorities.
     let journal = tracing_journald::layer()?.with_field_prefix(None).with_priority_mappings(priorities);
-    // The identifier is the file name of the binary, which users know, also in the exporter process of the supervisor.
+    // The syslog identifier is the file name of the binary, also in the exporter process that the supervisor starts.
     let binary = std::env::current_exe().ok();
     let name = binary.as_deref().and_then(Path::file_name).unwrap_or_default();
     let journal = journal.with_syslog_identifier(name.to_string_lossy().into());
     Ok(Dispatch::new(registry().with(journal)))
 }
 
-/// Starts the writer thread. Fails if there is no journal.
+/// Connects to the journal, and starts the writer thread.
+///
+/// # Errors
+/// There is no journal, or a thread cannot be started.
 pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, LogWriter)> {
     let probe = UnixDatagram::unbound()?;
     probe.set_nonblocking(true)?;
     match probe.send_to(&[], SOCKET) {
         Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-        _ => probe.set_nonblocking(false)?, // a journal whose socket is full exists, too
+        _ => probe.set_nonblocking(false)?, // a full socket shows that the journal exists
     }
-    // Connects now, because the sandbox will forbid it later. If the socket is full, the thread has made its own socket by the timeout.
+    // Connect now, because the sandbox forbids new sockets later. If the journal's socket is full, the thread
+    // `log-connect` has created its socket before the timeout, and connects later.
     let (sender, connected) = mpsc::channel();
     thread::Builder::new().name("log-connect".into()).spawn(move || sender.send(connect()))?;
     let mut journal = connected.recv_timeout(CONNECT_TIMEOUT).ok().transpose()?;
     let (entries, writer) = queue::start("log-journal", MAX_WAITING_LINES, move |entry: JournalEntry| {
-        // The crate does not report entries that it could not send, so this tests the socket with an empty message, which the journal
-        // discards.
+        // tracing_journald does not report entries that it could not send. Test the socket with an empty message,
+        // which the journal discards.
         while probe.send_to(&[], SOCKET).is_err() {
             thread::sleep(RETRY_INTERVAL);
         }

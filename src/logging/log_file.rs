@@ -1,4 +1,4 @@
-//! A log file that is reopened when its path names another file, for example after logrotate.
+//! A log file that is reopened when its path refers to another file, for example after logrotate.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use crate::files;
 
-/// Interval between checks whether the path still names the open file.
+/// Interval between checks whether the path still refers to the open file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An open log file. Writes append to the file that its path names at that time.
+/// An open log file. At most once a second, a write first checks the path. If the path refers to another file, the
+/// write opens that file and replaces the open file with it.
 pub struct LogFile {
     path: PathBuf,
     file: File,
@@ -19,7 +20,10 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Opens the file, and creates it if it does not exist. Errors are those of [`files::append_to`].
+    /// Opens the file, and creates it if it does not exist.
+    ///
+    /// # Errors
+    /// The errors of [`files::append_to`].
     pub fn open(path: &Path) -> io::Result<Self> {
         Ok(LogFile { path: path.into(), file: files::append_to(path)?, checked: None })
     }
@@ -29,7 +33,7 @@ impl LogFile {
         Ok((opened.dev(), opened.ino()) == (named.dev(), named.ino()))
     }
 
-    /// Reopens the file if its path names another one. Keeps the open file if that one cannot be opened.
+    /// Reopens the file if its path refers to another file. If the other file cannot be opened, keeps the open file.
     fn reopen_if_moved(&mut self) {
         if self.checked.is_some_and(|checked| checked.elapsed() < CHECK_INTERVAL) {
             return;
@@ -77,7 +81,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         write("four ");
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "four ");
-        // No file can be created under the path: the open file is kept.
+        // After this rename no file can be created at the path, so `log` continues to write to the open file.
         std::fs::rename(dir.path(), dir.path().with_extension("moved")).unwrap();
         write("five ");
         std::fs::rename(dir.path().with_extension("moved"), dir.path()).unwrap();

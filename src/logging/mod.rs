@@ -57,13 +57,14 @@ impl LogLevel {
     }
 }
 
-/// Handle of the log writers. Dropping it writes the queued lines.
+/// Handle of the log writers. Dropping the handle writes the queued lines.
 pub struct Logging {
     _writers: Vec<LogWriter>,
 }
 
-/// Starts logging to `log`, and also to `file` if it is given. `RUST_LOG` overrides the level. No caller waits for a line to be written:
-/// stderr, the journal and the file have a thread and a bounded queue each, and [`dropped_lines`] counts the lines that were not written.
+/// Starts logging to `log`, and also to `file` if it is given. `RUST_LOG` overrides the level. No caller waits for a
+/// line to be written, because stderr, the journal and the file each have a thread and a bounded queue.
+/// [`dropped_lines`] counts the lines that were not written.
 ///
 /// # Errors
 /// RUST_LOG is invalid, or the file cannot be opened.
@@ -104,8 +105,8 @@ fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(LineQ
     queue::start(thread, MAX_WAITING_LINES, move |line: Vec<u8>| to.write_all(&line))
 }
 
-/// Prints to standard output from another thread, so that a reader that does not read delays nothing. Dropping the returned writer waits
-/// for that thread for a second at most.
+/// Prints to standard output from another thread. The calling thread is not delayed if the output is not read.
+/// Dropping the returned writer waits for the other thread for at most a second.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -115,8 +116,8 @@ pub fn print_in_background(text: Vec<u8>) -> io::Result<LogWriter> {
     Ok(writer)
 }
 
-/// Whether stderr is connected to the journal. systemd sets JOURNAL_STREAM to the device and inode of the stream that it connected to the
-/// journal.
+/// Whether stderr is connected to the journal. systemd sets JOURNAL_STREAM to the device and inode of the stream that
+/// it connected to the journal.
 fn stderr_is_the_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     std::fs::metadata("/proc/self/fd/2")

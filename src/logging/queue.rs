@@ -1,4 +1,4 @@
-//! Output queues with a writer thread each, so that no other thread waits for a slow target.
+//! Output queues. Each queue has its own writer thread, so no other thread waits for a slow log target.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,12 +6,13 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Maximum number of queued lines. Only debug logging or a target that is not read exceeds it; further lines are dropped.
+/// Maximum number of queued lines; further lines are dropped. The queue fills only with debug logging, or if no process
+/// reads the target.
 pub const MAX_WAITING_LINES: usize = 10_000;
 /// Maximum wait at exit for the queued lines to be written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Number of lines that were not written, for all targets.
+/// Number of lines that were not written, summed over all targets.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
 /// Number of log lines that were not written because their target accepted them too slowly or not at all.
@@ -48,7 +49,7 @@ impl Write for LineQueue<Vec<u8>> {
     }
 }
 
-/// Handle of a writer thread. Dropping it waits until the queued lines are written, for a second at most.
+/// Handle of a writer thread. Dropping the handle waits until the queued lines are written, for at most a second.
 pub struct LogWriter {
     end: Box<dyn Fn() -> bool + Send>,
     ended: Receiver<()>,
@@ -67,6 +68,9 @@ impl Drop for LogWriter {
 }
 
 /// Starts a thread with this name that writes the queued lines. Lines whose write fails are counted as dropped.
+///
+/// # Errors
+/// The thread cannot be started.
 pub fn start<T: Send + 'static>(
     name: &str,
     capacity: usize,
@@ -107,7 +111,7 @@ mod tests {
         })
         .unwrap();
         let before = dropped_lines();
-        // The thread holds one line, and two are queued.
+        // The thread has taken one line, and two lines are queued.
         (1..=100).for_each(|line| queue.push(line));
         assert!((97..=98).contains(&(dropped_lines() - before)));
         (0..3).for_each(|_| go.send(()).unwrap());

@@ -9,18 +9,19 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of remembered texts, which also limits the number of lines in one interval.
 const MAX_TEXTS: usize = 16;
 
-/// Limits how often the same text is logged; remembers the texts that were logged last.
+/// Limiter of repeated log lines, with the texts that were logged last.
 #[derive(Default)]
 pub struct RepeatLimiter(RefCell<Vec<LoggedText>>);
 
-/// A text that was logged, with the number of repetitions since then.
+/// A text that was logged, with the number of times that it was suppressed since it was logged.
 struct LoggedText {
     text: String,
     logged: Instant,
     suppressed: u64,
 }
 
-/// Number of times that a text was suppressed since its last line. It is displayed at the end of the next line; zero displays nothing.
+/// Number of times that a text was suppressed since its last line. The number is displayed at the end of the next
+/// line, unless it is zero.
 #[derive(Debug, PartialEq)]
 pub struct Suppressed(u64);
 
@@ -34,8 +35,8 @@ impl fmt::Display for Suppressed {
 }
 
 impl RepeatLimiter {
-    /// Decides whether to log this text now; `None` if it was logged less than a minute ago, or if too many texts were logged in the last
-    /// minute.
+    /// Decides whether to log this text now; `None` if the text was logged less than a minute ago, or if [`MAX_TEXTS`]
+    /// other texts were logged in the last minute.
     pub fn admit(&self, text: &str) -> Option<Suppressed> {
         self.admit_at(text, Instant::now())
     }

@@ -39,18 +39,20 @@ area! {
             &["ChainNotifications.blockConnected; without ChainNotifications, tip changes from Mining.waitTipChanged"]);
         connected: Counter = counter("bitcoin_blocks_connected_total",
             "Blocks connected to the active chain, without the historical blocks of an assumeutxo node",
-            &["ChainNotifications.blockConnected; without ChainNotifications, the headers after a tip change (JSON-RPC)"]);
+            &["ChainNotifications.blockConnected; without ChainNotifications, the block headers that the exporter \
+                 reads after a tip change (JSON-RPC)"]);
         disconnected: Counter = counter("bitcoin_blocks_disconnected_total",
             "Blocks disconnected from the active chain by reorganizations",
-            &["ChainNotifications.blockDisconnected; without ChainNotifications, the headers after a tip change (JSON-RPC)"]);
+            &["ChainNotifications.blockDisconnected; without ChainNotifications, the block headers that the exporter \
+                 reads after a tip change (JSON-RPC)"]);
         historical: Counter = counter("bitcoin_historical_blocks_connected_total",
-            "Blocks below an assumeutxo snapshot, connected in the background to validate it. No other metric counts them \
-             or their contents",
+            "Blocks below an assumeutxo snapshot that the node connected in the background to validate the snapshot. \
+             No other metric counts these blocks or their contents",
             &["ChainNotifications.blockConnected with `role.historical`"]);
         uncounted_tip_changes: Counter = counter("bitcoin_exporter_uncounted_tip_changes_total",
-            "Tip changes whose blocks could not be counted, because the node does not know the earlier tip (it has \
-             another chain, or has rebuilt its block index)",
-            &["Mining.waitTipChanged; headers (JSON-RPC)"]);
+            "Tip changes whose blocks could not be counted, because the node does not have the block of the earlier \
+             tip (the node has another chain, or has rebuilt its block index)",
+            &["Mining.waitTipChanged; block headers that the exporter reads after a tip change (JSON-RPC)"]);
         tip_updates: Counter = counter("bitcoin_tip_updates_total",
             "Changes of the tip of the active chain", &["ChainNotifications.updatedBlockTip; without ChainNotifications, Mining.waitTipChanged"]);
         flushes: Counter = counter("bitcoin_chain_state_flushes_total",
@@ -71,14 +73,15 @@ area! {
             "Total fees of the transactions in connected blocks, in satoshis",
             &["JSON-RPC getblockstats of each block that is connected after initial block download"]);
         uncounted_blocks: Counter = counter("bitcoin_exporter_uncounted_blocks_total",
-            "Connected blocks whose contents or fees were not counted, because the node no longer had them when it was called (it prunes \
-             blocks), or because too many were waiting. Blocks of initial block download are neither counted nor included",
+            "Connected blocks whose contents or fees were not counted, because the node had already pruned them, or \
+             because too many blocks were waiting to be counted. Blocks of initial block download are not included",
             &["JSON-RPC getblockstats"]);
     }
 }
 
 impl BlockMetrics {
-    /// Starts the counters of the contents of connected blocks, except the fees, which notifications do not contain.
+    /// Exports the counters of the contents of connected blocks, at 0 if they have no value yet. Omits the counter of
+    /// the fees, which notifications do not contain.
     pub fn start_contents(&self) {
         for counter in [
             &self.connected_transactions,

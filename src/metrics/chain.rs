@@ -17,7 +17,7 @@ area! {
             "Verified share of all transactions in the chain, as estimated by the node, 0 to 1",
             &["Node.getVerificationProgress; getblockchaininfo"]).of_node();
         tip_timestamp: Gauge = gauge("bitcoin_tip_timestamp_seconds",
-            "Timestamp in the tip's header, which the block's miner chose, Unix seconds",
+            "Timestamp in the tip's header, as chosen by the miner of the block, in Unix seconds",
             &["Node.getLastBlockTime; getblockchaininfo `time`"]).of_node();
         tip_hash_suffix: Gauge = gauge("bitcoin_tip_hash_suffix",
             "Last 13 hexadecimal digits of the tip's hash, as a number; equal on nodes with the same tip",
@@ -39,7 +39,7 @@ area! {
             "Proof-of-work difficulty of the next block",
             &["JSON-RPC getmininginfo `next.difficulty` (Bitcoin Core 29 and later)"]).of_node();
         tips: GaugeVec<1> = gauge("bitcoin_chain_tips",
-            "Tips of the block tree by status",
+            "Branches of the block tree that the node has seen, including the active chain, by status",
             &["JSON-RPC getchaintips, at most once a minute, not during initial block download"]).by(&["status"]).of_node();
         hashrate: GaugeVec<1> = gauge("bitcoin_hashrate_estimate",
             "Estimated hash rate of the network over the last `blocks` blocks, hashes per second",

@@ -7,8 +7,8 @@ area! {
     /// Metrics about chainstates, indexes and soft fork deployments.
     pub struct ChainstateMetrics {
         height: GaugeVec<1> = gauge("bitcoin_chainstate_height",
-            "Height of each chainstate: `normal`; with assumeutxo `snapshot`, and `background` until the snapshot is \
-             validated",
+            "Height of each chainstate: `normal`, or, on a node that was started from an assumeutxo snapshot, \
+             `snapshot` and (until the snapshot is validated) `background`",
             &["JSON-RPC getchainstates `blocks`"]).by(&["chainstate"]).of_node();
         cache: GaugeVec<2> = gauge("bitcoin_chainstate_cache_bytes",
             "Size limit of each coin cache: `db` is the cache of the coin database, `tip` is the cache of coins in memory",
@@ -17,7 +17,7 @@ area! {
             "Share of the transactions up to the assumeutxo snapshot that are verified in the background, 0 to 1",
             &["JSON-RPC getblockchaininfo `backgroundvalidation` (Bitcoin Core 32)"]).of_node();
         index_height: GaugeVec<1> = gauge("bitcoin_index_height",
-            "Height of each optional index",
+            "Height up to which each optional index, for example txindex, is built",
             &["JSON-RPC getindexinfo `best_block_height`"]).by(&["index"]).of_node();
         index_synced: GaugeVec<1> = gauge("bitcoin_index_synced",
             "1 if the index has caught up with the chain, otherwise 0", &["JSON-RPC getindexinfo `synced`"]).by(&["index"]).of_node();

@@ -10,15 +10,16 @@ area! {
     pub struct ExporterMetrics {
         up: Gauge = gauge("bitcoin_up", "1 while the connection to the node works and the last poll succeeded, otherwise 0", EXPORTER);
         interface: GaugeVec<1> = gauge("bitcoin_exporter_interface",
-            "1 for each IPC interface that the node has. `http-rpc` is 1 while JSON-RPC over HTTP works, and 0 while it is configured but fails",
+            "1 for each IPC interface that the node has. `http-rpc` is 1 while JSON-RPC over HTTP works, and 0 while \
+             HTTP is configured but fails",
             EXPORTER).by(&["interface"]);
         http_rpc_failures: CounterVec<1> = counter("bitcoin_exporter_http_rpc_failures_total",
-            "Failed requests over HTTP, by cause: refused (connection), timeout, unauthorized (401), busy (503 twice), warmup (the \
-             node is starting), different_node, too_large, forbidden (403), other",
+            "Failed requests over HTTP, by cause: refused (connection), timeout, unauthorized (401), busy (status \
+             503 for two attempts), warmup (the node is starting), different_node, too_large, forbidden (403), other",
             EXPORTER).by(&["cause"]);
         utxo_trace: GaugeVec<1> = gauge("bitcoin_exporter_utxo_trace",
-            "1 for the current state of the UTXO cache trace: active, off, ibd (it waits for the end of initial block \
-             download), over_budget (disabled because it exceeded its budget)",
+            "1 for the current state of the UTXO cache trace: active, off, ibd (the trace waits for the end of \
+             initial block download), over_budget (the trace is disabled because it exceeded its budget)",
             EXPORTER).by(&["state"]).of_node();
         connects: Counter = counter("bitcoin_exporter_connects_total", "Connections made to the node", EXPORTER);
         disconnects: CounterVec<1> = counter("bitcoin_exporter_disconnects_total",
@@ -29,18 +30,20 @@ area! {
         poll_failures: CounterVec<1> = counter("bitcoin_exporter_poll_failures_total",
             "Failed calls to the node, by name of the call", EXPORTER).by(&["call"]);
         call_duration: GaugeVec<1> = gauge("bitcoin_exporter_call_duration_seconds",
-            "Duration of the last call to the node by name of the call, including failed calls and the wait for other calls of the exporter. Polls \
-             make most calls once, so one scrape per poll gets nearly all durations",
+            "Duration of the last call to the node by name of the call, including failed calls and the wait for \
+             other calls of the exporter. A poll makes most calls once, so a scrape after each poll gets nearly all \
+             durations",
             EXPORTER).by(&["call"]).of_node();
         last_poll: Gauge = gauge("bitcoin_exporter_last_poll_timestamp_seconds",
             "End time of the last successful poll, Unix seconds", EXPORTER);
         callbacks: CounterVec<1> = counter("bitcoin_exporter_callbacks_total",
             "Notifications received from the node, by callback", EXPORTER).by(&["callback"]);
         callback_duration: Histogram = histogram("bitcoin_exporter_callback_duration_seconds",
-            "Time from the moment at which the guard receives a notification until it has responded. It excludes the time before, in which the guard waited for a CPU; that time is in bitcoin_exporter_guard_run_delay_seconds_total",
+            "Time from the receipt of a notification by the guard until the guard has responded. The time for which \
+             the guard waited for a CPU before the receipt is in bitcoin_exporter_guard_run_delay_seconds_total",
             EXPORTER, &[2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 1e-1, 1.0]);
         guard_run_delay: Counter = counter("bitcoin_exporter_guard_run_delay_seconds_total",
-            "Time that the guard was runnable and waited for a CPU, and during which the node may have waited for the guard",
+            "Time for which the guard was runnable and waited for a CPU, so the node may have waited for the guard",
             &["/proc/PID/schedstat of the guard"]);
         events_dropped: CounterVec<1> = counter("bitcoin_exporter_events_dropped_total",
             "Notifications that the guard answered but the exporter did not count, because the guard's event queue was full", EXPORTER).by(&["event"]);

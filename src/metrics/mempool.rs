@@ -31,8 +31,8 @@ area! {
         min_feerate: Gauge = gauge("bitcoin_mempool_min_feerate_sat_per_vbyte",
             "Lowest fee rate that the mempool accepts", INFO).of_node();
         incremental_feerate: Gauge = gauge("bitcoin_mempool_incremental_feerate_sat_per_vbyte",
-            "Minimum fee rate increment, which applies to a replacement of transactions and to the mempool's minimum fee \
-             rate when the mempool is full",
+            "Increment of the fee rate that a replacement of a transaction must pay, and by which the minimum fee \
+             rate of a full mempool rises",
             &["JSON-RPC getmempoolinfo `incrementalrelayfee`"]).of_node();
         relay_min_feerate: Gauge = gauge("bitcoin_mempool_relay_min_feerate_sat_per_vbyte",
             "Lowest fee rate of transactions that the node relays, even if the mempool is empty",
@@ -58,8 +58,8 @@ area! {
              prioritisetransaction",
             DIAGRAM).by(&["from"]).of_node();
         depth_feerate: GaugeVec<1> = gauge("bitcoin_mempool_depth_feerate_sat_per_vbyte",
-            "Lowest fee rate in the given number of blocks (1,000,000 vB each), if they are filled with the best \
-             transactions of the mempool; absent if the mempool cannot fill them",
+            "Lowest fee rate in the next `blocks` blocks, if these blocks (1,000,000 vB each) are filled with the \
+             best transactions of the mempool; absent if the mempool cannot fill the blocks",
             DIAGRAM).by(&["blocks"]).of_node();
         added: Counter = counter("bitcoin_mempool_tx_added_total",
             "Transactions added to the mempool", &["ChainNotifications.transactionAddedToMempool"]);

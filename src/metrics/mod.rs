@@ -1,10 +1,12 @@
-//! The metric families of the IPC exporter, with a file per area, and the model that both exporters use.
+//! The metric families of the IPC exporter, with a file per area (chain, mempool, network and others), and the model
+//! that both exporters use.
 //!
 //! This module does not depend on the sources of values. `model` has the types: a family consists of a declaration
 //! (name, kind, labels, help, sources, lifetime) and samples. There are two ways to create a family:
 //!
-//! - **pushed** (`pushed`): the table of an area declares a handle for each metric (`chain` is a short example). Code
-//!   that has a value sets it: `metrics.chain.height.set(Some(7))`. Values from polls of the node are pushed.
+//! - **pushed** (`pushed`): the table in the file of an area declares a handle for each metric (`chain` is a short
+//!   example). Code that has a value sets it: `metrics.chain.height.set(Some(7))`. Values from polls of the node are
+//!   pushed.
 //! - **read at the scrape**: a function returns families with their current values, and declares each family in the
 //!   same expression. `own_process` and the tracepoint groups of `usdt` have such functions.
 //!
@@ -96,7 +98,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Creates all families. Only the families about the exporter itself have samples then.
+    /// Creates all families. At first, only the families about the exporter itself have samples.
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::default();
         let metrics = Metrics {
@@ -120,7 +122,7 @@ impl Metrics {
     }
 
     /// Sets the interval of polls. Values read from the node expire after two intervals. Before the first call of this
-    /// function, they do not expire.
+    /// function, values do not expire.
     pub fn set_poll_interval(&self, interval: Duration) {
         self.poll_lifetime.set(lifetime(interval));
     }

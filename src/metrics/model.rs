@@ -35,8 +35,8 @@ impl Kind {
 pub enum Lifetime {
     /// The samples are exported as long as the exporter runs.
     Exporter,
-    /// The samples were read from the node. They are exported until the connection to the node is lost or they expire
-    /// (METRICS.md has the rules).
+    /// The samples were read from the node. The samples are exported until the connection to the node is lost or they
+    /// expire (METRICS.md has the rules).
     Node,
 }
 
@@ -49,7 +49,8 @@ pub struct Declaration {
     pub kind: Kind,
     /// Names of the labels.
     pub labels: &'static [&'static str],
-    /// Help text: one sentence without a full stop at the end. It states the unit, unless the name contains the unit.
+    /// Help text: one sentence without a full stop at the end. The text states the unit, unless the name contains the
+    /// unit.
     pub help: &'static str,
     /// Sources of the values. A tracepoint is given as its full name, for example `net:inbound_message`.
     pub sources: &'static [&'static str],

@@ -42,31 +42,33 @@ area! {
             PEERS).by(&["direction"]).of_node();
         addr_relay: Gauge = gauge("bitcoin_peers_addr_relay", "Peers that take part in address relay", PEERS).of_node();
         clock_off: GaugeVec<1> = gauge("bitcoin_peers_clock_off",
-            "Peers whose clock differs from the node's by more than 10 seconds, by its direction: `ahead` or `behind`",
+            "Peers whose clock is more than 10 seconds ahead of or behind the node's clock, by direction: `ahead` or \
+             `behind`",
             PEERS).by(&["direction"]).of_node();
         ping_overdue: Gauge = gauge("bitcoin_peers_ping_overdue",
             "Peers that have not responded to a ping for more than 5 seconds", PEERS).of_node();
         with_blocks_in_flight: Gauge = gauge("bitcoin_peers_with_blocks_in_flight",
             "Peers from which the node is downloading blocks", PEERS).of_node();
         blocks_in_flight: Gauge = gauge("bitcoin_blocks_in_flight",
-            "Blocks being downloaded; a block requested from several peers counts once", PEERS).of_node();
+            "Blocks that the node is downloading; a block requested from several peers counts once", PEERS).of_node();
         by_version: GaugeVec<1> = gauge("bitcoin_peers_by_version",
             "Peers by protocol version; versions outside 70001 to 70099 are `other`", PEERS).by(&["version"]).of_node();
         by_client: GaugeVec<2> = gauge("bitcoin_peers_by_client",
-            "Peers by the software that their user agent claims: `core` with the major version of Bitcoin Core, `knots`, or \
-             `other`; without peers that have not sent a user agent",
+            "Peers by the software that their user agent claims: `core` with the major version of Bitcoin Core, \
+             `knots`, or `other`; peers that have not sent a user agent are not counted",
             &["Node.getNodesStats; getpeerinfo `subver`"]).by(&["client", "version"]).of_node();
         by_service: GaugeVec<1> = gauge("bitcoin_peers_by_service",
-            "Peers that offer a service; a peer can offer several. Services that Bitcoin Core does not know are `other`",
+            "Peers by the services that they offer; a peer that offers several services counts for each of them. \
+             Services unknown to Bitcoin Core are `other`",
             &["Node.getNodesStats; getpeerinfo `services`"]).by(&["service"]).of_node();
         ahead: Gauge = gauge("bitcoin_peers_ahead",
-            "Peers that have announced a valid header higher than the node's tip. Blocks of other branches count, too",
+            "Peers that have announced a valid header, on any branch, that is higher than the node's tip",
             &["Node.getNodesStats; getpeerinfo `synced_headers`"]).of_node();
         low_fee_relay: Gauge = gauge("bitcoin_peers_low_fee_relay",
             "Peers with transaction relay that have sent a fee filter below 1 sat/vB",
             &["getpeerinfo `relaytxes`, `minfeefilter` (Node.getNodesStats has no such field)"]).of_node();
         addr_rate_limited: Gauge = gauge("bitcoin_peers_addr_rate_limited",
-            "Peers with rate-limited addr messages",
+            "Peers that sent more addresses than the node's rate limit permits",
             &["Node.getNodesStats; getpeerinfo `addr_rate_limited`"]).of_node();
         inv_to_send: GaugeVec<1> = gauge("bitcoin_peers_inv_to_send",
             "Transactions waiting to be announced to the connected peers, in the peers' own queues and in the common \
@@ -74,20 +76,20 @@ area! {
             &["getpeerinfo `inv_to_send` (Bitcoin Core 31 and later; Node.getNodesStats has no such field) plus getnetworkinfo \
                `inv_buckets` (32 and later)"]).by(&["statistic"]).of_node();
         inv_backlog: GaugeVec<1> = gauge("bitcoin_inv_backlog",
-            "Transactions held back by the rate limit on announcements, in the common backlog of all inbound or of all \
-             outbound peers",
+            "Transactions that wait to be announced because of the rate limit on announcements, in the common \
+             backlog of all inbound or of all outbound peers",
             &["JSON-RPC getnetworkinfo `inv_buckets` (Bitcoin Core 32 and later)"]).by(&["direction"]).of_node();
         clock_offset: Gauge = gauge("bitcoin_clock_offset_seconds",
-            "Median offset of the clocks of outbound peers from the node's, in seconds; 0 with fewer than five outbound \
-             peers",
+            "Median offset of the clocks of outbound peers from the node's clock, in seconds; 0 with fewer than five \
+             outbound peers",
             &["JSON-RPC getnetworkinfo `timeoffset`"]).of_node();
         largest_group: GaugeVec<2> = gauge("bitcoin_peers_largest_group",
             "Peers in the largest address group, by direction and type of group: `netgroup` is an IPv4 /16 or an IPv6 \
              /32, `as` is an autonomous system. `as` is absent unless the node has a map of autonomous systems (-asmap)",
             &["Node.getNodesStats; getpeerinfo `addr`, `mapped_as`"]).by(&["by", "direction"]).of_node();
         groups: GaugeVec<2> = gauge("bitcoin_peers_groups",
-            "Address groups with at least one connected peer, by direction and type of group (as above); only IPv4 and \
-             IPv6 peers have a netgroup",
+            "Address groups with at least one connected peer, by direction and type of group: `netgroup` (an IPv4 \
+             /16 or an IPv6 /32) or `as` (an autonomous system, only with -asmap)",
             &["Node.getNodesStats; getpeerinfo `addr`, `mapped_as`"]).by(&["by", "direction"]).of_node();
         message_bytes: CounterVec<2> = counter("bitcoin_p2p_message_bytes_total",
             "Bytes of P2P messages, by direction and type, of all peers that polls have seen since the exporter started. \
@@ -95,11 +97,12 @@ area! {
              bytes from before that poll are not counted",
             PEERS).by(&["direction", "type"]);
         addresses_processed: Counter = counter("bitcoin_addresses_processed_total",
-            "Addresses in the addr messages of peers that the node processed, counted like bitcoin_p2p_message_bytes_total",
+            "Addresses in addr messages that the node processed, for all peers that polls have seen since the \
+             exporter started",
             &["Node.getNodesStats; getpeerinfo `addr_processed`"]);
         addresses_rate_limited: Counter = counter("bitcoin_addresses_rate_limited_total",
-            "Addresses in the addr messages of peers that the node dropped because the peer had sent too many, counted like \
-             bitcoin_p2p_message_bytes_total",
+            "Addresses in addr messages that the node dropped because the peer had sent too many, for all peers that \
+             polls have seen since the exporter started",
             &["Node.getNodesStats; getpeerinfo `addr_rate_limited`"]);
         added_nodes: GaugeVec<1> = gauge("bitcoin_added_nodes",
             "Nodes that the operator has added (-addnode, addnode), by state: `connected` or `disconnected`; absent without \
@@ -109,18 +112,18 @@ area! {
             "Bytes that the node tries to send at most in 24 hours (-maxuploadtarget); absent without a target",
             UPLOAD).of_node();
         upload_left: Gauge = gauge("bitcoin_upload_target_left_bytes",
-            "Bytes that the node may still send in the present 24 hours; absent without a target", UPLOAD).of_node();
+            "Bytes that the node may still send in the current period of 24 hours; absent without a target", UPLOAD).of_node();
         upload_reached: Gauge = gauge("bitcoin_upload_target_reached",
             "1 if the upload target is reached, otherwise 0; absent without a target", UPLOAD).of_node();
         upload_historical: Gauge = gauge("bitcoin_upload_target_serves_historical_blocks",
             "1 if the node still serves blocks older than a week, 0 if the upload target forbids it; absent without a target",
             UPLOAD).of_node();
         tx_send_rate: Gauge = gauge("bitcoin_inv_rate_limit_per_second",
-            "Configured limit on announcements (-txsendrate), in transactions per second",
+            "Limit on the number of transactions that the node announces per second (-txsendrate)",
             &["JSON-RPC getnetworkinfo `tx_send_rate` (Bitcoin Core 32 and later)"]).of_node();
         inv_tokens: GaugeVec<2> = gauge("bitcoin_inv_tokens",
-            "Tokens in the buckets that limit announcements, by direction of the peers and unit: `transactions`, or `bytes` \
-             of their size",
+            "Tokens left in the token buckets that limit the announcement of transactions, by direction of the peers \
+             and unit: `transactions`, or `bytes` of transactions",
             &["JSON-RPC getnetworkinfo `inv_buckets` (Bitcoin Core 32 and later)"]).by(&["direction", "unit"]).of_node();
         banned: Gauge = gauge("bitcoin_banned", "Banned addresses and subnets", &["JSON-RPC listbanned"]).of_node();
         active: Gauge = gauge("bitcoin_network_active",

@@ -1,4 +1,4 @@
-//! Metrics about the next block: the contents of the block template that the node returns to a request now.
+//! Metrics about the next block: the contents of the last block template that the exporter requested.
 
 use super::model::{gauge, histogram};
 use super::pushed::{Gauge, Histogram, area};
@@ -45,7 +45,7 @@ area! {
 }
 
 impl NextBlockMetrics {
-    /// Starts the histograms with no observations. Called when the exporter starts to request templates.
+    /// Exports the histograms, without observations at first. Called when the exporter begins to request templates.
     pub fn start(&self) {
         self.duration.start();
         self.after_tip.start();

@@ -22,30 +22,35 @@ area! {
             "Uptime that the node reports, in seconds; Bitcoin Core up to 30 measures it with the wall clock",
             &["JSON-RPC uptime"]).of_node();
         memory_locked: GaugeVec<1> = gauge("bitcoin_memory_locked_bytes",
-            "Memory of the node's locked pool, which holds keys, by state", &["JSON-RPC getmemoryinfo"]).by(&["state"]).of_node();
+            "Memory in the node's pool of locked memory, which stores keys, by state: `used`, `free` or `locked`",
+            &["JSON-RPC getmemoryinfo"]).by(&["state"]).of_node();
         warnings: GaugeVec<1> = gauge("bitcoin_warnings",
             "Number of current warnings of the node by kind: `large_work_invalid_chain`, `fatal_internal_error`, \
-             `clock_out_of_sync`, `unknown_new_rules_activated`, `pre_release`, `other`. With `-deprecatedrpc=warnings` \
-             the node returns only one warning, and the other kinds are absent. The exporter logs the text of the \
-             warnings when it changes",
+             `clock_out_of_sync`, `unknown_new_rules_activated`, `pre_release`, `other`. With \
+             `-deprecatedrpc=warnings` the node returns only one warning, and the other kinds are absent. The \
+             exporter logs the text of the warnings when the text changes",
             &["JSON-RPC getnetworkinfo `warnings`; getblockchaininfo `warnings`"]).by(&["kind"]).of_node();
         rpc_active: Gauge = gauge("bitcoin_rpc_active_commands",
             "JSON-RPC calls that the node is executing, over HTTP and IPC, without the exporter's own call", RPC).of_node();
         rpc_longest: Gauge = gauge("bitcoin_rpc_longest_command_seconds",
-            "Time for which the longest of these calls has been running, in seconds; 0 without calls", RPC).of_node();
+            "Time for which the longest-running JSON-RPC call to the node has been running, in seconds, without the \
+             exporter's own call; 0 if no call is running", RPC).of_node();
         zmq_publishers: GaugeVec<1> = gauge("bitcoin_zmq_publishers",
             "ZMQ publishers of the node by type of notification; all types are 0 if none is configured, and absent if the node was built \
              without ZMQ",
             &["JSON-RPC getzmqnotifications"]).by(&["type"]).of_node();
         start_time: Gauge = gauge("bitcoin_node_start_time_seconds",
-            "Start time of the node, Unix seconds, rounded down. It changes when the node restarts, not when a clock is \
-             set. Two exporters that cannot see the node's process can differ by a second",
-            &["Start time of the node's process; if the process is not visible, JSON-RPC uptime"]).of_node();
+            "Start time of the node, Unix seconds, rounded down. It changes when the node restarts, not when a clock \
+             is set. The values of two exporters that cannot see the node's process can differ by a second",
+            &["Start time of the node's process in `/proc`; if the process is not visible, JSON-RPC uptime"]).of_node();
         file_system_free: Gauge = gauge("bitcoin_datadir_filesystem_free_bytes",
             "Free space for unprivileged users on the file system that holds the node's data directory; absent if the directory is \
              not known or on another machine",
-            &["statvfs of the directory of the socket, the cookie or debug.log (from JSON-RPC getrpcinfo), or of --datadir"]).of_node();
+            &["statvfs of the folder of the socket, of the cookie or of debug.log (its path is from JSON-RPC \
+               getrpcinfo), or of --datadir"]).of_node();
         file_system_size: Gauge = gauge("bitcoin_datadir_filesystem_size_bytes",
-            "Size of the file system that holds the node's data directory", &["statvfs of the directory of the socket, the cookie or debug.log (from JSON-RPC getrpcinfo), or of --datadir"]).of_node();
+            "Size of the file system that holds the node's data directory",
+            &["statvfs of the folder of the socket, of the cookie or of debug.log (its path is from JSON-RPC \
+               getrpcinfo), or of --datadir"]).of_node();
     }
 }

@@ -4,11 +4,12 @@ use super::model::{counter, gauge};
 use super::pushed::{CounterVec, Gauge, area};
 
 const PROC: &[&str] = &[
-    "`/proc` of the process behind the socket, if it is the node and not a proxy; without IPC of the process that bitcoind.pid in the data \
-     directory names, if its start time matches the uptime",
+    "`/proc` of the process behind the socket, if this process is the node and not a proxy; without IPC, `/proc` of \
+     the process in the file bitcoind.pid of the data directory, if its start time matches the node's uptime",
 ];
 const PROC_OF_USER: &[&str] = &[
-    "`/proc` of the process behind the socket, if it is the node and not a proxy, and the exporter runs as the node's user",
+    "`/proc` of the process behind the socket, if this process is the node and not a proxy, and the exporter runs as \
+     the node's user",
 ];
 
 area! {

@@ -27,8 +27,8 @@ impl Registry {
     }
 }
 
-/// Declares the metrics of an area. Generates a struct that has a field for each metric, whose value is the handle of
-/// the metric.
+/// Declares the metrics of an area, for example of the active chain. Generates a struct that has a field for each
+/// metric, whose value is the handle of the metric.
 macro_rules! area {
     ($(#[$doc:meta])* pub struct $Area:ident { $($field:ident: $Handle:ty = $declaration:expr;)* }) => {
         $(#[$doc])*
@@ -46,7 +46,8 @@ macro_rules! area {
 }
 pub(super) use area;
 
-/// Time in milliseconds for which a value that is read at each poll is exported. The time is unlimited until it is set.
+/// Time in milliseconds for which a value that is read at each poll is exported. Until the poll interval is set, the
+/// time is unlimited.
 #[derive(Clone)]
 pub(super) struct PollLifetime(Arc<AtomicU64>);
 
@@ -119,8 +120,8 @@ impl PushedFamily {
         *self.state() = SampleState::default();
     }
 
-    /// Time for which values that are set at each poll are exported: two poll intervals for values of the node,
-    /// otherwise unlimited.
+    /// Time for which values that are set at each poll are exported: two poll intervals for values read from the node,
+    /// unlimited for all other values.
     fn lifetime(&self) -> Duration {
         if self.is_of_node() { self.poll_lifetime.get() } else { Duration::MAX }
     }
@@ -231,11 +232,11 @@ impl Gauge {
 pub struct GaugeVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> GaugeVec<N> {
-    /// Replaces all samples with `samples`. If `samples` is empty, the gauge is then absent.
+    /// Replaces all samples with `samples`. If `samples` is empty, the gauge becomes absent.
     pub fn replace<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace(self.0.lifetime(), samples);
     }
-    /// Sets one sample. All samples then expire together.
+    /// Sets one sample. All samples of the gauge get the same new expiry time.
     pub fn set(&self, labels: [&str; N], value: f64) {
         self.0
             .update(self.0.lifetime(), &labels, Value::Number(value), |shown| *shown = Value::Number(value));
@@ -270,12 +271,12 @@ impl<const N: usize> GaugeVec<N> {
     }
 }
 
-/// Handle of a counter without labels. The counter is absent until it is started, because a count of 0 would mean that
-/// no events occurred.
+/// Handle of a counter without labels. The counter is absent until the exporter begins to count its events, because
+/// before that a count of 0 would mean that no events occurred.
 pub struct Counter(Arc<PushedFamily>);
 
 impl Counter {
-    /// Starts the counter at 0. Called when the exporter begins to count the events.
+    /// Exports the counter, at 0 if it has no value yet. Called when the exporter begins to count the events.
     pub fn start(&self) {
         self.inc_by(0u64);
     }
@@ -319,16 +320,16 @@ impl<const N: usize> CounterVec<N> {
     }
 }
 
-/// Handle of a histogram without labels. The histogram is absent until it is started.
+/// Handle of a histogram without labels. The histogram is absent until [`Histogram::start`] is called.
 pub struct Histogram(Arc<PushedFamily>);
 
 impl Histogram {
-    /// Starts the histogram with no observations. Called when the exporter begins to observe values.
+    /// Exports the histogram, without observations at first. Called when the exporter begins to observe values.
     pub fn start(&self) {
         let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
         self.0.update(Duration::MAX, &[], model::HistogramValue::empty(bounds).into(), |_| {});
     }
-    /// Adds one observed value. Does nothing if the histogram was not started.
+    /// Adds one observed value. Does nothing if [`start`](Self::start) was not called before.
     pub fn observe(&self, value: f64) {
         let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
         let mut state = self.0.state();

@@ -28,7 +28,7 @@ impl UtxoCacheMetrics {
         [&self.added, &self.added_value, &self.spent, &self.spent_value, &self.uncached, &self.uncached_value]
     }
 
-    /// Starts the counters at 0. Called when the trace becomes active.
+    /// Exports the counters, at 0 if they have no value yet. Called when the trace becomes active.
     pub fn start(&self) {
         self.all().into_iter().for_each(Counter::start);
     }

@@ -1,8 +1,9 @@
-//! The allow-lists of system calls (seccomp), one for each kind of process. A system call that is not on the list fails
-//! with EPERM.
+//! The allow-lists of system calls (seccomp), one for each kind of process. A system call that is not on a process's
+//! list fails with EPERM.
 //!
-//! The lists were determined with strace. The exporters ran beside nodes of Bitcoin Core 30.0, 31 and 31.99 and of
-//! pr/trace, with TLS, renewed certificates, JSON-RPC over HTTP, and with the journal and files as log targets. The integration tests run with these lists.
+//! The lists were determined with strace. For this, the exporters ran with nodes of Bitcoin Core 30.0, 31 and 31.99 and
+//! of the branch with the Tracing interface, with TLS, renewed certificates and JSON-RPC over HTTP, and with the
+//! journal and files as log targets. The integration tests run with these lists.
 
 use std::collections::BTreeMap;
 
@@ -52,9 +53,10 @@ impl SyscallList {
         self.any(&[libc::SYS_connect]).masked(libc::SYS_sendmmsg, 3, FAST_OPEN, 0)?.internet_sockets()
     }
 
-    /// Allows TCP and UDP sockets. Landlock restricts only TCP: with MPTCP or SCTP a process could connect to any port.
+    /// Allows the creation of TCP and UDP sockets, but of no other internet sockets. Landlock restricts only TCP, so a
+    /// process could connect to any port with MPTCP or SCTP.
     fn internet_sockets(mut self) -> Result<Self> {
-        /// The bits of the type without SOCK_CLOEXEC and SOCK_NONBLOCK.
+        /// Mask of the socket type without the flags SOCK_CLOEXEC and SOCK_NONBLOCK.
         const TYPE: u64 = 0xf;
         let kinds = [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)];
         for family in [libc::AF_INET, libc::AF_INET6] {
@@ -70,7 +72,10 @@ impl SyscallList {
         Ok(self)
     }
 
-    /// Applies the list to all threads of this process. The kernel does not permit its removal.
+    /// Applies the list to all threads of this process. The kernel does not permit a process to remove the list.
+    ///
+    /// # Errors
+    /// The processor architecture is not supported, or the kernel rejects the filter.
     pub fn apply(self) -> Result<()> {
         // A filter cannot inspect the arguments of clone3(), so clone3() is denied with ENOSYS, after which the C
         // library uses clone(). If two filters deny a call, the filter that was installed last determines the error.
@@ -125,7 +130,7 @@ fn base() -> Result<SyscallList> {
             libc::SYS_rt_sigreturn,
             libc::SYS_sched_yield,
             libc::SYS_sigaltstack,
-            // Reading and writing open descriptors.
+            // Reading, writing and closing open descriptors.
             libc::SYS_close,
             libc::SYS_ppoll,
             libc::SYS_pread64,
@@ -141,14 +146,14 @@ fn base() -> Result<SyscallList> {
         // Mapping memory is allowed only without PROT_EXEC, so the process cannot create executable memory.
         .masked(libc::SYS_mmap, 2, libc::PROT_EXEC as u64, 0)?
         .masked(libc::SYS_mprotect, 2, libc::PROT_EXEC as u64, 0)?
-        // abort() of this process sends itself a signal with tgkill().
+        // abort() sends a signal to its own process with tgkill().
         .with(libc::SYS_tgkill, 0, &[pid])?
         // FIONBIO makes sockets nonblocking, and TCGETS checks whether stderr is a terminal.
         .with(libc::SYS_ioctl, 1, &[libc::FIONBIO as i64, libc::TCGETS as i64])?
         .with(libc::SYS_fcntl, 1, &FCNTL)
 }
 
-/// The flag with which a send call also connects. Landlock checks only connect().
+/// The flag with which sendto(), sendmsg() and sendmmsg() also connect. Landlock checks only connect().
 const FAST_OPEN: u64 = libc::MSG_FASTOPEN as u64;
 
 const FCNTL: [i64; 7] = [
@@ -168,6 +173,9 @@ const OF_X86_64: &[i64] = &[libc::SYS_poll, libc::SYS_time];
 const OF_X86_64: &[i64] = &[];
 
 /// The system calls of a guard: the calls that every process needs, and pwrite64() for its subscription store.
+///
+/// # Errors
+/// A condition of the list is invalid.
 pub fn guard() -> Result<SyscallList> {
     Ok(base()?.any(&[libc::SYS_pwrite64]))
 }
@@ -207,7 +215,8 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_getgid,
             libc::SYS_getuid,
             libc::SYS_uname,
-            // Reading the error of the clock. Setting the clock requires a capability.
+            // adjtimex() reads the estimated error of the system clock. Setting the clock requires the capability
+            // CAP_SYS_TIME.
             libc::SYS_adjtimex,
             // HTTP connections, and descriptors from the supervisor.
             libc::SYS_accept4,
@@ -222,7 +231,8 @@ fn exporter() -> Result<SyscallList> {
         ])
         .any(FILES_OF_X86_64)
         .masked(libc::SYS_sendmsg, 2, FAST_OPEN, 0)?
-        // To lower the priority of the calling thread. The node may run as the same user, and must not be slowed down.
+        // setpriority() is allowed only for the calling thread, because the node may run as the same user and must keep
+        // its priority.
         .when(libc::SYS_setpriority, vec![equals(0, libc::PRIO_PROCESS as i64)?, equals(1, 0)?])?
         // clone() is allowed only with CLONE_THREAD: the process can create threads, but no processes.
         .masked(libc::SYS_clone, 0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)?
@@ -265,7 +275,7 @@ fn writes_block_log(list: SyscallList) -> Result<SyscallList> {
             libc::SYS_fsync,
             libc::SYS_pwrite64,
         ])
-        // SQLite, which writes the block log, locks its files.
+        // SQLite locks the files of the block log with fcntl().
         .with(libc::SYS_fcntl, 1, &[libc::F_GETLK as i64, libc::F_SETLK as i64, libc::F_SETLKW as i64])?;
     #[cfg(target_arch = "x86_64")]
     let list = list.any(&[libc::SYS_open]);
@@ -274,6 +284,9 @@ fn writes_block_log(list: SyscallList) -> Result<SyscallList> {
 
 /// The system calls of the IPC exporter. The exporter may create TCP and UDP sockets, for JSON-RPC over HTTP, the block
 /// store and DNS, but no Unix sockets, so it cannot connect to the node's IPC socket.
+///
+/// # Errors
+/// A condition of the list is invalid.
 pub fn ipc_exporter(has_block_log: bool) -> Result<SyscallList> {
     let list = exporter()?;
     let list = if has_block_log { writes_block_log(list)? } else { reads_files(list)? };
@@ -292,8 +305,11 @@ pub struct UsdtNeeds {
     pub removes_socket: bool,
 }
 
-/// The system calls of the USDT exporter, including the calls that attach to a restarted node. If it writes a block
-/// log, it may also open files for writing. A block store can be behind a Unix socket.
+/// The system calls of the USDT exporter, including the calls that attach to a restarted node. The exporter may open
+/// files for writing only if it writes a block log, and create Unix sockets only if it connects to a block store.
+///
+/// # Errors
+/// A condition of the list is invalid.
 #[cfg(feature = "usdt")]
 pub fn usdt_exporter(needs: UsdtNeeds) -> Result<SyscallList> {
     let removes: &[i64] = if needs.removes_socket { UNLINK } else { &[] };

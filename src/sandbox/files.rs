@@ -9,7 +9,7 @@ use landlock::{
 };
 
 /// The Landlock ABI of Linux 6.12. This ABI can restrict access to files and TCP ports, signals to processes outside of
-/// the sandbox, and connections to their abstract Unix sockets.
+/// the sandbox, and connections to abstract Unix sockets of such processes.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
 /// The files that a process may read, the files that it may write, and the TCP ports to which it may connect. Reading
@@ -22,7 +22,8 @@ pub struct AllowedFiles {
     /// Files that the process reads only once, after the rules are applied. The process may not read other files in
     /// their directories.
     pub read_once: Vec<PathBuf>,
-    /// Files that are written, created and replaced, with the files beside them: the block log and its journal.
+    /// Files that the process writes: the block log. The process may write, create and remove all files in their
+    /// directories, for example the journal of the block log.
     pub write: Vec<PathBuf>,
     /// TCP ports to which the process may connect.
     pub connect: Vec<u16>,
@@ -40,8 +41,8 @@ const DNS_PORT: u16 = 53;
 
 impl AllowedFiles {
     /// Applies the rules to the calling thread and to threads that it starts later. Returns a description of the
-    /// restrictions that the kernel does not support, or `None` if it supports all. The error is the reason why no rule
-    /// could be applied.
+    /// restrictions that the kernel does not support, or `None` if the kernel supports all restrictions. The error is
+    /// the reason why no rule could be applied.
     pub(super) fn confine(&self) -> Result<Option<String>, String> {
         let status = self.apply().map_err(|error| error.to_string())?;
         match (status.ruleset, status.landlock) {

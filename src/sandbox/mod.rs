@@ -1,8 +1,8 @@
 //! The sandbox of each process: a filter of system calls (seccomp), and rules for files and TCP ports (Landlock).
 //!
-//! Applying them needs no privileges. A system call that is not on the list fails with EPERM instead of killing the
-//! process, so an entry that is missing by mistake breaks only one feature. If the kernel or the container does not
-//! support seccomp or Landlock, this is logged once.
+//! Applying the sandbox needs no privileges. A system call that is not on the allow-list fails with EPERM instead of
+//! killing the process, so an entry that is missing by mistake breaks only one feature. If the kernel or the container
+//! does not support seccomp or Landlock, the exporter logs the missing restrictions once.
 //!
 //! `calls` contains the lists of system calls with the reason for each entry, `files` the rules for files and TCP
 //! ports.
@@ -81,7 +81,10 @@ impl Confinement {
             if self.missing.is_empty() {
                 debug!("the sandbox is on");
             } else {
-                warn!("the sandbox is incomplete: {}; continuing without", self.missing.join("; "));
+                warn!(
+                    "the sandbox is incomplete: {}; continuing without these restrictions",
+                    self.missing.join("; ")
+                );
             }
         }
         *PARTS.lock().expect("nobody panics holding it") = self.parts;
@@ -97,7 +100,7 @@ impl Confinement {
 }
 
 /// Restricts this process, a guard, to the system calls for its open sockets. A failure is not logged, because the
-/// exporter fails for the same reason and logs it.
+/// exporter's sandbox fails for the same reason, and the exporter logs the reason.
 pub fn confine_guard() {
     let _ = calls::guard().and_then(calls::SyscallList::apply);
 }

@@ -1,4 +1,5 @@
-//! Adds lines to files, and removes them. Every file is checked and every new text is on disk before the first file is replaced.
+//! Adds the lines of setup to configuration files, and removes these lines. Before setup replaces the first file, it
+//! checks every file, and writes every new text to a temporary file on disk.
 
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Read, Write};
@@ -13,13 +14,13 @@ use tempfile::NamedTempFile;
 const BEGIN: &str =
     "# BEGIN bitcoind-ipc-exporter setup (`bitcoind-ipc-exporter setup --undo` removes these lines)\n";
 const END: &str = "# END bitcoind-ipc-exporter setup\n";
-/// The list of the changed files, below the root.
+/// Path of the list of the files that setup has changed, relative to the root directory.
 const MANIFEST: &str = "etc/bitcoind-ipc-exporter/setup";
-/// Larger files are not changed.
+/// Maximum size of a file that setup changes, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Lines that setup adds at the beginning of a file, between two comments. In `bitcoin.conf`, the lines at the beginning belong to no
-/// section.
+/// Lines that setup adds at the beginning of a file, between two comments. At the beginning of `bitcoin.conf`, lines
+/// belong to no section (`[main]`, `[test]`).
 #[derive(Debug, PartialEq)]
 pub struct Block {
     /// Path of the file, which may not exist.
@@ -63,10 +64,11 @@ pub struct Change {
 }
 
 impl Change {
-    /// The change that adds this block, or replaces the block of an earlier setup; `None` if the file has the same block.
+    /// The change that adds this block, or replaces the block of an earlier setup; `None` if the file already has this
+    /// block.
     ///
     /// # Errors
-    /// The file cannot be changed, with the reason.
+    /// The file cannot be changed; the error states the reason.
     pub fn add(block: &Block) -> Result<Option<Self>> {
         let path = &block.path;
         let mut change = Change::read(path)?;
@@ -90,7 +92,8 @@ impl Change {
                 path.display()
             );
         }
-        // An empty file that exists is not removed by `undo`: a node does not start without the file that -conf names.
+        // Add a line break to an existing empty file, because `undo` removes a file that contains only the block, and a
+        // node does not start without the file that -conf names.
         let rest = if change.old.as_deref() == Some("") { "\n" } else { &rest };
         change.new = Some(format!("{BEGIN}{}{END}{rest}", block.text));
         Ok(Some(change).filter(|change| change.old != change.new))
@@ -105,12 +108,14 @@ impl Change {
         Ok(block.map(|_| change))
     }
 
-    /// Reads a file, which need not exist, and checks that it can be replaced. The new text is the old one.
+    /// Reads a file, which need not exist, and checks that it can be replaced. The returned change has the current text
+    /// of the file as its old and new text.
     fn read(path: &Path) -> Result<Self> {
         let at = || path.display().to_string();
         check_writable(path)?;
         let mut change = Change { path: path.into(), old: None, new: None, mode: 0o644, owner: None };
-        // Checked on the open file, because a user who owns the directory can replace the file at any time.
+        // The type is checked on the open file, because a user who owns the directory can replace the file at any
+        // time.
         let file = match File::options().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(change),
@@ -130,7 +135,7 @@ impl Change {
         Ok(change)
     }
 
-    /// What happens to the file.
+    /// The verb for messages: create, remove or change.
     pub fn verb(&self) -> &'static str {
         match (&self.old, &self.new) {
             (None, _) => "create",
@@ -170,8 +175,9 @@ impl Change {
         done.with_context(|| format!("cannot {} {}", self.verb(), self.path.display()))
     }
 
-    /// The rights to write the file: those of its owner, unless only root can change the path. The owner of a directory can replace it with
-    /// a link at any time, and would get a file of its own in any directory.
+    /// Sets the thread's file access rights to the rights of the file's owner, unless only root can change the path. A
+    /// user who owns a directory of the path can replace the directory with a link at any time. With root's rights,
+    /// setup would follow the link, and create a file of this user in a directory that the user cannot write to.
     fn rights(&self) -> Result<Option<FileRights>> {
         let owner = self.owner.filter(|(uid, _)| *uid != 0);
         let user = owner.filter(|_| Uid::effective().is_root() && !is_of_root(&self.path));
@@ -184,7 +190,7 @@ impl Change {
     }
 }
 
-/// The rights of a user for files, in this thread, until the value is dropped.
+/// The file access rights of another user, which this thread has until the value is dropped.
 struct FileRights;
 
 impl FileRights {
@@ -193,7 +199,8 @@ impl FileRights {
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         setfsgid(gid);
         setfsuid(uid);
-        // The calls return the earlier ID, also if they fail.
+        // setfsgid and setfsuid return no error, but the previous ID. The second calls show whether the first calls
+        // succeeded.
         if setfsgid(gid) != gid || setfsuid(uid) != uid {
             bail!("cannot use the rights of user {uid}");
         }
@@ -232,7 +239,7 @@ fn check_writable(path: &Path) -> Result<()> {
 /// Adds the files of these changes to the list for `undo`, and makes the changes: all or none.
 ///
 /// # Errors
-/// A file cannot be written. No file has changed, unless the error names it.
+/// A file cannot be written. All files are unchanged, except a file that the error describes as changed already.
 pub fn write(root: &Path, mut changes: Vec<Change>) -> Result<()> {
     let mut manifest = Change::read(&root.join(MANIFEST))?;
     let mut paths: Vec<_> = manifest.old.iter().flat_map(|text| text.lines()).map(String::from).collect();
@@ -244,10 +251,11 @@ pub fn write(root: &Path, mut changes: Vec<Change>) -> Result<()> {
     commit(&changes)
 }
 
-/// Removes the lines that earlier setups have added. Returns the changes, of which the last is that of the list.
+/// Removes the lines that earlier setups have added. Returns the changes; the last one removes the list of changed
+/// files.
 ///
 /// # Errors
-/// A file cannot be changed. No file has changed, unless the error names it.
+/// A file cannot be changed. All files are unchanged, except a file that the error describes as changed already.
 pub fn undo(root: &Path) -> Result<Vec<Change>> {
     let mut manifest = Change::read(&root.join(MANIFEST))?;
     let Some(paths) = manifest.old.clone() else { return Ok(Vec::new()) };
@@ -365,7 +373,7 @@ mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
         let conf = Block { node: Some((NOBODY, NOBODY)), ..block(own.join("bitcoin.conf"), "a=1\n") };
-        // As if the user had replaced its directory with one of root.
+        // The directory belongs to root. A user could redirect the path to such a directory with a link.
         let change = Change::add(&conf).unwrap().unwrap();
         assert!(format!("{:#}", write(dir.path(), vec![change]).unwrap_err()).contains("Permission denied"));
         assert!(!conf.path.exists());
@@ -405,7 +413,7 @@ mod tests {
         let before = files(dir.path());
         let changes = ["first", "new/second", "third"]
             .map(|name| Change::add(&block(path(name), "b\n")).unwrap().unwrap());
-        // The last file cannot be replaced any more.
+        // The last file can no longer be replaced, because a directory has its path.
         fs::create_dir(path("third")).unwrap();
         let error = format!("{:#}", write(dir.path(), changes.into()).unwrap_err());
         assert!(error.contains("cannot create") && error.contains("third"), "{error}");

@@ -1,4 +1,5 @@
-//! Inspects the machine: the running nodes, with everything that the plan depends on. Changes nothing.
+//! Inspects the machine and its running nodes, to collect all facts on which the plan of the changes depends. This
+//! module changes nothing.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -29,7 +30,7 @@ pub const PREFIXES: [char; 4] = ['-', ':', '+', '!'];
 pub struct Machine {
     /// `/`, or a directory that replaces it in tests.
     pub root: PathBuf,
-    /// Version of systemd; `None` if the machine does not run it.
+    /// Version of systemd; `None` if the machine does not run systemd.
     pub systemd: Option<u32>,
     /// Name of the machine.
     pub host: String,
@@ -41,20 +42,20 @@ pub struct Machine {
     pub nodes: Vec<Node>,
 }
 
-/// The configuration of Prometheus.
+/// The configuration of Prometheus on this machine.
 #[derive(Default)]
 pub struct Prometheus {
     /// The text of `prometheus.yml`.
     pub config: String,
-    /// The operator's targets of bitcoind-ipc-exporter.
+    /// The operator's lines in the target files of bitcoind-ipc-exporter (`targets/ipc*.yml`).
     pub targets: String,
 }
 
-/// The exporter of a node.
+/// The systemd unit of bitcoind-ipc-exporter for one node, and the unit's settings.
 #[derive(Default)]
 pub struct Exporter {
-    /// Instance of the template unit; `None` for `bitcoind-ipc-exporter.service`, which belongs to `bitcoind.service` and to a node without
-    /// a unit.
+    /// Instance of the template unit; `None` for `bitcoind-ipc-exporter.service`, which belongs to `bitcoind.service`
+    /// and to a node without a unit.
     pub instance: Option<String>,
     /// The operator's lines in the environment file.
     pub environment: String,
@@ -64,7 +65,7 @@ pub struct Exporter {
     pub is_installed: bool,
     /// Whether the operator has configured a user or a cookie for JSON-RPC over HTTP.
     pub has_credentials: bool,
-    /// Ports of the other instances.
+    /// Ports of the metrics endpoints of the other instances of the template unit.
     pub ports: Vec<u16>,
 }
 
@@ -100,7 +101,7 @@ impl Exporter {
         }
     }
 
-    /// Path of the environment file below the root.
+    /// Path of the environment file, relative to the root directory.
     pub fn environment_file(&self) -> String {
         match &self.instance {
             Some(instance) => format!("etc/default/bitcoind-ipc-exporter-{instance}"),
@@ -114,16 +115,17 @@ pub struct Node {
     pub pid: i32,
     pub uid: u32,
     pub gid: u32,
-    /// Name of its user.
+    /// Name of the user that runs the node.
     pub user: String,
     /// Path of the running binary, without symbolic links.
     pub binary: PathBuf,
     /// Path of the running binary as the operator names it in the unit or on the command line. With a symbolic link in it, it stays the
     /// same after an upgrade.
     pub named_binary: PathBuf,
-    /// Whether it is the node that the operator has selected, or none was selected.
+    /// Whether the operator has selected this node, or has selected no node.
     pub is_selected: bool,
-    /// Whether this process has permission to inspect the node. Without it, the fields below are incomplete.
+    /// Whether this process has permission to inspect the node. Without the permission, the fields below are
+    /// incomplete.
     pub is_accessible: bool,
     /// Whether the node runs in another PID namespace.
     pub is_in_container: bool,
@@ -133,7 +135,7 @@ pub struct Node {
     pub node_binary: Option<NodeBinary>,
     pub chain: &'static ChainParams,
     pub datadir: PathBuf,
-    /// The directory of the chain, which has the cookie.
+    /// The directory of the chain, which contains the cookie.
     pub chain_dir: PathBuf,
     /// Path of the configuration file, which may not exist.
     pub conf: PathBuf,
@@ -141,9 +143,9 @@ pub struct Node {
     pub settings: Settings,
     /// The lines that an earlier setup added to the configuration file.
     pub previous: Option<String>,
-    /// The IPC sockets on which it listens.
+    /// The IPC sockets on which the node listens.
     pub sockets: Vec<PathBuf>,
-    /// Paths of its open wallets.
+    /// Paths of the node's open wallets.
     pub wallets: Vec<PathBuf>,
     /// Number of tracepoints in the binary; `None` if the binary cannot be read.
     pub tracepoints: Option<usize>,
@@ -168,15 +170,16 @@ pub struct NodeBinary {
 pub struct Unit {
     /// Name, for example `bitcoind.service`.
     pub name: String,
-    /// The effective `ExecStart=`, without the drop-in of an earlier setup; `None` if there is not exactly one.
+    /// The effective `ExecStart=`, without the drop-in of an earlier setup; `None` unless the unit has exactly one
+    /// effective `ExecStart=`.
     pub command: Option<String>,
     /// Whether an earlier setup wrote a drop-in for this unit.
     pub has_drop_in: bool,
 }
 
 impl Machine {
-    /// Inspects this machine. Units are read only if `root` is `/`. With `selected` (a PID, unit or data directory), only that node is
-    /// queried.
+    /// Inspects this machine. Units are read only if `root` is `/`. If `selected` is a PID, unit or data directory,
+    /// only that node is queried.
     ///
     /// # Errors
     /// `/proc` cannot be read.
@@ -204,13 +207,13 @@ impl Machine {
     }
 }
 
-/// The operator's lines in a file, and the lines of an earlier setup. A file that cannot be read or split has no lines here; the attempt to
-/// change it reports the reason.
+/// The operator's lines in a file, and the lines of an earlier setup. If the file cannot be read or split, the result
+/// is empty, and setup's later attempt to change the file reports the reason.
 fn read_split(path: &Path) -> (String, Option<String>) {
     block::split(&files::read_text(path).unwrap_or_default()).unwrap_or_default()
 }
 
-/// The operator's lines in the files of a directory.
+/// The operator's lines in the files of a directory whose names `is_wanted` accepts, each with the path of the file.
 fn texts(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Vec<(PathBuf, String)> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let wanted =
@@ -246,7 +249,8 @@ impl OpenFiles {
         Some(open)
     }
 
-    /// The directory of the chain, in which the node has locked the file `.lock`. It also locks one in the directory of the blocks.
+    /// The directory of the chain, in which the node has the file `.lock` open. The second open `.lock` file, in the
+    /// directory of the blocks, is ignored.
     fn chain_dir(&self) -> Option<PathBuf> {
         let locks = self.paths.iter().filter(|path| path.ends_with(".lock"));
         locks.filter_map(|path| path.parent()).find(|dir| !dir.ends_with("blocks")).map(Path::to_path_buf)
@@ -321,7 +325,7 @@ impl Node {
         Some(node)
     }
 
-    /// Whether this is the node's PID, unit or data directory.
+    /// Whether `name` is the node's PID, unit or data directory.
     pub fn is_named(&self, name: &str) -> bool {
         let stem = |name: &str| name.trim_end_matches(".service").to_string();
         self.pid.to_string() == name
@@ -339,7 +343,7 @@ impl Node {
         format!("http://127.0.0.1:{}", self.rpc_port())
     }
 
-    /// Whether the node has this interface over IPC; `None` if it could not be queried over IPC.
+    /// Whether the node has this interface over IPC; `None` if the node could not be queried over IPC.
     pub fn has_interface(&self, name: &str) -> Option<bool> {
         let lines = self.check.as_deref().ok()?.lines();
         let line =
@@ -401,8 +405,8 @@ impl Node {
         }
     }
 
-    /// Runs `--check`, which connects to the node as the exporter does, over IPC and over HTTP with the node's cookie. Runs it as the
-    /// node's user, because that user chooses the path of the cookie, which is sent to the node.
+    /// Runs `--check`, which connects to the node as the exporter does, over IPC and over HTTP with the node's cookie.
+    /// `--check` runs as the node's user, because that user chooses the path of the cookie, which is sent to the node.
     fn run_check(&self) -> Result<String, String> {
         let cookie = self.settings.value("rpccookiefile").unwrap_or(".cookie");
         let mut command = self.command_as_user(Path::new("/proc/self/exe"));
@@ -476,7 +480,8 @@ fn datadir_at_start(process: &Process, arguments: &[String], user: Option<&User>
     }
 }
 
-/// The chain, the directory of the chain and the data directory, from the lock of the node, or else from its arguments.
+/// The chain, the directory of the chain and the data directory. The result is derived from `locked`, which is the
+/// directory of the node's lock, or if `locked` is `None`, from the node's arguments.
 fn directories(
     arguments: &[String],
     locked: Option<PathBuf>,
@@ -500,7 +505,8 @@ fn is_in_other_pid_namespace(pid: i32) -> bool {
     node.is_some() && node != namespace("self")
 }
 
-/// Name of the system manager's unit that the process runs in. Units of a user's manager cannot be changed in /etc/systemd/system.
+/// Name of the unit of the system manager in which the process runs. Units of a user manager are ignored, because they
+/// cannot be changed in /etc/systemd/system.
 fn service(process: &Process) -> Option<String> {
     let groups = process.cgroups().ok()?;
     let paths = groups.into_iter().map(|group| group.pathname).filter(|path| !path.contains("user.slice"));

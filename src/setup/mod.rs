@@ -1,6 +1,7 @@
 //! The subcommand `setup`: inspects the machine, and prints or makes the changes that connect the exporter to a node.
 //!
-//! `machine` gathers the findings, `settings` has those of a node, `plan` decides from the findings alone, and `block` writes files.
+//! `machine` collects facts about the machine, `settings` reads the settings of a node, `plan` decides from these
+//! facts without I/O, and `block` writes files.
 
 mod block;
 mod machine;
@@ -21,7 +22,7 @@ use crate::cli;
 /// Arguments of the subcommand `setup`.
 #[derive(clap::Args, Debug)]
 pub struct SetupCommand {
-    /// Make the changes. Without it, nothing is changed
+    /// Make the changes. Without this option, nothing is changed
     #[arg(long)]
     pub write: bool,
 
@@ -29,7 +30,7 @@ pub struct SetupCommand {
     #[arg(long, conflicts_with_all = ["write", "node"])]
     pub undo: bool,
 
-    /// PID, systemd unit or data directory of the node, if several run
+    /// PID, systemd unit or data directory of the node, if several nodes run
     #[arg(long, value_name = "NODE")]
     pub node: Option<String>,
 
@@ -39,10 +40,12 @@ pub struct SetupCommand {
 }
 
 impl SetupCommand {
-    /// Prints the findings and the plan, and with `--write` makes the changes. Fails if there is a problem that prevents the changes.
+    /// Prints the facts about the machine and the plan, and with `--write` makes the changes. The exit code is a
+    /// failure if a problem prevents the changes.
     ///
     /// # Errors
-    /// `/proc` cannot be read, or a file cannot be written. Then no file has changed, unless the error names it.
+    /// `/proc` cannot be read, or a file cannot be written. All files are unchanged, except a file that the error
+    /// describes as changed already.
     pub fn run(&self) -> Result<ExitCode> {
         if self.undo {
             return self.undo();
@@ -91,7 +94,8 @@ impl SetupCommand {
     }
 }
 
-/// Describes the plan. `lines` has the files that change; `is_written` is whether they have been written.
+/// Describes the plan. `lines` lists the files to change, with the lines to add; `is_written` is whether the files
+/// have been written.
 fn describe(plan: &Plan, lines: &str, is_written: bool) -> String {
     let list = |title: &str, items: &[String]| match items {
         [] => String::new(),

@@ -1,4 +1,4 @@
-//! Decides what to change, from the findings alone.
+//! Decides which changes to make, from the facts about the machine and without I/O.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,14 @@ use super::block::Block;
 use super::machine::{Machine, Node, NodeBinary, PREFIXES, Unit};
 use crate::json_rpc::methods::whitelist_line;
 
-/// File name of the drop-ins. It sorts after those of operators, because the last `ExecStart=` is the effective one.
+/// File name of the drop-ins. The name sorts after the names of operators' drop-ins, because the last `ExecStart=` is
+/// the effective one.
 pub const DROP_IN: &str = "zz-bitcoind-ipc-exporter.conf";
-/// The node's user for JSON-RPC over HTTP.
+/// Name of the exporter's JSON-RPC user on the node.
 const RPC_USER: &str = "exporter";
-/// The socket and the address in `bitcoind-ipc-exporter.service` and its socket unit.
+/// Path of the node's socket in the shipped `bitcoind-ipc-exporter.service`.
 const DEFAULT_SOCKET: &str = "/run/bitcoind/node.sock";
+/// Address of the metrics endpoint in the shipped `bitcoind-ipc-exporter.socket`.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:9332";
 /// First version of systemd with `OpenFile=`.
 const OPEN_FILE: u32 = 253;
@@ -25,11 +27,11 @@ const RPC_OVER_IPC: u32 = 31_99_00;
 pub struct Plan {
     /// Reasons why nothing can be written.
     pub problems: Vec<String>,
-    /// Facts that the operator has to know.
+    /// Facts that the operator has to know, and that do not prevent the changes.
     pub notes: Vec<String>,
     /// The lines to add to files.
     pub blocks: Vec<Block>,
-    /// The commands to run afterwards.
+    /// The commands to run after the changes.
     pub commands: Vec<String>,
 }
 
@@ -40,7 +42,7 @@ pub struct Secret {
 }
 
 impl Secret {
-    /// A random password, with a line like that of Core's share/rpcauth/rpcauth.py.
+    /// A random password, with a line in the format of Bitcoin Core's share/rpcauth/rpcauth.py.
     pub fn random() -> Self {
         Secret::new(hex(&rand::random::<[u8; 32]>()), hex(&rand::random::<[u8; 16]>()))
     }
@@ -51,7 +53,8 @@ impl Secret {
         Secret { password, rpcauth: format!("rpcauth={RPC_USER}:{salt}${digest}") }
     }
 
-    /// The password of an earlier setup, if both files still have their lines about it.
+    /// The password of an earlier setup, if `bitcoin.conf` and the exporter's environment file still have the lines of
+    /// that setup.
     fn of_earlier_setup(node: &Node) -> Option<Self> {
         let value =
             |text: &str, name: &str| text.lines().find_map(|line| Some(line.strip_prefix(name)?.to_string()));
@@ -67,7 +70,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl Plan {
-    /// The plan for the selected node, which `wanted` names in messages. `secret` is used if there is none of an earlier setup.
+    /// The plan for the selected node. `wanted` is the operator's selection, for messages. `secret` is used if there
+    /// is no password of an earlier setup.
     pub fn new(machine: &Machine, wanted: Option<&str>, secret: Secret) -> Self {
         let node = match select(machine, wanted) {
             Ok(node) => node,
@@ -112,7 +116,7 @@ impl Planner<'_> {
         self.plan.notes.push(text);
     }
 
-    /// Plans the lines for a file below the root.
+    /// Plans to add `text` to the file at `path`, which is relative to the root directory.
     fn add(&mut self, path: &str, text: String) {
         let path = self.machine.root.join(path);
         let is_secret = text.contains("PASSWORD=");
@@ -168,7 +172,8 @@ impl Planner<'_> {
         self.commands();
     }
 
-    /// The IPC socket that the node has or will have; `None` if it stays without IPC. `conf` gets the lines for `bitcoin.conf`.
+    /// The IPC socket that the node has, or will have after the changes; `None` if the node stays without IPC. Adds
+    /// the lines for `bitcoin.conf` to `conf`.
     fn connection(&mut self, conf: &mut Vec<String>) -> Option<PathBuf> {
         let node = self.node;
         let in_conf = "ipcbind=unix";
@@ -232,7 +237,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether the exporter needs JSON-RPC over HTTP. `conf` gets the lines for its user.
+    /// Whether the exporter needs JSON-RPC over HTTP. If JSON-RPC over HTTP is needed, adds the lines for the
+    /// exporter's JSON-RPC user to `conf`.
     fn http(&mut self, has_ipc: bool, secret: &Secret, conf: &mut Vec<String>) -> bool {
         let node = self.node;
         let over_ipc = match (node.sockets.is_empty(), node.has_interface("rpc"), node.has_interface("node"))
@@ -265,7 +271,8 @@ impl Planner<'_> {
             self.note(format!("JSON-RPC over HTTP did not work with the node's cookie: {error}"));
         }
         conf.push(secret.rpcauth.clone());
-        // Without it, a whitelist would lock out all other users. If the operator has set either option, the default stays as it is.
+        // Without `rpcwhitelistdefault=0`, a whitelist for one user would lock out all other users. If the operator
+        // has set `rpcwhitelist` or `rpcwhitelistdefault`, setup does not change the operator's choice.
         if ["rpcwhitelist", "rpcwhitelistdefault"].iter().all(|name| node.settings.value(name).is_none()) {
             conf.push("rpcwhitelistdefault=0".into());
         }
@@ -273,11 +280,12 @@ impl Planner<'_> {
         true
     }
 
-    /// The environment file and the drop-in of the exporter.
+    /// Plans the environment file and the drop-in of the exporter's unit.
     fn exporter(&mut self, socket: Option<&Path>, uses_http: bool, secret: &Secret) {
         let (node, exporter) = (self.node, &self.node.exporter);
         let is_default_port = node.rpc_port() == node.chain.rpc_port;
-        // With a URL and without a path, an exporter that starts before the node would stay with HTTP.
+        // An exporter that has an RPC URL and no socket path, and that starts before the node, would use HTTP and never
+        // IPC.
         let by_path = exporter.instance.is_some()
             || self.machine.systemd.is_some_and(|version| version < OPEN_FILE)
             || (uses_http && !is_default_port);
@@ -350,7 +358,7 @@ impl Planner<'_> {
         let node = name.map_or(host.clone(), |name| format!("{host}-{name}"));
         let target = format!("- targets: [\"{address}\"]\n  labels:\n    node: \"{node}\"\n");
         match &self.machine.prometheus {
-            None => self.note(format!("Prometheus is not on this machine. Its target, with an address that it can reach (docs/endpoint.md):\n{target}")),
+            None => self.note(format!("Prometheus is not on this machine. Add this target to Prometheus, with an address that Prometheus can reach (docs/endpoint.md):\n{target}")),
             Some(prometheus) if prometheus.targets.contains(&address) => {}
             Some(prometheus) => {
                 if !prometheus.config.contains("targets/ipc") {
@@ -361,7 +369,7 @@ impl Planner<'_> {
         }
     }
 
-    /// The commands that activate the changes, in their order.
+    /// Plans the commands that activate the changes, in their order.
     fn commands(&mut self) {
         let exporter = &self.node.exporter;
         let mut commands = vec!["systemctl daemon-reload".to_string()];
@@ -399,7 +407,7 @@ impl Planner<'_> {
     }
 }
 
-/// The drop-in that makes the node's unit run `bitcoin-node` with IPC, and the path of the socket.
+/// The drop-in with which the node's unit runs `bitcoin-node` with IPC, and the path of the socket.
 fn drop_in(unit: &Unit, node_binary: Option<&NodeBinary>) -> Result<(String, PathBuf), String> {
     let Unit { name, command, .. } = unit;
     let unsupported = format!(
@@ -411,7 +419,8 @@ fn drop_in(unit: &Unit, node_binary: Option<&NodeBinary>) -> Result<(String, Pat
     let name_of_program = program.rsplit_once('/').filter(|_| program.starts_with('/')).map(|(_, name)| name);
     let program = match name_of_program {
         Some("bitcoin-node") => program.to_string(),
-        // The wrapper of Bitcoin Core 30 and later; with -m it runs bitcoin-node.
+        // The program `bitcoin` of Bitcoin Core 30 and later starts the other programs. With -m, the program `bitcoin`
+        // runs bitcoin-node.
         Some("bitcoin") if arguments.trim_start().starts_with("-m node ") => program.to_string(),
         Some("bitcoin") if arguments.trim_start().starts_with("node ") => format!("{program} -m"),
         Some("bitcoind") => match node_binary {
@@ -434,7 +443,7 @@ fn drop_in(unit: &Unit, node_binary: Option<&NodeBinary>) -> Result<(String, Pat
     Ok((text, socket))
 }
 
-/// The drop-in of the exporter's unit; empty if the unit fits as it is.
+/// The drop-in of the exporter's unit; empty if the unit needs no change.
 fn exporter_drop_in(node: &Node, socket: Option<&Path>, by_path: bool, uses_http: bool) -> String {
     let mut text = String::new();
     let is_instance = node.exporter.instance.is_some();
@@ -479,7 +488,7 @@ mod tests {
     use crate::setup::machine::{Exporter, Prometheus};
     use crate::setup::settings::Settings;
 
-    /// The unit of Bitcoin Core, shortened.
+    /// The unit that Bitcoin Core ships, shortened.
     const UNIT: &str = "# /usr/lib/systemd/system/bitcoind.service\n[Service]\n# a comment\n\
         ExecStart=/usr/bin/bitcoind -pid=/run/bitcoind/bitcoind.pid \\\n    -conf=/etc/bitcoin/bitcoin.conf \\\n\
         # another comment\n    -startupnotify='systemd-notify --ready'\nExecStartPre=!/bin/chgrp bitcoin /etc/bitcoin\n";
@@ -491,7 +500,7 @@ mod tests {
         ))
     }
 
-    /// A bitcoind 30 of Bitcoin Core's unit.
+    /// A bitcoind of Bitcoin Core 30, which runs in the unit that Bitcoin Core ships.
     fn node(conf: &str) -> Node {
         Node {
             pid: 7,
@@ -539,7 +548,7 @@ mod tests {
         Plan::new(&machine, wanted, Secret::new("password".into(), "salt".into()))
     }
 
-    /// The plan for this node, which has no problems.
+    /// Returns the plan for this node, and asserts that the plan has no problems.
     fn plan(node: Node) -> Plan {
         let plan = plan_for(vec![node], None);
         assert_eq!(plan.problems, Vec::<String>::new());
@@ -609,7 +618,7 @@ mod tests {
         restarted.check = check(300_000, "mining");
         let second = plan_for(vec![restarted], None);
         assert_eq!((second.problems, second.blocks), (first.problems, first.blocks));
-        // A line in `bitcoin.conf` remains, too.
+        // A second setup also keeps the line `ipcbind=unix` that an earlier setup added to `bitcoin.conf`.
         let mut by_hand = Node { unit: None, binary: "/opt/bitcoin-node".into(), ..node("") };
         by_hand.previous = Some("ipcbind=unix\n".into());
         by_hand.sockets = vec!["/var/lib/bitcoind/node.sock".into()];
@@ -795,7 +804,7 @@ mod tests {
         let mut with = node("");
         with.exporter.previous = Some("# For the node with the data directory /other\n".into());
         assert!(problem(with).contains("is set up for another node"));
-        // These do not prevent the changes.
+        // The following two conditions add a note to the plan, but no problem that prevents the changes.
         let without_http = plan(node("server=0"));
         assert!(without_http.notes[0].contains("server=0 is set") && text(&without_http, CONF).is_none());
         let mut with = node("");

@@ -1,6 +1,6 @@
 //! The settings of a node, from its arguments and its configuration file.
 
-/// The settings of a node.
+/// The settings of a node, from its command line and its `bitcoin.conf`, for one chain.
 #[derive(Default)]
 pub struct Settings {
     arguments: Vec<(String, String)>,
@@ -10,7 +10,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Settings from the command line and the text of `bitcoin.conf`, for this chain.
+    /// The settings in the arguments and in `conf`, the text of `bitcoin.conf`, for this chain.
     pub fn new(arguments: &[String], conf: &str, chain: &str) -> Self {
         let arguments = arguments.iter().filter_map(|argument| argument.strip_prefix('-'));
         let arguments = arguments.map(|text| pair(text.strip_prefix('-').unwrap_or(text))).collect();
@@ -35,23 +35,23 @@ impl Settings {
             let lines = self.file.iter().filter(|(section, key, _)| section == wanted && key == name);
             lines.map(|(_, _, value)| value).collect()
         };
-        // On other chains than mainnet, the port counts only in the chain's section.
+        // On chains other than mainnet, only an `rpcport` in the chain's section is used.
         let default = if self.chain == "main" || name != "rpcport" { of_section("") } else { Vec::new() };
         arguments.chain(of_section(&self.chain)).chain(default).map(String::as_str).collect()
     }
 
-    /// The effective value; `None` if the setting is not set.
+    /// The effective value of a setting; `None` if it is not set.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.all(name).first().copied()
     }
 
-    /// Whether the configuration file includes other files, which are not read.
+    /// Whether the configuration file includes other files, which setup does not read.
     pub fn includes_files(&self) -> bool {
         self.file.iter().any(|(_, name, _)| name == "includeconf")
     }
 }
 
-/// Name and value of a setting; `noNAME` is `NAME=0`.
+/// Splits a setting into name and value; `noNAME` becomes `NAME=0`.
 fn pair(text: &str) -> (String, String) {
     let (name, value) = text.split_once('=').map_or((text, "1"), |(name, value)| (name.trim(), value.trim()));
     match name.strip_prefix("no") {

@@ -64,7 +64,7 @@ impl Status {
         }
     }
 
-    /// Sets the state of the connection. Truncates the texts in it, because they may come from the node.
+    /// Sets the state of the connection. Truncates the texts in the state, because they may come from the node.
     pub fn set(&self, state: ConnectionState) {
         let state = match state {
             ConnectionState::Disconnected(why) => ConnectionState::Disconnected(text::message(why)),

@@ -25,21 +25,27 @@ pub enum SupervisorRequest {
     },
     /// Notify the service manager of this state of the exporter.
     Notify(Notification),
-    /// Read the resource usage of the node's process. The supervisor reads it for the exporter, because the kernel
-    /// permits this only to a process of the same user that is not sandboxed.
+    /// Read the resource usage of the node's process. The supervisor reads the usage for the exporter, because the
+    /// kernel permits the access only to a process of the node's user that is not sandboxed.
     Usage,
 }
 
 impl SupervisorRequest {
-    /// Sends the request without blocking. Returns an error if the supervisor has exited or does not read its requests.
+    /// Sends the request without blocking.
+    ///
+    /// # Errors
+    /// The supervisor has exited, or does not read its requests.
     pub fn send(self, channel: &OwnedFd) -> io::Result<()> {
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         send(channel.as_raw_fd(), encode(&self, &mut [0; MAX_BYTES]), flags)?;
         Ok(())
     }
 
-    /// Receives the next request without blocking. Returns `Ok(None)` for an invalid message, `WouldBlock` if there is
-    /// no message, and `UnexpectedEof` if the exporter has closed its end of the channel.
+    /// Receives the next request without blocking. Returns `Ok(None)` for an invalid message.
+    ///
+    /// # Errors
+    /// `WouldBlock` if the channel contains no message, and `UnexpectedEof` if the exporter has closed its end of the
+    /// channel.
     pub fn receive(channel: &OwnedFd) -> io::Result<Option<Self>> {
         let mut bytes = [0; MAX_BYTES];
         match nix::sys::socket::recv(channel.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT)? {
@@ -88,7 +94,7 @@ pub enum SupervisorReply {
 pub struct PrivateUsage {
     /// Number of open file descriptors.
     pub open_fds: Option<u64>,
-    /// Bytes that the process has read from disk, and bytes that it has written to disk.
+    /// Bytes that the process has read from disk, and bytes that the process has written to disk.
     pub io: Option<(u64, u64)>,
 }
 
@@ -96,14 +102,14 @@ pub struct PrivateUsage {
 /// guard's events, and the socket for the supervisor's notices about the guard.
 pub const CONNECTION_FDS: usize = 3;
 
-/// Limit on the size of an encoded message. The longest one has 33 bytes.
+/// Limit on the size of an encoded message. The longest message has 33 bytes.
 const MAX_BYTES: usize = 64;
 
 fn encode<'a>(message: &impl Serialize, bytes: &'a mut [u8]) -> &'a [u8] {
     postcard::to_slice(message, bytes).expect("messages are shorter")
 }
 
-/// Decodes a message; `None` if the bytes are no message.
+/// Decodes a message; `None` if the bytes are not a message.
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
     let (message, rest) = postcard::take_from_bytes(bytes).ok()?;
     rest.is_empty().then_some(message)
@@ -111,6 +117,9 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 
 impl SupervisorReply {
     /// Sends the response and passes these descriptors, without blocking.
+    ///
+    /// # Errors
+    /// The exporter has exited, or does not read the responses.
     pub fn send(self, channel: &OwnedFd, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         let mut bytes = [0; MAX_BYTES];
         let bytes = encode(&self, &mut bytes);
@@ -123,6 +132,10 @@ impl SupervisorReply {
     }
 
     /// Receives the next response and its descriptors, without blocking.
+    ///
+    /// # Errors
+    /// `WouldBlock` if the channel contains no message, `UnexpectedEof` if the supervisor has exited, and `InvalidData`
+    /// for an invalid message.
     pub fn receive(channel: &OwnedFd) -> io::Result<(Self, Vec<OwnedFd>)> {
         let mut bytes = [0; MAX_BYTES];
         let mut control = nix::cmsg_space!([RawFd; CONNECTION_FDS]);
@@ -144,6 +157,9 @@ impl SupervisorReply {
 }
 
 /// Creates the two ends of the channel: connected sockets that preserve message boundaries.
+///
+/// # Errors
+/// The sockets cannot be created, because file descriptors or memory are short.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?)
 }

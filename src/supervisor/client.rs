@@ -37,7 +37,11 @@ pub struct InheritedConnection {
 
 impl ExporterStart {
     /// Reads the supervisor's arguments after [`EXPORTER`](super::EXPORTER), and leaves the user's arguments in
-    /// `arguments`. Must be called before the process opens any descriptor, because it closes inherited descriptors.
+    /// `arguments`. The process must call this function before it opens any descriptor, because the function closes all
+    /// inherited descriptors except 0 to 2 and the descriptors in the arguments.
+    ///
+    /// # Errors
+    /// The arguments are not the arguments that a supervisor passes, or the supervisor has exited.
     pub fn take(arguments: &mut impl Iterator<Item = OsString>) -> Result<Self> {
         let (parent, channel, listener, inherited) = process::arguments(arguments)
             .context("invalid arguments after --exporter, which only the supervisor may pass")?;
@@ -61,8 +65,8 @@ pub struct GuardedSockets {
     pub stream: UnixStream,
     /// Socket on which the guard sends [events](crate::ipc::guard::TimedEvent).
     pub events: UnixStream,
-    /// Socket on which the supervisor sends notices about the guard, of one byte each. The supervisor closes it when
-    /// the connection to the node is closed.
+    /// Socket on which the supervisor sends notices about the guard, of one byte each. The supervisor closes this
+    /// socket when the connection to the node is closed.
     pub notices: UnixStream,
     /// PID of the guard.
     pub guard: i32,
@@ -74,6 +78,9 @@ pub struct GuardedSockets {
 
 impl SupervisorClient {
     /// Requests a connection to the node through a new guard. The inner result is the supervisor's reply.
+    ///
+    /// # Errors
+    /// The supervisor has exited, or the exporter has too few file descriptors for the connection.
     pub async fn connect(
         &self,
         trace_budget: Option<Duration>,
@@ -102,7 +109,7 @@ impl SupervisorClient {
         }))
     }
 
-    /// Resource usage of the node's process.
+    /// Requests the resource usage of the node's process. All values are `None` if the request fails.
     pub async fn usage(&self) -> PrivateUsage {
         match self.request(SupervisorRequest::Usage).await {
             Ok((SupervisorReply::Usage(usage), _)) => usage,

@@ -1,6 +1,6 @@
 //! A connection to the node and the guard of the connection. The supervisor keeps a descriptor of the node's socket
 //! until the guard has exited. If a guard is killed, the connection therefore stays open, and the supervisor starts a
-//! replacement guard on it.
+//! replacement guard on the connection.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -47,6 +47,9 @@ pub struct GuardedConnection {
 impl GuardedConnection {
     /// Starts a guard for the node's socket. Returns the reply to the exporter, and the descriptors to pass with the
     /// reply.
+    ///
+    /// # Errors
+    /// The guard cannot be started, because memory, processes or file descriptors are short.
     pub fn start(
         node: OwnedFd,
         inherited: bool,
@@ -73,7 +76,7 @@ impl GuardedConnection {
         peer_pid(&self.node)
     }
 
-    /// Whether this process is the guard of the connection.
+    /// Whether the process `pid` is the guard of the connection.
     pub fn is_guarded_by(&self, pid: Pid) -> bool {
         self.guard == Some(pid)
     }

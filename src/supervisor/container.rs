@@ -1,5 +1,5 @@
-//! Decides what the supervisor has to wait for in a container. When the main process of a container exits, the kernel
-//! or the container runtime kills all other processes of the container, including the guards.
+//! Decides for which processes the supervisor has to wait in a container. When the main process of a container exits,
+//! the kernel or the container runtime kills all other processes of the container, including the guards.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -18,8 +18,11 @@ use crate::ipc::guard;
 /// container.
 pub const IN_CONTAINER: &str = "BITCOIND_IPC_EXPORTER_IN_CONTAINER";
 
-/// Whether the guards would be killed when this process exits, because it is PID 1 of its PID namespace or runs in a
-/// container.
+/// Whether the guards would be killed when this process exits, because this process is PID 1 of its PID namespace or
+/// runs in a container.
+///
+/// # Errors
+/// The environment variable [`IN_CONTAINER`] has a value other than `0`, `1` or the empty text.
 pub fn ends_all() -> Result<bool> {
     if is_pid_1() {
         return Ok(true);

@@ -1,16 +1,16 @@
 //! The supervisor: the process that the user starts. The supervisor opens the connections to the node, and starts the
-//! guards and the exporter process. The supervisor parses no data from the node, and only fixed-size requests from the
-//! exporter.
+//! guards and the exporter process. The supervisor parses no data from the node, and only requests of limited size from
+//! the exporter.
 //!
-//! The exporter process serves HTTP and parses the node's responses. Because both are risky, it has no descriptor of
-//! the node's socket. The exporter requests a connection over a [`channel`], and receives sockets to a new guard. The
-//! supervisor keeps a descriptor of the node's socket until the guard has exited, and replaces a guard that was killed.
-//! The supervisor also forwards signals to the exporter, forwards the exporter's notifications to the service manager,
-//! and reads the resource usage of the node's process.
+//! The exporter process serves HTTP and parses the node's responses. Because both tasks are risky, the exporter has no
+//! descriptor of the node's socket. The exporter requests a connection over a [`channel`], and receives sockets to a
+//! new guard. The supervisor keeps a descriptor of the node's socket until the guard has exited, and replaces a guard
+//! that was killed. The supervisor also forwards signals to the exporter, forwards the exporter's notifications to the
+//! service manager, and reads the resource usage of the node's process.
 //!
 //! The supervisor exits after the exporter, with the same exit code or signal. In a container, the supervisor first
-//! waits until all guards have exited, because its exit kills all other processes. As PID 1 it also waits for other
-//! exporters in the container, which were started with `docker exec`.
+//! waits until all guards have exited, because the supervisor's exit kills all other processes of the container. As PID
+//! 1, the supervisor also waits for other exporters in the container, which were started with `docker exec`.
 //!
 //! `client` is the exporter's side of the channel, `process` the supervisor's main loop, and `connection` a connection
 //! with its guard. `node_socket` opens connections to the node. `container` contains the code that is needed only in

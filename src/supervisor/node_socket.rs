@@ -20,8 +20,10 @@ pub struct NodeSocket {
 }
 
 impl NodeSocket {
-    /// Stores the inherited connection and the path. Returns an error if the inherited descriptor is not a connected
-    /// stream socket.
+    /// Stores the inherited connection and the path of the node's socket.
+    ///
+    /// # Errors
+    /// The inherited descriptor is not a connected stream socket.
     pub fn new(inherited: Option<OwnedFd>, path: Option<PathBuf>) -> Result<Self> {
         let inherited = inherited.map(check_stream_socket).transpose()?;
         Ok(NodeSocket { inherited, path })
@@ -39,8 +41,12 @@ impl NodeSocket {
         described
     }
 
-    /// Opens a connection to the node. Also returns whether it is the inherited connection. Connecting never blocks; it
-    /// fails if the node hangs and its queue of pending connections is full.
+    /// Opens a connection to the node. The flag in the result is true for the inherited connection. Connecting never
+    /// blocks.
+    ///
+    /// # Errors
+    /// The inherited connection was already used and no socket path is configured, no process listens at the path, or
+    /// the node hangs and its queue of pending connections is full.
     pub fn open(&mut self) -> Result<(OwnedFd, bool), ConnectFailure> {
         if let Some(fd) = self.inherited.take() {
             return Ok((fd, true));

@@ -31,8 +31,8 @@ const REAP_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum time for which the supervisor waits for the guards after the exporter has exited, if the guards survive the
 /// supervisor's exit.
 const GUARD_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum number of concurrent connections to the node. The guard of a connection that the exporter has left keeps it open until the node
-/// has responded to all calls.
+/// Maximum number of concurrent connections to the node. A connection that the exporter no longer uses stays open until
+/// the node has responded to all calls.
 const MAX_CONNECTIONS: usize = 4;
 
 /// The configuration of the supervisor.
@@ -49,6 +49,9 @@ pub struct SupervisorConfig {
 /// Runs the exporter process with the arguments of this process. Returns the exporter's exit code when the exporter has
 /// exited; in a container, only when the guards have exited, too. If a signal ended the exporter, the same signal ends
 /// this process.
+///
+/// # Errors
+/// The exporter process cannot be started, or a system call of the supervisor fails.
 pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     let waits_for_guards = container::ends_all()?;
     sys::reset_signal(Signal::SIGCHLD)?;
@@ -98,13 +101,15 @@ fn spawn(supervised: &SupervisorConfig, channel: &OwnedFd) -> Result<Pid> {
         .arg(supervised.node.describe_inherited())
         .args(std::env::args_os().skip(1))
         .env_remove("NOTIFY_SOCKET")
-        // The exporter reads nothing from it, and it may be the node's socket or the terminal.
+        // The exporter gets an empty standard input, because the supervisor's standard input may be the node's socket
+        // or the terminal.
         .stdin(Stdio::null())
         // The exporter has its own process group. In the supervisor's process group, Ctrl-C in a terminal would signal
-        // it twice: from the terminal, and from the supervisor, which forwards the signal.
+        // the exporter twice: from the terminal, and from the supervisor, which forwards the signal.
         .process_group(0);
     if sd_notify::watchdog_enabled().is_some() {
-        command.env_remove("WATCHDOG_PID"); // names the supervisor, so sd_notify in the exporter would ignore WATCHDOG_USEC
+        // WATCHDOG_PID is the PID of the supervisor, so sd_notify in the exporter would ignore WATCHDOG_USEC.
+        command.env_remove("WATCHDOG_PID");
     }
     let child = command.spawn().context("cannot start the exporter's process from /proc/self/exe")?;
     Ok(Pid::from_raw(child.id() as i32))
@@ -155,14 +160,14 @@ impl Supervisor {
             if let Ok(signal) = Signal::try_from(info.ssi_signo as i32)
                 && signal != Signal::SIGCHLD
             {
-                // An error means that the exporter has exited already, so it is ignored.
+                // An error means that the exporter has already exited, so the error is ignored.
                 let _ = kill(self.exporter, signal);
             }
         }
     }
 
-    /// Handles one request of the exporter. After an invalid request, closes the channel, which ignores all further
-    /// requests.
+    /// Handles one request of the exporter. After an invalid request, closes the channel, and therefore ignores all
+    /// further requests.
     fn answer(&mut self) {
         let Some(channel) = self.channel.take() else { return };
         let answered = match SupervisorRequest::receive(&channel) {
@@ -212,8 +217,8 @@ impl Supervisor {
         }))
     }
 
-    /// Reaps child processes that have exited. Records guards that were killed, for a replacement, and resumes guards
-    /// that were stopped. Returns whether there are still child processes.
+    /// Reaps child processes that have exited. Records each guard that a signal killed, for its later replacement, and
+    /// resumes each guard that a signal stopped. Returns whether there are still child processes.
     fn reap(&mut self) -> Result<bool> {
         loop {
             let status = match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {
@@ -240,9 +245,10 @@ impl Supervisor {
         }
     }
 
-    /// Waits until the guards have exited, and as PID 1 also until all other exporters of the container have exited. If
-    /// the guards survive the exit of this process (`survives_none` is false), the wait ends after
-    /// [`GUARD_EXIT_TIMEOUT`] at the latest, except that it continues until each killed guard has a replacement.
+    /// Waits until the guards have exited. If no guard would survive the exit of this process (`survives_none`), the
+    /// wait has no time limit, and PID 1 also waits until all other exporters of the container have exited. If the
+    /// guards would survive, the wait ends after [`GUARD_EXIT_TIMEOUT`]. In both cases, the wait continues while a
+    /// guard that was killed by a signal (for example by the OOM killer) has no replacement.
     fn wait_for_guards(&mut self, survives_none: bool) -> Result<()> {
         let deadline = Instant::now() + GUARD_EXIT_TIMEOUT;
         let mut signaled = HashSet::new();
@@ -269,13 +275,13 @@ fn exit_like(status: WaitStatus) -> Result<ExitCode> {
     match status {
         WaitStatus::Exited(_, code) => exit(code),
         WaitStatus::Signaled(_, signal, _) => {
-            // If the signal causes a core dump, the exporter has written one, and this process must not write a second
-            // one.
+            // If the signal causes a core dump, the exporter has already written a core dump, and this process must not
+            // write a second core dump.
             let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
             let _ = sys::reset_signal(signal); // fails for SIGKILL, which always has its default effect
             raise(signal)?;
             SigSet::all().thread_unblock()?;
-            // Only PID 1 reaches this line, because a signal that PID 1 sends to itself does not end it.
+            // Only PID 1 reaches this line, because a signal that PID 1 sends to itself does not end PID 1.
             Ok(ExitCode::from(128 + signal as u8))
         }
         _ => Ok(ExitCode::FAILURE),

@@ -23,20 +23,22 @@ use crate::sys::watched;
 /// reason why no node is traced.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
-/// Interval at which the ring buffers are read if no event wakes up the reader. Events of P2P messages do not wake it
-/// up, because they may be read late. At the same interval, the BPF programs receive the time of the wall clock.
+/// Interval at which the exporter reads the ring buffers if no event wakes it up. P2P messages wake up the exporter
+/// only after 256 events, because these events may be read late. At the same interval, the exporter passes the time of
+/// the wall clock to the BPF programs.
 const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Interval at which the exporter checks whether a process other than the traced one is the node.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(5);
-/// Replaces [`OTHERS_INTERVAL`] in the first seconds of tracing, until the node has locked its data directory. Also the
-/// interval at which the exporter checks whether the node still runs, if its pidfd cannot be polled.
+/// Interval that replaces [`OTHERS_INTERVAL`] in the first seconds of tracing, until the node has locked its data
+/// directory. If the node's pidfd cannot be polled, the exporter also checks at this interval whether the node still
+/// runs.
 const EARLY_INTERVAL: Duration = Duration::from_millis(500);
 /// Number of checks at [`EARLY_INTERVAL`] after which the interval is [`OTHERS_INTERVAL`].
 const MAX_EARLY_CHECKS: u32 = 20;
 
 /// Minimum time between two searches for the node. While no node is found, this time grows up to
-/// [`MAX_RETRY_INTERVAL`]. With a thousand processes, an idle exporter uses less than 0.2 % of a core.
+/// [`MAX_RETRY_INTERVAL`]. With a thousand processes on the machine, the search uses less than 0.2 % of a core.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Maximum time between two searches for the node.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(1500);
@@ -58,13 +60,13 @@ impl From<anyhow::Error> for AttachError {
     }
 }
 
-/// A node whose tracepoints are attached.
+/// A node to whose tracepoints the BPF programs are attached.
 pub struct TracedNode {
     /// The process of the node.
     pub node: NodeProcess,
     /// The result of attaching to each tracepoint.
     pub attached: Vec<AttachResult>,
-    /// The pidfd of the process. It becomes readable when the process ends.
+    /// The pidfd of the process, which becomes readable when the process ends.
     end: OwnedFd,
 }
 
@@ -99,7 +101,7 @@ impl Tracer {
         &self.programs
     }
 
-    /// Attaches to the running node. For commands that fail if no node is running, instead of waiting for one.
+    /// Attaches to the running node. Used by `--once`, which does not wait for a node.
     ///
     /// # Errors
     /// No node is running, several are running, or the exporter cannot attach to the node.
@@ -127,7 +129,7 @@ impl Tracer {
         }
     }
 
-    /// Attaches to a process. If no tracepoint can be attached, the result is an error. After an error, no program is
+    /// Attaches to a process. Returns an error if no tracepoint can be attached. After an error, no program is
     /// attached.
     fn attach(&mut self, node: &NodeProcess) -> Result<TracedNode, AttachError> {
         // Open the pidfd before any program is attached, because the kernel may later assign the PID to another
@@ -157,7 +159,7 @@ impl Tracer {
     }
 
     /// Attaches the programs to the tracepoints of a process. If no tracepoint could be attached, the error contains
-    /// the reason for the first one.
+    /// the reason for the first tracepoint.
     fn attach_probes(&mut self, node: &NodeProcess) -> Result<Vec<AttachResult>> {
         let binary = readable_binary(node);
         let version = version(&binary);
@@ -256,7 +258,7 @@ impl Tracer {
         }
     }
 
-    /// Attaches to one node after the other, forever. `first` is a node that is already attached.
+    /// Traces one node after the other, in a loop that never returns. `first` is a node that is already attached.
     async fn run(
         &mut self,
         mut first: Option<TracedNode>,
@@ -288,8 +290,8 @@ impl Tracer {
     }
 }
 
-/// A readable path to the node's binary: `/proc/PID/exe` of the running process if that can be read, otherwise the path
-/// of the file.
+/// A readable path to the node's binary: `/proc/PID/exe` of the running process if that path can be read, otherwise
+/// the path of the file.
 pub(super) fn readable_binary(node: &NodeProcess) -> PathBuf {
     Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
 }
@@ -300,8 +302,8 @@ fn version(binary: &Path) -> Option<FileVersion> {
     Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
 }
 
-/// Reads and logs events, and attaches to one node after the other, forever. `first` is a node that is already
-/// attached.
+/// Reads and logs events, and traces one node after the other, in a loop that ends only with an error. `first` is a
+/// node that is already attached.
 ///
 /// # Errors
 /// Events cannot be read.

@@ -90,13 +90,14 @@ impl Candidate {
     }
 }
 
-/// Scanner of `/proc` that lists the candidates among all processes. Each scan inspects all new processes and at most
+/// Scanner of `/proc` that lists the processes that may be the node. Each scan inspects all new processes and at most
 /// [`MAX_REVIEWS`] older ones.
 #[derive(Default)]
 pub struct Scanner {
     /// The processes of the last scan, in ascending order of PID.
     seen: Vec<SeenProcess>,
-    /// Highest PID of the older processes that have been inspected in the current round through all of them.
+    /// Highest PID of the older processes that have been inspected in the current round. Each round inspects all older
+    /// processes.
     reviewed: i32,
 }
 
@@ -117,6 +118,9 @@ const MAX_REVIEWS: usize = 50;
 impl Scanner {
     /// Lists the processes of `binary`, the binary that the user named. If `binary` is `None`, lists the processes of
     /// [`BINARIES`] and of `last`, the binary of the node that has ended.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
     pub fn scan(&mut self, binary: Option<&Path>, last: Option<&Path>) -> Result<Vec<Candidate>> {
         let pids = pids().context("cannot list processes; is /proc mounted?")?;
         let found = self.inspect(&pids, matcher(binary, last));
@@ -126,8 +130,8 @@ impl Scanner {
     }
 
     /// The processes that `is_node` accepts, in ascending order of PID. `is_node` is called for each process in its
-    /// first [`MIN_SCANS`] scans, for each process that it accepted last, and for at most [`MAX_REVIEWS`] other
-    /// processes.
+    /// first [`MIN_SCANS`] scans, for each process that it accepted in the last scan, and for at most [`MAX_REVIEWS`]
+    /// other processes.
     fn inspect<T>(&mut self, pids: &[i32], is_node: impl Fn(i32) -> Option<T>) -> Vec<(i32, T)> {
         let mut before = std::mem::take(&mut self.seen).into_iter().peekable();
         let (mut found, mut reviews) = (Vec::new(), 0);

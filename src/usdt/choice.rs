@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::candidates::Candidate;
 use super::file_locks::FileId;
 
-/// Minimum age at which a process that holds no file lock is taken for a node. A younger process may be `bitcoind
+/// Minimum age at which a process that holds no file lock counts as a node. A younger process may be `bitcoind
 /// -version`, a child that is about to run the command of `-blocknotify`, or a node that has not locked its data
 /// directory yet.
 const MIN_NODE_AGE: Duration = Duration::from_secs(1);
@@ -26,7 +26,7 @@ pub struct UserSelection<'a> {
     pub unit: Option<&'a str>,
 }
 
-/// Evidence about one node: the node that is traced, or the last one that was traced.
+/// Evidence about one node: the node that is traced, or the last node that was traced.
 #[derive(Clone, Debug)]
 pub struct KnownNode {
     pub candidate: Candidate,
@@ -48,17 +48,17 @@ impl KnownNode {
     }
 }
 
-/// Evidence about all nodes other than the traced one, kept as long as the exporter runs.
+/// Evidence about all nodes other than the traced node, kept as long as the exporter runs.
 #[derive(Clone, Debug, Default)]
 pub struct OtherNodes {
-    /// Whether other nodes exist, or the user named a PID. If so, a process with another lock, command line and unit is
-    /// never selected.
+    /// Whether other nodes exist, or the user named a PID. In both cases, a process with another lock, command line
+    /// and unit is never selected.
     pub exist: bool,
     pub commands: BTreeSet<Vec<Vec<u8>>>,
     pub services: BTreeSet<String>,
 }
 
-/// The result of [`choose`]: the candidate that is the node, or the reason why no candidate is.
+/// The result of [`choose`]: the candidate that is the node, or the reason why no candidate is the node.
 #[derive(Debug, PartialEq)]
 pub enum Choice {
     /// This candidate is the node.
@@ -66,7 +66,7 @@ pub enum Choice {
     /// No candidate is the node yet, but a candidate that was just started may become the node.
     Soon,
     /// No candidate is the node. If several candidates may be the node, or the only candidate is a different node, the
-    /// text is the reason for the user.
+    /// text explains this to the user.
     None(Option<String>),
 }
 
@@ -132,7 +132,8 @@ fn after<'a>(
     last: &KnownNode,
     others: &OtherNodes,
 ) -> (Vec<&'a Candidate>, Option<&'a Candidate>, bool) {
-    // If the traced process had no locks, it may not have been the node. The node may then have run at the same time.
+    // If the traced process had no locks, it may not have been the node. The node may then have run at the same time
+    // as the traced process.
     let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
     rest.retain(|it| !last.beside.contains(&it.id()) || may_be_next(it));
     // A process of another binary is another node, unless it has the command line or the unit of the last node.
@@ -206,9 +207,9 @@ fn is_another(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     it.command != last.candidate.command && others.commands.contains(&it.command)
 }
 
-/// The process that is the node, if the traced process, `present`, is not. `None` if `present` holds a lock. The
-/// successor is for example the child process after `-daemonwait`, or a node that was started while `bitcoind -help |
-/// less` ran.
+/// The candidate that is the node, if `present`, which is the traced process, is not the node. `None` if `present`
+/// holds a lock. The result is for example the child process after `-daemonwait`, or a node that was started while
+/// `bitcoind -help | less` ran.
 pub fn successor(
     all: &[Candidate],
     named: UserSelection,

@@ -57,12 +57,15 @@ pub struct EventReader {
     blocks: Arc<BlockTracker>,
     groups: Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)>,
     /// Two limits: the first for the log lines of announced blocks, the second for the log lines of other blocks.
-    /// Because they are separate, blocks of a sync do not suppress the lines of announced blocks.
+    /// Because the limits are separate, blocks of a sync do not suppress the lines of announced blocks.
     limits: RefCell<(LineLimit, LineLimit)>,
 }
 
 impl EventReader {
     /// A reader of the events of these programs; `None` if no program has a ring buffer.
+    ///
+    /// # Errors
+    /// A ring buffer cannot be opened.
     pub fn from_programs(programs: &Programs) -> Result<Option<Self>> {
         let blocks = programs.blocks();
         let sources = programs.events()?;
@@ -71,7 +74,8 @@ impl EventReader {
         }
         let mut builder = RingBufferBuilder::new();
         for (group, buffer) in sources {
-            // The ring buffer borrows the map handle. The handle is leaked because both live as long as the process.
+            // The ring buffer borrows the map handle. The handle is leaked because the ring buffer lives as long as
+            // the process.
             let buffer: &'static MapHandle = Box::leak(Box::new(buffer));
             let mut limit = LineLimit::default();
             let blocks = blocks.clone();
@@ -87,8 +91,8 @@ impl EventReader {
         Ok(Some(EventReader { buffers: builder.build()?, blocks, groups, limits: RefCell::default() }))
     }
 
-    /// The epoll descriptor of the ring buffers. It becomes readable when a BPF program submits an event that wakes up
-    /// user space.
+    /// The epoll descriptor of the ring buffers. The descriptor becomes readable when a BPF program submits an event
+    /// that wakes up user space.
     pub fn epoll_fd(&self) -> RawFd {
         self.buffers.epoll_fd()
     }
@@ -101,6 +105,9 @@ impl EventReader {
     }
 
     /// Reads all events in the ring buffers, and logs a line for each block that the node has connected.
+    ///
+    /// # Errors
+    /// A ring buffer cannot be read.
     pub fn consume(&self) -> Result<()> {
         let read = self.buffers.consume();
         let (announced, other) = &mut *self.limits.borrow_mut();

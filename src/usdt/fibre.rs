@@ -121,28 +121,34 @@ impl GroupPrograms for FibreGroup {
                 .value(histogram_value(&CHUNKS, counts.chunks)),
             counter("fibre_blocks_sent_total", "Blocks that the node began to send over FIBRE", &["udp:block_send_start"])
                 .value(counts.sent),
-            counter("fibre_block_race_wins_total", "Blocks, by the relay mechanism that delivered the block first", WON)
+            counter("fibre_block_race_wins_total", "Blocks that a relay mechanism delivered first, by mechanism", WON)
                 .by(&["mechanism"]).samples(by_mechanism(&counts.wins).map(|(mechanism, wins)| ([mechanism], wins))),
             counter("fibre_block_deliveries_total",
-                "Blocks, by the relay mechanism and the peer that delivered the block first. If there are more than 256 pairs, the counts of the least recent pairs are added to the peer `other`", WON)
+                "Blocks that a peer delivered first over a relay mechanism, by mechanism and peer. If there are more \
+                 than 256 pairs of mechanism and peer, the counts of the least recent pairs are added to the peer \
+                 `other`", WON)
                 .by(&["mechanism", "peer"]).samples(self.deliveries(maps, counts.other_peers)),
-            histogram("fibre_block_race_latency_seconds", "Time until a relay mechanism had delivered the block, for each mechanism that took part in the race", RACED,
+            histogram("fibre_block_race_latency_seconds", "Time until a relay mechanism had delivered a block, for \
+                 each mechanism that took part in the race for the block", RACED,
                 LATENCY.bounds)
                 .by(&["mechanism"]).samples(by_both_mechanisms(&LATENCY, counts.udp_latency_ns, counts.compact_latency_ns)),
-            histogram("fibre_race_margin_seconds", "Time between the deliveries by the winner and by the other mechanism, in races in which both relay mechanisms took part", RACED,
+            histogram("fibre_race_margin_seconds", "Time from the delivery of a block by the winning relay mechanism \
+                 to the delivery by the other mechanism, in races in which both took part", RACED,
                 MARGIN.bounds)
                 .by(&["winner"]).samples(by_both_mechanisms(&MARGIN, counts.udp_margin_ns, counts.compact_margin_ns)),
-            counter("fibre_races_with_both_total", "Races in which both relay mechanisms took part", RACED).value(counts.races_with_both),
+            counter("fibre_races_with_both_total", "Blocks for which both relay mechanisms (FIBRE/UDP and compact \
+                 blocks) took part in the race", RACED).value(counts.races_with_both),
             histogram("fibre_block_missing_tx_count",
-                "Transactions of a block reconstructed by FIBRE that were not in the mempool", DETAILED,
+                "Transactions of a block reconstructed by FIBRE that were not in the node's mempool", DETAILED,
                 MISSING_TXS.bounds).value(histogram_value(&MISSING_TXS, counts.missing_txs)),
-            histogram("fibre_block_missing_tx_bytes", "Total size of the transactions of a block reconstructed by FIBRE \
-                 that were not in the mempool", DETAILED,
+            histogram("fibre_block_missing_tx_bytes", "Total size of the transactions of a block reconstructed by \
+                 FIBRE that were not in the node's mempool", DETAILED,
                 BYTES.bounds).value(histogram_value(&BYTES, counts.missing_bytes)),
-            histogram("fibre_block_mempool_tx_count", "Transactions of a block reconstructed by FIBRE that were in the mempool", DETAILED,
+            histogram("fibre_block_mempool_tx_count", "Transactions of a block reconstructed by FIBRE that were in \
+                 the node's mempool", DETAILED,
                 TXS.bounds).value(histogram_value(&TXS, counts.mempool_txs)),
-            counter("fibre_block_all_tx_from_mempool_total", "Blocks reconstructed by FIBRE whose transactions were all \
-                 in the mempool",
+            counter("fibre_block_all_tx_from_mempool_total", "Blocks reconstructed by FIBRE whose transactions were \
+                 all in the node's mempool",
                 DETAILED).value(counts.all_from_mempool),
             histogram("fibre_block_header_chunk_duration_seconds",
                 "Duration of each stage in which FIBRE processes the header chunk of a block: queue, maps, chunks, finish",

@@ -46,8 +46,11 @@ fn parse(text: &str) -> BTreeMap<i32, BTreeSet<FileId>> {
     held
 }
 
-/// The `.lock` files of a data directory: the one in the directory itself, and the ones in the directories of the
-/// networks in it. `datadir` can also be the directory of a network. Returns an error if the files cannot be accessed.
+/// The `.lock` files of a data directory: in the directory itself, and in the directories of the networks in it.
+/// `datadir` can also be the directory of a network.
+///
+/// # Errors
+/// A directory or a `.lock` file cannot be accessed.
 pub fn datadir_lock_files(datadir: &Path) -> io::Result<Vec<FileId>> {
     // The name of a custom signet's directory begins with `signet`.
     let is_network =

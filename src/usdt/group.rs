@@ -1,4 +1,5 @@
-//! The trait that each group of tracepoints implements. The BPF programs of a group (`bpf/NAME.bpf.c`) are loaded and read together.
+//! The trait that each group of tracepoints implements. The BPF programs of a group (`bpf/NAME.bpf.c`) are loaded and
+//! read together.
 
 use anyhow::Result;
 
@@ -8,9 +9,10 @@ use crate::metrics::Family;
 
 /// A group of tracepoints, with its BPF programs, metrics, log lines and block events.
 pub(super) trait GroupPrograms: Send + Sync {
-    /// The provider of the group's tracepoints, for example `validation`. Each BPF program has the name of its tracepoint.
+    /// The provider of the group's tracepoints, for example `validation`. Each BPF program has the name of its
+    /// tracepoint.
     fn provider(&self) -> &'static str;
-    /// The object file with the compiled BPF programs.
+    /// The compiled BPF programs of the group: the contents of an ELF object file.
     fn object(&self) -> &'static [u8];
     /// The group's metrics with their current values. With empty [`Maps`] all counts are 0; the caller then uses only
     /// the declarations of the metrics. The sources of a family are tracepoints, for example
@@ -33,7 +35,8 @@ pub(super) trait GroupPrograms: Send + Sync {
     fn events_processed(&self, _maps: &Maps) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
-    /// Passes the time of the wall clock to the programs. Called at the start and every few seconds, because the wall clock can be set.
+    /// Passes the time of the wall clock to the programs. Called at the start and every few seconds, because the wall
+    /// clock can be set.
     fn update_clock(&self, _maps: &Maps) {}
     /// Called after a node has exited. Resets the values in the BPF maps that describe a running node, for example open
     /// connections. Counts are kept.

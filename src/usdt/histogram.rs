@@ -4,8 +4,8 @@ use super::blocks::RawBlockHash;
 use super::maps;
 use crate::metrics::{Exemplar, HistogramValue};
 
-/// Number of upper bounds: `BOUNDS` of `bpf/common.h`. If the two numbers differ, the array types of the generated code
-/// do not compile.
+/// Number of upper bounds: `BOUNDS` of `bpf/common.h`. If this number differs from `BOUNDS` of `bpf/common.h`, the
+/// array types of the generated code do not compile.
 const BOUNDS: usize = 15;
 
 /// The upper bounds of a histogram's buckets, and the factor between the unit of the metric and the unit that the BPF

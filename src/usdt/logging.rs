@@ -1,4 +1,5 @@
-//! Tracepoints of the thread that writes `debug.log`, provider `logging`. Only some FIBRE builds have this thread.
+//! Tracepoints of the node's thread that writes `debug.log`, provider `logging`. Only some FIBRE builds have this
+//! thread.
 
 use super::bpf::logging::{OBJECT, types};
 use super::group::GroupPrograms;
@@ -11,7 +12,7 @@ unsafe impl PerCpuCounts for types::counts {}
 // SAFETY: arrays of integers.
 unsafe impl Pod for types::rodata {}
 
-/// Buckets of the length of the debug.log queue, which holds 127 lines.
+/// Buckets for the length of the node's debug.log queue, which has room for 127 entries.
 const DEPTH: Buckets =
     Buckets::new(1.0, &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 48.0, 64.0, 80.0, 96.0, 112.0, 126.0, 127.0]);
 #[rustfmt::skip]
@@ -52,15 +53,16 @@ impl GroupPrograms for LoggingGroup {
         let duration = |counted: types::histogram| DURATION.to_histogram(counted.sum, counted.buckets);
         vec![
             counter("bitcoin_log_queued_total",
-                "debug.log writes and reopen requests queued", QUEUED)
+                "Writes and reopen requests that were queued for debug.log", QUEUED)
                 .value(counts.queued),
-            histogram("bitcoin_log_queue_depth", "Length of the debug.log queue when an entry is added; at a length of \
-                 127 the thread that logs has to wait", QUEUED,
+            histogram("bitcoin_log_queue_depth", "Length of the queue for debug.log when an entry is added; at a \
+                 length of 127, the node's thread that logs has to wait", QUEUED,
                 DEPTH.bounds).value(DEPTH.to_histogram(counts.depth.sum, counts.depth.buckets)),
-            histogram("bitcoin_log_queue_wait_seconds", "Time that a write or reopen request waited in the debug.log queue", STARTED, DURATION.bounds)
+            histogram("bitcoin_log_queue_wait_seconds", "Time for which a write or reopen request waited in the \
+                 queue for debug.log", STARTED, DURATION.bounds)
                 .value(duration(counts.wait_ns)),
             counter("bitcoin_log_operations_total",
-                "Operations of the thread that writes debug.log, by kind: write, reopen, other", COMPLETED)
+                "Operations of the node's thread that writes debug.log, by kind: write, reopen, other", COMPLETED)
                 .by(&["kind"]).samples(KINDS.into_iter().zip(counts.completed).map(|(kind, count)| ([kind], count))),
             histogram("bitcoin_log_operation_duration_seconds", "Time to write a line to debug.log, or to reopen the file",
                 COMPLETED, DURATION.bounds)

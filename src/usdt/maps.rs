@@ -23,13 +23,16 @@ unsafe impl<const N: usize> Pod for [u8; N] {}
 // SAFETY: a `PerCpuCounts` consists of u64, which are integers.
 unsafe impl<T: PerCpuCounts> Pod for T {}
 
-/// The BPF maps of a group's programs, by name. The names end in `_map`. The default has no maps, and reads from it
-/// return 0. It is used when no programs are loaded.
+/// The BPF maps of a group's programs, by name. The names end in `_map`. If no programs are loaded, the value is empty
+/// and all reads return 0.
 #[derive(Default)]
 pub(super) struct Maps(BTreeMap<String, MapHandle>);
 
 impl Maps {
     /// The maps that the BPF files of this crate declare. Maps that libbpf adds are skipped.
+    ///
+    /// # Errors
+    /// The descriptor of a map cannot be duplicated.
     pub fn from_object(programs: &Object) -> Result<Self> {
         let named = programs.maps().map(|map| (map.name().to_string_lossy().into_owned(), map));
         let ours = named.filter(|(name, _)| name.ends_with("_map"));
@@ -76,6 +79,9 @@ impl Maps {
     }
 
     /// Fills a `NAMES_MAP` with these names. Each name gets its position in `names`, counted from 0, as its index.
+    ///
+    /// # Errors
+    /// The kernel rejects an update of the map.
     pub fn number_names<'a>(&self, name: &str, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
         let Some(map) = self.get(name) else { return Ok(()) };
         for (number, name) in (0u32..).zip(names) {
@@ -107,9 +113,9 @@ pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
     }
 }
 
-/// Reader of a `TALLIES_MAP`, a BPF map of counts. The reader limits the number of keys, because peers choose the keys.
-/// If there are more than `limit` keys, the least recently counted keys are removed. Their counts are added to
-/// `removed`, and the sum over all keys therefore never decreases.
+/// Reader of a `TALLIES_MAP`, a BPF map of counts. The reader limits the number of keys, because peers choose the
+/// keys. If there are more than `limit` keys, the least recently counted keys are removed. The counts of the removed
+/// keys are added to `removed`, and the sum over all keys therefore never decreases.
 pub(super) struct TallyMap<K> {
     map: &'static str,
     limit: usize,
@@ -164,8 +170,8 @@ impl<K: Pod> TallyMap<K> {
 }
 
 impl<const N: usize> TallyMap<[u8; N]> {
-    /// The counts of texts, by the label that `label` makes of them, sorted. Counts of removed texts, and `unknown`, the number of those
-    /// that did not fit into the map, have the label `other`, which comes last.
+    /// The counts by label, sorted. `label` converts a text to its label. The counts of removed texts, and `unknown`,
+    /// which is the count of texts that did not fit into the map, have the label `other`, which comes last.
     pub fn by_label(
         &self,
         maps: &Maps,
@@ -182,7 +188,10 @@ impl<const N: usize> TallyMap<[u8; N]> {
         counts.into_iter().map(|(label, count)| ([label], count)).chain(other).collect()
     }
 
-    /// Adds texts with a count of 0, which are exported before they occur.
+    /// Adds texts with a count of 0, so their series are exported before the first event.
+    ///
+    /// # Errors
+    /// The kernel rejects an update of the map.
     pub fn add_known<'a>(&self, maps: &Maps, texts: impl IntoIterator<Item = &'a str>) -> Result<()> {
         let Some(map) = maps.get(self.map) else { return Ok(()) };
         for text in texts {

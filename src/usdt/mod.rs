@@ -7,13 +7,13 @@
 //! - Each group of tracepoints has a Rust file in this folder, with the group's metrics and log lines, and a BPF file
 //!   of the same name in `bpf/`. `group` has the trait that the groups implement. `maps` and `histogram` read the
 //!   counts of the BPF programs.
-//! - `programs` loads the BPF programs and attaches them. `privileges` checks capabilities and kernel features, and its
-//!   errors name what is missing. [`MetricsReader`] reads all metrics.
+//! - `programs` loads the BPF programs and attaches them. `privileges` checks capabilities and kernel features.
+//!   [`MetricsReader`] reads all metrics.
 //! - [`target`] finds the node to trace: `candidates` lists the processes that may be the node, and `choice` selects
 //!   one of these processes by evidence, for example by the file locks that `file_locks` reads. [`attach_loop`]
 //!   attaches to the node and watches its process.
-//! - [`events`] reads the ring buffers, logs the events, and passes events of blocks to `blocks`, which combines the events of each block.
-//!   [`crate::block_log`] stores a row for each connected block.
+//! - [`events`] reads the ring buffers, logs the events, and passes events of blocks to `blocks`, which combines the
+//!   events of each block. [`crate::block_log`] stores a row for each connected block.
 //! - `clock` converts the kernel's monotonic time to Unix time.
 //! - [`page`] is the HTML page of recent blocks.
 //! - [`probes`] lists the tracepoints of a binary. `exporter_metrics` has the metrics about the exporter itself, and

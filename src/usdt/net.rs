@@ -30,30 +30,31 @@ const NETWORKS: [&str; 8] = {
     [a, b, c, d, e, f, g, "other"]
 };
 
-/// Labels of connection types. The last label is that of unknown values.
+/// Label values for connection types. The last label value is used for unknown types.
 const CONNECTION_TYPES: [&str; 8] = {
     let [a, b, c, d, e, f, g] = bitcoin_core::CONNECTION_TYPES;
     [a, b, c, d, e, f, g, "other"]
 };
 
-/// The reason for which a peer misbehaves, NUL-terminated. Its size is `REASON` of net.bpf.c.
+/// The reason for which a peer misbehaves, NUL-terminated. The size is `REASON` of net.bpf.c.
 type MisbehavingReason = [u8; 136];
-/// Limit on reasons that have a series of their own.
+/// Limit on reasons for misbehaviour that have their own series.
 const MAX_REASONS: usize = 64;
 
-/// Bytes of an entry of an inv message: `INV_ENTRY` of net.bpf.c.
+/// Size of an entry of an inv message in bytes: `INV_ENTRY` of net.bpf.c.
 const INV_ENTRY: f64 = 36.0;
-/// The programs count bytes. An inv message begins with the number of its entries, which takes one byte up to [`MAX_SHORT_INV`] entries, and
-/// then three. A node accepts 50,000 entries, and sends at most 1000.
+/// Buckets for the entries of an inv message. The BPF programs count the bytes of each message. An inv message begins
+/// with the number of its entries, which takes one byte up to [`MAX_SHORT_INV`] entries, and three bytes above. A node
+/// accepts at most 50,000 entries, and sends at most 1000.
 #[rustfmt::skip]
 const INV_ENTRIES: Buckets = Buckets::new(INV_ENTRY, &[
     1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 100.0, MAX_SHORT_INV, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0,
 ]);
 const MAX_SHORT_INV: f64 = 252.0;
-/// A node accepts and sends 1000 addresses in a message.
+/// Buckets for the addresses in a message. A node accepts and sends at most 1000 addresses.
 const ADDR_ENTRIES: Buckets =
     Buckets::new(1.0, &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]);
-/// Seconds, up to 30 days.
+/// Buckets for the age of a connection in seconds, up to 30 days.
 #[rustfmt::skip]
 const AGE: Buckets = Buckets::new(1.0, &[
     1.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 10_800.0, 21_600.0, 43_200.0, 86_400.0, 259_200.0, 604_800.0, 2_592_000.0,
@@ -134,22 +135,25 @@ impl GroupPrograms for NetGroup {
                 .by(&["direction"]).samples(by_direction(directions, |counts| entries(&ADDR_ENTRIES, counts.addr_entries))),
             gauge("bitcoin_connections",
                 "Open connections by direction, `in` (opened by the peer) or `out` (opened by the node). The value \
-                 appears when a connection is opened and none was closed in the two seconds before", OPENED)
+                 appears when a connection is opened and no connection was closed in the two seconds before", OPENED)
                 .by(&["direction"]).samples(open_connections(&connections)),
             counter("bitcoin_connections_opened_total",
                 "Connections opened, by direction, network and connection type", OPENED)
                 .by(&["direction", "network", "connection_type"]).samples(opened_connections(directions)),
             counter("bitcoin_connections_closed_total", "Connections closed, by network", CLOSED)
                 .by(&["network"]).samples(NETWORKS.into_iter().zip(counts.closed).map(|(network, closed)| ([network], closed))),
-            counter("bitcoin_connections_evicted_total", "Inbound connections that the node evicted in favour of others",
+            counter("bitcoin_connections_evicted_total", "Inbound connections that the node evicted to accept new \
+                 connections",
                 EVICTED).value(counts.evicted),
-            histogram("bitcoin_connection_age_seconds", "Age of connections at their end, by direction and by whether the node \
-                 evicted the peer in favour of others (`evicted`) or the connection ended in another way (`closed`); 0 if the \
-                 clock was set back behind the time at which the connection was established", ENDED, AGE.bounds)
+            histogram("bitcoin_connection_age_seconds", "Age of connections at their end, by direction and by \
+                 whether the node evicted the peer to accept another connection (`evicted`) or the connection ended \
+                 in another way (`closed`); 0 if the clock was set back behind the time at which the connection was \
+                 established", ENDED, AGE.bounds)
                 .by(&["direction", "end"]).samples(connection_ages(&counts)),
             counter("bitcoin_connections_misbehaving_total",
-                "Misbehaving peers that the node has detected, by the node's reason; `N` is a number, `none` is no reason, \
-                 which the node gives for most invalid blocks. If there are more than 64 reasons, the least recent are added to `other`",
+                "Misbehaving peers that the node has detected, by the node's reason, in which `N` replaces each \
+                 number; `none` means that the node gave no reason, as for most invalid blocks. If there are more \
+                 than 64 reasons, the counts of the least recent reasons are added to `other`",
                 &["net:misbehaving_connection"])
                 .by(&["reason"]).samples(self.misbehaving.by_label(maps, counts.misbehaving_other, reason_label)),
         ]
@@ -174,7 +178,7 @@ impl GroupPrograms for NetGroup {
 }
 
 /// Inbound messages that the BPF programs pass to user space: messages about blocks, and verack, ping and pong, which
-/// every peer sends after connecting or every two minutes. Of messages with addresses, the programs count the entries.
+/// every peer sends after connecting or every two minutes. For messages with addresses, the programs count the entries.
 const INBOUND: [(&str, kind); 10] = [
     ("addr", kind::ADDR),
     ("addrv2", kind::ADDRV2),
@@ -391,7 +395,7 @@ fn by_type(
     })
 }
 
-/// The samples of both directions, without other labels.
+/// One sample for each direction, with the result of `value`.
 fn by_direction(
     directions: [(&'static str, &direction); 2],
     value: fn(&direction) -> HistogramValue,
@@ -399,7 +403,8 @@ fn by_direction(
     directions.map(|(direction, counts)| ([direction], value(counts)))
 }
 
-/// Entries of the inv messages of one direction. The sum follows from the bytes of all of them.
+/// Histogram of the entries in the inv messages of one direction. The sum of the entries is computed from the bytes of
+/// all these messages.
 fn inv_entries(counts: &direction) -> HistogramValue {
     let messages = &counts.messages[INV];
     let long = INV_ENTRIES.bounds.iter().position(|bound| *bound > MAX_SHORT_INV).unwrap_or_default();
@@ -411,8 +416,8 @@ fn entries(buckets: &Buckets, counts: types::histogram) -> HistogramValue {
     buckets.to_histogram(counts.sum, counts.buckets)
 }
 
-/// Opened connections by direction, network and connection type. Inbound connections are of the type `inbound`, the other types are
-/// outbound: other pairs are omitted unless they occur.
+/// Opened connections by direction, network and connection type. Inbound connections have the type `inbound`, and
+/// outbound connections have one of the other types. Any other pair of direction and type is omitted unless it occurs.
 fn opened_connections(
     directions: [(&'static str, &direction); 2],
 ) -> impl Iterator<Item = ([&'static str; 3], u64)> {
@@ -429,7 +434,8 @@ fn opened_connections(
     directions.into_iter().flat_map(pairs).filter(move |(labels, opened)| *opened > 0 || is_possible(labels))
 }
 
-/// Ages of connections at their end, by direction and end. Only inbound connections are evicted.
+/// Histograms of the ages of connections at their end, by direction and by the kind of end (`closed` or `evicted`).
+/// Only inbound connections are evicted.
 fn connection_ages(counts: &counts) -> [([&'static str; 2], HistogramValue); 3] {
     [
         (["in", "closed"], entries(&AGE, counts.inbound.closed_age_s)),
@@ -438,7 +444,8 @@ fn connection_ages(counts: &counts) -> [([&'static str; 2], HistogramValue); 3] 
     ]
 }
 
-/// The label of a reason for which a peer misbehaves. The programs have replaced each digit by `N`: numbers of all lengths become one `N`.
+/// The label value for a reason for which a peer misbehaves. The programs have replaced each digit by `N`; this
+/// function replaces a sequence of `N` by a single `N`.
 fn reason_label(reason: &MisbehavingReason) -> String {
     let mut reason = maps::text(reason);
     while reason.contains("NN") {

@@ -89,7 +89,8 @@ impl Programs {
         attached
     }
 
-    /// Detaches from a process that has ended. Keeps the counts, and resets the values that describe a running node.
+    /// Detaches the programs from a process that has ended. Keeps the counts, and resets the values that describe a
+    /// running node.
     pub fn detach(&mut self) {
         // Removing a link waits in the kernel for tens of milliseconds. Groups are therefore detached in parallel. Each
         // group is detached by a single thread, because libbpf's data of a group is not thread-safe.
@@ -116,7 +117,7 @@ impl Programs {
         }
     }
 
-    /// The groups, and the maps of each.
+    /// The groups, and the maps of each group.
     pub(super) fn groups(&self) -> Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)> {
         self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone())).collect()
     }
@@ -126,9 +127,8 @@ impl Programs {
         BlockPage::new(self.blocks.clone(), node_name.into())
     }
 
-    /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last `keep`
-    /// blocks. With `forwarding`, the rows are
-    /// also forwarded to the block store.
+    /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last
+    /// `keep` blocks. With `forwarding`, the rows are also forwarded to the block store.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -144,8 +144,8 @@ impl Programs {
     }
 
     /// The groups that have a ring buffer, each with its ring buffer. The ring buffer of connected blocks is the first
-    /// element and is therefore read first. The earlier events of a block that was read from it are already in the
-    /// other ring buffers, and are read in the same pass.
+    /// element and is therefore read first. When the event of a connected block is read from this ring buffer,
+    /// the earlier events of the block are already in the other ring buffers, and are read in the same pass.
     pub(super) fn events(&self) -> Result<Vec<(Arc<dyn GroupPrograms>, MapHandle)>> {
         let mut loaded: Vec<_> = self.loaded.iter().collect();
         loaded.sort_by_key(|it| it.group.provider() != validation::PROVIDER);
@@ -197,8 +197,8 @@ fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     }
 }
 
-/// Full names of the group's tracepoints, for example `validation:block_connected`, in the order of the BPF file. Needs
-/// no capability, because the programs are not loaded.
+/// Full names of the group's tracepoints, for example `validation:block_connected`, in the order of the BPF file. This
+/// function needs no capability, because the programs are not loaded.
 pub(super) fn tracepoints(group: &dyn GroupPrograms) -> Result<Vec<String>> {
     let names = names(&open(group, |_| true)?);
     Ok(names.into_iter().map(|name| probe_name(group.provider(), name)).collect())

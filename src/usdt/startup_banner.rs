@@ -49,7 +49,8 @@ pub fn print_attached(
     writeln!(output, "\n  {good}/{} probes attached successfully", attached.len())
 }
 
-/// Prints the addresses of the metrics and of the health check, and whether the exporter waits for events or for the node.
+/// Prints the addresses of the metrics and of the health check, and whether the exporter waits for events or for the
+/// node.
 ///
 /// # Errors
 /// The output cannot be written.

@@ -53,7 +53,7 @@ pub struct NodeSearch {
 }
 
 impl NodeSearch {
-    /// A search with the user's selection, and without evidence.
+    /// A search with the user's selection, and without evidence about any node.
     pub fn new(selector: NodeSelector) -> Self {
         let others = OtherNodes { exist: selector.pid.is_some(), ..OtherNodes::default() };
         NodeSearch { selector, scanner: Scanner::default(), present: None, last: None, others }
@@ -65,7 +65,7 @@ impl NodeSearch {
     }
 
     /// The running node; `None` if no node is running. Waits at most three seconds if a process that was just started
-    /// may become the node. For commands that fail if no node is running, instead of waiting for one.
+    /// may become the node. Used by options such as `--once`, which do not wait for a node.
     ///
     /// # Errors
     /// The process that the user named does not exist, or several processes may be the node; the error lists them.
@@ -160,8 +160,8 @@ impl NodeSearch {
         };
     }
 
-    /// Calls `decide` with the user's selection and the evidence about other nodes, and returns its result. The second
-    /// value is the error if the lock files of the data directory cannot be accessed.
+    /// Calls `decide` with the user's selection and the evidence about other nodes, and returns the result of
+    /// `decide`. The second value is the error if the lock files of the data directory cannot be accessed.
     fn decide<T>(&self, decide: impl FnOnce(UserSelection, &OtherNodes) -> T) -> (T, Option<io::Error>) {
         let locks = self.selector.datadir.as_deref().map(file_locks::datadir_lock_files);
         let (locks, hidden) = match locks.transpose() {

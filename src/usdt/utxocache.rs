@@ -64,7 +64,8 @@ impl GroupPrograms for UtxocacheGroup {
             counter("bitcoin_utxo_cache_uncache_value_total", "Value of the unspent coins dropped from a UTXO cache, in satoshis", UNCACHE)
                 .value(uncached.value),
             histogram("bitcoin_utxo_cache_flush_duration_seconds",
-                "Time to write the UTXO cache to disk, measured with the wall clock of the node; negative values are omitted", FLUSH,
+                "Time to write the UTXO cache to disk, measured with the wall clock of the node's machine; negative \
+                 values are omitted", FLUSH,
                 FLUSH_US.bounds).value(FLUSH_US.to_histogram(flush_us.sum, flush_us.buckets)),
             gauge("bitcoin_utxo_cache_flush_coins", "Coins in the UTXO cache at its last flush", FLUSH).value_if_known(if_known(coins)),
             gauge("bitcoin_utxo_cache_flush_bytes", "Memory used by the UTXO cache at its last flush", FLUSH)

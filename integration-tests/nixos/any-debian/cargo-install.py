@@ -1,5 +1,5 @@
-# Tests the result of `cargo install --path . --root /usr/local`: the binaries run without other files of this
-# repository, and also with the systemd units of the clone.
+# Tests the exporters that `cargo install --path . --root /usr/local` installs: first without other files of this
+# repository, and then with the systemd units of this repository.
 machine.with_cargo_install()
 start_all()
 machine.succeed("systemctl start bitcoind.service")

@@ -1,5 +1,6 @@
-# Tests the subcommand `setup` on a machine with the directives of Bitcoin Core's own unit (on regtest): without a node,
-# with a read-only /etc, the changes by `--write`, the first metrics, and `--undo`.
+# Tests the subcommand `setup` with a node that has the systemd unit in Bitcoin Core's contrib/init, but on regtest. The
+# scenario tests `setup` without a node and with a read-only /etc, the changes that `--write` makes, the metrics after these
+# changes, and `--undo`.
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
 SETUP = "bitcoind-ipc-exporter setup"
 UNIT = r"""[Unit]
@@ -44,8 +45,8 @@ def put(path, text):
 start_all()
 put("/etc/systemd/system/bitcoind.service", UNIT)
 put("/etc/bitcoin/bitcoin.conf", CONF)
-# The folders are the same as in a release of Bitcoin Core: bitcoind is in bin, and bitcoin-node is in libexec. Without
-# -ipcbind, both programs behave the same. The unit starts bitcoind by a symbolic link.
+# As in a release of Bitcoin Core, bitcoind is in the folder bin, and bitcoin-node is in the folder libexec. The file
+# bitcoind is a copy of bitcoin-node, which has no IPC socket without -ipcbind. The unit starts bitcoind by a symbolic link.
 RELEASE = "/opt/bitcoin-31.0"
 machine.succeed(f"mkdir -p {RELEASE}/bin {RELEASE}/libexec /etc/prometheus && chgrp bitcoin /etc/bitcoin && chmod 710 /etc/bitcoin",
                 f"cp /usr/bin/bitcoin-node {RELEASE}/libexec && cp /usr/bin/bitcoin-node {RELEASE}/bin/bitcoind",

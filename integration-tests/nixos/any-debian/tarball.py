@@ -1,4 +1,4 @@
-# Tests the tarball of a release, unpacked at the root, also on Debian 12, whose systemd has no OpenFile=.
+# Tests a release's tarball, which is extracted to /. The scenario also runs on Debian 12, whose systemd has no OpenFile=.
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
 
 machine.with_tarball()

@@ -1,4 +1,5 @@
-# Tests the Debian package on Debian 12, whose systemd does not support OpenFile= in bitcoind-ipc-exporter.service.
+# Tests the Debian package on Debian 12, whose systemd does not support the directive OpenFile= of
+# bitcoind-ipc-exporter.service.
 
 machine.with_package()
 start_all()

@@ -1,6 +1,6 @@
-# Tests the IPC exporter's unit with the drop-in for JSON-RPC over HTTP and the node's cookie: without a node, with a
-# node, and after the node's restart. (The node of this test has JSON-RPC over IPC, so the exporter does not use HTTP.
-# Users need the drop-in for Bitcoin Core 30 and 31, which lack JSON-RPC over IPC.)
+# Tests the IPC exporter's unit with the drop-in that passes the node's cookie for JSON-RPC over HTTP: without a node, with
+# a node, and after the node's restart. Users need this drop-in for Bitcoin Core 30 and 31. (The node of this test has
+# JSON-RPC over IPC, and the exporter therefore does not use HTTP.)
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
 UNIT = "bitcoind-ipc-exporter.service"

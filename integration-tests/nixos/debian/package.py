@@ -1,4 +1,4 @@
-# Tests the Debian package: installation, use, upgrade, removal and purge.
+# Tests the Debian package: it is installed, used, upgraded, removed and purged.
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
 INSTALL = "DEBIAN_FRONTEND=noninteractive dpkg -i /root/bitcoind-exporter.deb"
@@ -39,7 +39,7 @@ with subtest("an upgrade restarts both, and listens all the while"):
 
 with subtest("what is removed runs no more, and the node lives"):
     machine.succeed("dpkg -r bitcoind-exporter")
-    # The brackets in the pattern prevent a match with this grep process itself.
+    # Because of the brackets, the pattern does not match the command line of this grep process.
     machine.wait_until_fails("grep -qszE 'bitcoind-(ipc|usdt)[-]exporter' /proc/[0-9]*/cmdline")
     machine.fail("curl -s http://127.0.0.1:9332/livez")
     machine.succeed("systemctl is-active bitcoind.service", "bitcoin-cli generatetodescriptor 1 'raw(51)'")

@@ -1,5 +1,5 @@
-# Tests two nodes, each with an instance of the template unit, and an exporter with the drop-in for a systemd without
-# OpenFile=.
+# Tests two nodes, each with an instance of the exporter's template unit. One of the exporters has the drop-in for versions of
+# systemd that do not support OpenFile=.
 
 
 def scrape(port):

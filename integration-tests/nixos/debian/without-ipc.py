@@ -1,5 +1,5 @@
-# Tests the IPC exporter's unit with the drop-in for a node without IPC: JSON-RPC over HTTP on loopback, with a password
-# file that only root can read.
+# Tests the IPC exporter's unit with the drop-in for a node without IPC. The exporter uses JSON-RPC over HTTP on loopback,
+# with a password file that only root can read.
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
 UNIT = "bitcoind-ipc-exporter.service"

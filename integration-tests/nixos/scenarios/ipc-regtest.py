@@ -1,5 +1,5 @@
-# Tests that the metrics of the IPC exporter equal the node's RPC results, also after new blocks, a reorg and a restart
-# of the node.
+# Tests that the metrics of the IPC exporter are equal to the node's RPC results, also after new blocks, after a reorg and
+# after a restart of the node.
 import json
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"

@@ -1,13 +1,13 @@
-# Tests that the node starts the exporter in the node's service (-startupnotify), and that the exporter exits with the
-# node.
+# Tests an exporter that the node starts with -startupnotify, as a part of the node's systemd service. The exporter must exit
+# when the node exits.
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9400/metrics"
 LAUNCH = "bitcoind-ipc-exporter --exit-with-node --metrics-addr 127.0.0.1:9400 /run/bitcoind/node.sock"
-# The brackets in the pattern prevent a match with this grep process itself.
+# Because of the brackets, the pattern does not match the command line of this grep process.
 RUNS = "grep -qsz -e '[-]-exit-with-node' /proc/[0-9]*/cmdline"
 
 start_all()
-# The first start of the node creates the directory for the configuration file.
+# The first start of the node creates the data directory, to which the configuration file is then written.
 machine.succeed("systemctl start bitcoind.service")
 machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
 machine.succeed("systemctl stop bitcoind.service", f"echo startupnotify=exec $(command -v bitcoind-ipc-exporter) {LAUNCH.partition(' ')[2]} "

@@ -1,5 +1,5 @@
-# Tests that a real Prometheus server scrapes both exporters, and that metrics of both exporters about the same events
-# are equal.
+# Tests that a real Prometheus server scrapes both exporters, and that both exporters have counted the same number of
+# events.
 import json
 import shlex
 

@@ -1,11 +1,11 @@
-# Tests an exporter that is PID 1 of a PID namespace, as in a container: after any kind of exit of the exporter, the
-# node still runs and can be stopped cleanly.
+# Tests an exporter that is PID 1 of a PID namespace, as in a container. After each kind of exit of the exporter, the node must
+# still run, and it must be possible to stop the node cleanly.
 RUN = "unshare --pid --fork --kill-child --mount-proc bitcoind-ipc-exporter --poll-interval 5ms"
 SOCKET = "/run/bitcoind/node.sock"
 
 
 def child(parent, command):
-    """PID of the child process with this command name."""
+    """PID of the child process of `parent` with this name."""
     pids = machine.succeed(f"cat /proc/{parent}/task/{parent}/children").split()
     names = {machine.succeed(f"cat /proc/{pid}/comm").strip(): pid for pid in pids}
     return names[command]
@@ -19,8 +19,8 @@ def run(name, command):
 
 def start(name):
     run(name, RUN)
-    # The process tree is: unshare, its child process PID 1 (the supervisor), and as child processes of PID 1 the
-    # exporter and its guard.
+    # The main process of the unit is `unshare`. The child process of `unshare` is the supervisor, which is PID 1 of the
+    # namespace. The child processes of the supervisor are the exporter and the guard.
     unshare = machine.succeed(f"systemctl show -P MainPID {name}").strip()
     init = child(unshare, "bitcoind-ipc-ex")
     exporter = child(init, "bitcoind-export")

@@ -1,5 +1,6 @@
-# Tests the IPC exporter as a service: the first scrape starts the exporter, the exporter reaches the node only through
-# the connection that systemd passes, it exits with the node, and a scrape after the node's next start starts it again.
+# Tests the IPC exporter as a systemd service with socket activation. The first scrape starts the exporter. The exporter can
+# reach the node only through the connection that systemd passes to it. The exporter exits when the node exits, and a scrape
+# after the node's next start starts the exporter again.
 import json
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9332/metrics"
@@ -61,7 +62,7 @@ with subtest("all of its processes are confined, and its main process notifies f
     for name in ["bitcoind-export", "bitcoind-guard"]:
         status = machine.succeed(f"cat /proc/{pid_of(name)}/status")
         assert "\nSeccomp:\t2\n" in status and "\nNoNewPrivs:\t1\n" in status, status
-    # In old versions of systemd-nspawn, the seccomp filter of the container forbids Landlock.
+    # Landlock is not checked, because the seccomp filter of old versions of systemd-nspawn forbids Landlock.
     machine.succeed(f"{SCRAPE} | grep -Fx 'bitcoin_exporter_sandbox{{part=\"seccomp\"}} 1'")
     machine.succeed(f"kill -9 {pid_of('bitcoind-export')}")
     machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
@@ -89,7 +90,7 @@ with subtest("the journal has its fields"):
     entries = machine.succeed("journalctl -o json -u bitcoind-ipc-exporter.service "
                               "MESSAGE=\"the node's interfaces\"").splitlines()
     entry = json.loads(entries[0])
-    # The node of the VM tests has further interfaces, so only the beginning of the list is compared.
+    # Only the first interface is compared, because the node of the NixOS VM tests has other interfaces.
     assert entry["PRIORITY"] == "6" and entry["OFFERED"].startswith("mining"), entry
 
 with subtest("a node that ends in order is no failure, and the next scrape finds the next node"):
@@ -97,7 +98,7 @@ with subtest("a node that ends in order is no failure, and the next scrape finds
     machine.wait_until_fails("systemctl is-active bitcoind-ipc-exporter.service")
     machine.fail("systemctl is-failed bitcoind-ipc-exporter.service")
     machine.succeed(f"{SCRAPE} | grep -x 'bitcoin_up 0'")
-    machine.fail("systemctl is-active bitcoind.service")  # a scrape does not start a node that was stopped
+    machine.fail("systemctl is-active bitcoind.service")  # A scrape must not start a node that was stopped.
     machine.succeed("systemctl start bitcoind.service")
     machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
 
@@ -109,6 +110,6 @@ with subtest("a node that is killed is seen as away, and found again"):
 
 with subtest("uninstalling leaves nothing"):
     machine.succeed("systemctl stop bitcoind-ipc-exporter.socket bitcoind-ipc-exporter.service")
-    # The brackets in the pattern prevent a match with this grep process itself.
+    # Because of the brackets, the pattern does not match the command line of this grep process.
     machine.wait_until_fails("grep -qsz -e 'bitcoind[-]ipc' /proc/[0-9]*/cmdline")
     machine.fail("ls -d /var/lib/*ipc-exporter* /var/lib/private/*ipc-exporter* /run/*ipc-exporter*")

@@ -1,9 +1,9 @@
-# Tests TLS and a password for the endpoint, with curl and with a real Prometheus server, and the renewal of the
-# certificate.
+# Tests an exporter whose endpoint has TLS and requires a password, with curl and with a real Prometheus server, also after a
+# renewal of the certificate.
 import json
 
 FOLDER = "/run/tls"
-# The password hash is the output of `htpasswd -nbB -C 5 prometheus secret`.
+# The hash is that of the password "secret", from `htpasswd -nbB -C 5 prometheus secret`.
 WEB_CONFIG = """
 tls_server_config: {cert_file: cert.pem, key_file: key.pem}
 basic_auth_users: {prometheus: "$2b$05$9ueskDypWlus7dR5VzuMru8M0BOQoP6Uq/QCU7ol7iGRT/ndwMSjm"}
@@ -20,7 +20,7 @@ scrape_configs:
 
 
 def certificate(serial):
-    """Creates a new certificate for localhost, signed by the certificate authority."""
+    """Creates a new certificate for localhost with this serial number, signed by the test's certificate authority."""
     machine.succeed(
         f"cd {FOLDER} && openssl req -newkey rsa:2048 -nodes -keyout new.key -subj /CN=localhost -out new.csr 2>&1",
         f"cd {FOLDER} && printf 'subjectAltName=DNS:localhost' > san && openssl x509 -req -in new.csr -CA ca.pem "
@@ -51,7 +51,7 @@ put("web.yml", WEB_CONFIG)
 put("prometheus.yml", PROMETHEUS.replace("FOLDER", FOLDER))
 machine.succeed("systemctl start bitcoind.service")
 machine.wait_until_succeeds("test -S /run/bitcoind/node.sock")
-# Use another port than 9332, on which the socket unit of the service listens.
+# This exporter listens on port 9333, because the socket unit of the service listens on port 9332.
 machine.succeed("systemd-run --unit=exporter --uid=bitcoin bitcoind-ipc-exporter --metrics-addr 127.0.0.1:9333 "
                 f"--web.config.file {FOLDER}/web.yml /run/bitcoind/node.sock")
 

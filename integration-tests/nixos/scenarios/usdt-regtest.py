@@ -1,4 +1,4 @@
-# Tests the USDT exporter as a service that runs with two capabilities and not as root.
+# Tests the USDT exporter as a systemd service that has two capabilities and does not run as root.
 import json
 
 SCRAPE = "curl -sf --max-time 20 http://127.0.0.1:9435/metrics"

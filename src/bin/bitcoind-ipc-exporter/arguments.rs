@@ -44,8 +44,8 @@ pub struct Arguments {
     #[arg(long, value_name = "N", env = "BITCOIN_IPC_FD")]
     pub ipc_fd: Option<RawFd>,
 
-    /// Node's data directory, in which the socket and the cookie are searched if their paths are not given [default:
-    /// ~/.bitcoin]
+    /// Node's data directory, which the exporter searches for the socket and the cookie if their paths are not given
+    /// [default: ~/.bitcoin]
     #[arg(long, value_name = "DIR", env = "BITCOIND_IPC_EXPORTER_DATADIR")]
     pub datadir: Option<PathBuf>,
 
@@ -94,8 +94,8 @@ pub struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_CALL_TIMEOUT")]
     pub call_timeout: Duration,
 
-    /// Trace of the UTXO cache, for nodes with the Tracing interface. It slows down the connection of blocks. After exceeding
-    /// its budget, auto disables the trace until the exporter restarts
+    /// Trace of the UTXO cache, for nodes with the Tracing interface. The trace slows down the connection of blocks.
+    /// With auto, a trace that exceeds its budget is disabled until the exporter restarts
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE")]
     pub utxo_trace: UtxoTraceMode,
 
@@ -104,13 +104,13 @@ pub struct Arguments {
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE_BUDGET")]
     pub utxo_trace_budget: Duration,
 
-    /// Periodic requests for a block template, for the metrics of the next block (needs the Mining interface). auto requests
-    /// one at a new tip and at most once per --poll-interval
+    /// Periodic requests for a block template, for the metrics of the next block (needs the Mining interface). auto
+    /// requests a template at a new tip, and between tips at most once per --poll-interval
     #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_NEXT_BLOCK")]
     pub next_block: NextBlockMode,
 
-    /// SQLite file for the block log: one row per new tip. The subcommand `blocks` of bitcoind-usdt-exporter reads it [default: no
-    /// block log]
+    /// SQLite file for the block log: one row per new tip. The subcommand `blocks` of bitcoind-usdt-exporter reads it
+    /// [default: no block log]
     #[arg(long, value_name = "PATH", env = "BITCOIND_IPC_EXPORTER_BLOCK_LOG")]
     pub block_log: Option<PathBuf>,
 
@@ -124,7 +124,8 @@ pub struct Arguments {
     )]
     pub block_log_keep: u32,
 
-    /// Name of the node in the block store. If bitcoind-usdt-exporter also runs on the node, it must be the same for both
+    /// Name of the node in the block store. If bitcoind-usdt-exporter also traces this node, both exporters need the
+    /// same name
     #[arg(
         long,
         value_name = "NAME",
@@ -134,8 +135,9 @@ pub struct Arguments {
     )]
     pub node_name: String,
 
-    /// Exit with status 0 when the node shuts down, instead of waiting for the next one. Only a node with IPC announces its
-    /// shutdown. This is the default if the connection is inherited and no socket path is given
+    /// Exit with status 0 when the node shuts down, instead of waiting for the next start of a node. Only a node with
+    /// IPC announces its shutdown. This option is on by default if the connection is inherited and no socket path is
+    /// given
     #[arg(long, env = "BITCOIND_IPC_EXPORTER_EXIT_WITH_NODE")]
     pub exit_with_node: bool,
 
@@ -157,8 +159,8 @@ pub struct Arguments {
 /// A subcommand, which runs instead of the exporter.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Inspect the machine and its nodes, and print the lines to add to bitcoin.conf, to systemd's units and to Prometheus.
-    /// With --write, add them. It restarts nothing
+    /// Inspect the machine and its nodes, and print the lines to add to bitcoin.conf, to systemd's units and to
+    /// Prometheus. With --write, add the lines. No service is restarted
     Setup(SetupCommand),
 }
 
@@ -190,6 +192,9 @@ impl Arguments {
     }
 
     /// The configuration of the collector.
+    ///
+    /// # Errors
+    /// The settings of JSON-RPC over HTTP are incomplete or invalid.
     pub fn config(&self, source: &NodeEndpoint) -> Result<Config> {
         Ok(Config {
             data_directory: self.data_directory(source),
@@ -203,7 +208,8 @@ impl Arguments {
         })
     }
 
-    /// The chain in `--chain`. Without `--chain`, the chain in whose directory the socket is, if that is known.
+    /// The chain in `--chain`, or if it is not set, the chain whose directory contains the socket. `None` if no chain
+    /// is known.
     fn known_chain(&self) -> Option<&'static ChainParams> {
         let by_folder = || self.socket_path.as_deref().and_then(ChainParams::from_path);
         self.chain.as_deref().map(ChainParams::from_name).or_else(by_folder)
@@ -263,7 +269,10 @@ impl Arguments {
         }
     }
 
-    /// The settings of the block store, if there is one.
+    /// The settings of the block store; `None` if no block store is configured.
+    ///
+    /// # Errors
+    /// The settings are invalid or incomplete, or the block store has the address of a Unix socket.
     pub fn store(&self) -> Result<Option<StoreSettings>> {
         let Some(settings) = self.common.store.settings(Self::ENVIRONMENT)? else { return Ok(None) };
         block_store::check_needs(self.block_log.as_deref(), &self.node_name)?;
@@ -275,7 +284,11 @@ impl Arguments {
         Ok(Some(settings))
     }
 
-    /// Starts the block log, and forwards it to the store. `None` without a block log.
+    /// Starts the thread of the block log; `None` if no block log is configured. With `store`, the rows of the block
+    /// log are forwarded to the block store.
+    ///
+    /// # Errors
+    /// The file of the block log cannot be opened, or a thread cannot be started.
     pub fn start_block_log(
         &self,
         store: Option<StoreSettings>,
@@ -304,7 +317,8 @@ impl Arguments {
         files
     }
 
-    /// Path of the node's socket; `None` if the connection is inherited and neither a path nor a data directory is given.
+    /// Path of the node's socket; `None` if the connection is inherited and neither a path nor a data directory is
+    /// given.
     pub fn node_socket(&self, has_inherited: bool) -> Option<PathBuf> {
         let chain = self.chain.as_deref().unwrap_or("main");
         endpoint::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)

@@ -30,7 +30,7 @@ use tracing::{info, warn};
 
 use arguments::{Arguments, Command};
 
-/// Time after which an exporter that systemd started for a scrape exits if it has no node.
+/// Time after which an exporter that systemd started for a scrape exits if it has no connection to a node.
 const SCRAPE_LINGER_INTERVAL: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
@@ -42,7 +42,7 @@ fn main() -> ExitCode {
         None => supervise(arguments),
     };
     result.unwrap_or_else(|error| {
-        // Print the error to stderr, because logging may not have started, or its target may not be stderr.
+        // Print the error to stderr, because logging may not have started, or the log target may not be stderr.
         cli::print_error(format_args!("bitcoind-ipc-exporter: {error:#}"));
         ExitCode::FAILURE
     })
@@ -76,14 +76,14 @@ fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     supervisor::run(SupervisorConfig { node, listener, socket_file })
 }
 
-/// Runs the exporter process, which polls the node through the guard and serves the metrics. It has no descriptor of
-/// the node's socket.
+/// Runs the exporter process, which polls the node through the guard and serves the metrics. The exporter process has
+/// no descriptor of the node's socket.
 fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let start = supervisor::ExporterStart::take(&mut arguments)?;
     let arguments = Arguments::parse_or_exit(arguments);
     let started_by_scrape = start.listener.is_some();
-    // True if systemd started this process for a scrape and could not connect to the node. This process has no socket
-    // path, and only systemd can connect, when it starts the exporter again.
+    // True if systemd started this process for a scrape and could not connect to the node. This process has no path of
+    // the node's socket; systemd connects to the node again when it starts the exporter again.
     let without_node = started_by_scrape && start.inherited.is_none() && arguments.has_no_node_argument();
     let path = arguments.node_socket(start.inherited.is_some());
     let mut source = NodeEndpoint::new(start.client, start.inherited, path);

@@ -19,7 +19,8 @@ use tracing::info;
 use crate::blocks_command::BlocksCommand;
 use crate::settings;
 
-/// Default port of the metrics endpoint in `fibre_exporter.py`, which this exporter also uses.
+/// Default port of the metrics endpoint of `fibre_exporter.py`. This exporter uses the same default if the user passes
+/// settings of `fibre_exporter.py`.
 pub const DEFAULT_PORT: u16 = 9435;
 
 /// Exports Prometheus metrics from a running Bitcoin node's tracepoints (USDT), counted in the kernel with eBPF.
@@ -42,8 +43,8 @@ pub struct Arguments {
     #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BITCOIND")]
     pub bitcoind: Option<PathBuf>,
 
-    /// PID of the node [default: the process that runs the binary]. After it has ended, the next process with the same data directory is
-    /// traced
+    /// PID of the node [default: the process that runs the binary]. After that process has ended, the next process
+    /// with the same data directory is traced
     #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = process_id())]
     pub pid: Option<i32>,
 
@@ -80,11 +81,13 @@ pub struct Arguments {
     #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_CONFIG")]
     pub config: Option<PathBuf>,
 
-    /// User for basic auth, with --metrics-auth-password. For compatibility with fibre_exporter.py; --web.config.file has more settings
+    /// User for basic auth, with --metrics-auth-password. For compatibility with fibre_exporter.py; --web.config.file
+    /// has more settings
     #[arg(long, value_name = "NAME", conflicts_with = "web_config_file")]
     pub metrics_auth_username: Option<String>,
 
-    /// Password for basic auth. Prefer the environment variable FIBRE_METRICS_AUTH_PASSWORD: arguments are visible to other users
+    /// Password for basic auth. Prefer the environment variable FIBRE_METRICS_AUTH_PASSWORD: arguments are visible to
+    /// other users
     #[arg(long, value_name = "PASSWORD", conflicts_with = "web_config_file")]
     pub metrics_auth_password: Option<String>,
 
@@ -110,8 +113,8 @@ pub struct Arguments {
     )]
     pub tracepoints: Vec<TracepointGroup>,
 
-    /// SQLite file for the block log: one row per connected block, with the stages of its arrival. The subcommand `blocks` reads it
-    /// [default: no block log]
+    /// SQLite file for the block log: one row per connected block, with the stages of its arrival. The subcommand
+    /// `blocks` reads it [default: no block log]
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG")]
     pub block_log: Option<PathBuf>,
 
@@ -144,7 +147,8 @@ pub struct Arguments {
     )]
     pub log_level: LogLevel,
 
-    /// Additional log file. Lines are appended. The file is reopened after it was renamed or removed, e.g. by logrotate
+    /// Additional log file. Lines are appended. The file is reopened after it was renamed or removed, e.g. by
+    /// logrotate
     #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_LOG_FILE")]
     pub log_file: Option<PathBuf>,
 
@@ -152,12 +156,12 @@ pub struct Arguments {
     #[arg(short, long)]
     pub verbose: bool,
 
-    /// Print a table of the tracepoints, and exit: whether the binary has the tracepoint, whether it can be attached, its compiled
-    /// arguments, and its metrics
+    /// Print a table of the tracepoints, and exit: whether the binary has the tracepoint, whether it can be attached,
+    /// its compiled arguments, and its metrics
     #[arg(long)]
     pub list_probes: bool,
 
-    /// Attach, print the metrics, and exit
+    /// Attach to the node, print the metrics, and exit
     #[arg(long, conflicts_with = "list_probes")]
     pub once: bool,
 
@@ -198,7 +202,10 @@ impl Arguments {
         if self.tracepoints.is_empty() { TracepointGroup::all() } else { &self.tracepoints }
     }
 
-    /// The block log's connection to the block store, if there is one.
+    /// The channels that connect the block log to the block store; `None` if no block store is configured.
+    ///
+    /// # Errors
+    /// The settings of the block store are invalid or incomplete, or the thread that forwards rows cannot be started.
     pub fn forwarding(&self) -> Result<Option<Forwarding>> {
         let Some(settings) = self.store()? else { return Ok(None) };
         block_store::check_needs(self.block_log.as_deref(), &self.node_name)?;
@@ -210,7 +217,7 @@ impl Arguments {
         self.common.store.settings(Self::ENVIRONMENT)
     }
 
-    /// The selected node.
+    /// The user's selection of the node.
     pub fn target(&self) -> NodeSelector {
         NodeSelector {
             binary: self.bitcoind.clone(),
@@ -221,6 +228,9 @@ impl Arguments {
     }
 
     /// Starts logging. When the returned value is dropped, the queued lines are written.
+    ///
+    /// # Errors
+    /// A log target cannot be opened, or RUST_LOG is invalid.
     pub fn start_logging(&self) -> Result<Logging> {
         let level = if self.common.debug { LogLevel::Debug } else { self.log_level };
         let logging = logging::start(self.common.log, level, self.log_file.as_deref())?;
@@ -231,6 +241,9 @@ impl Arguments {
     }
 
     /// TLS and authentication of the metrics endpoint.
+    ///
+    /// # Errors
+    /// An argument is missing, or a file cannot be read or is invalid.
     pub fn web_config(&self) -> Result<WebConfig> {
         let user = require_both(
             ("metrics_auth_username", self.metrics_auth_username.as_deref()),
@@ -244,6 +257,9 @@ impl Arguments {
 
     /// TLS of the health endpoint. As in `fibre_exporter.py`, the health endpoint uses the certificate of the metrics
     /// endpoint and needs no password.
+    ///
+    /// # Errors
+    /// An argument is missing, or a file cannot be read or is invalid.
     pub fn health_web_config(&self) -> Result<WebConfig> {
         WebConfig::from_parts(None, self.certificate()?).context("--tls-cert, --tls-key")
     }
@@ -253,7 +269,7 @@ impl Arguments {
         require_both(("tls_cert", self.tls_cert.as_deref()), ("tls_key", self.tls_key.as_deref()))
     }
 
-    /// Address of the metrics endpoint. Not used if systemd passes a socket.
+    /// Address of the metrics endpoint. The address is not used if systemd passes a socket.
     pub fn address(&self) -> Address {
         match self.port {
             Some(port) => Address::Tcp(format!("0.0.0.0:{port}")),
@@ -261,7 +277,8 @@ impl Arguments {
         }
     }
 
-    /// Address of the additional endpoint for health checks; `None` if it is disabled, or if the metrics endpoint is a Unix socket.
+    /// Address of the additional endpoint for health checks; `None` if it is disabled, or if the metrics endpoint is a
+    /// Unix socket.
     pub fn health_address(&self) -> Option<Address> {
         match (self.address(), self.health_port) {
             (Address::Tcp(address), port @ 1..) => {

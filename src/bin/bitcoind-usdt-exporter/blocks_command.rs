@@ -22,11 +22,11 @@ pub struct BlocksCommand {
     block_log: PathBuf,
 
     /// Print only blocks with at least this time (for example 100ms or 2s) from their first announcement to their
-    /// connection. For blocks that no peer announced, the duration of their connection is compared
+    /// connection. For blocks that no peer announced, the time to connect the block is compared
     #[arg(long, value_name = "TIME", value_parser = cli::duration)]
     slow: Option<Duration>,
 
-    /// Print only blocks that were connected within the last period of this length, for example 24h or 7d
+    /// Print only blocks that were connected at most this long ago, for example 24h or 7d
     #[arg(long, value_name = "TIME", value_parser = cli::duration)]
     since: Option<Duration>,
 
@@ -34,7 +34,8 @@ pub struct BlocksCommand {
     #[arg(long, value_name = "N")]
     height: Option<u32>,
 
-    /// Block store to read instead of the block log: postgres://USER@HOST/DATABASE. The password is read like that of the exporter
+    /// Block store that --propagation reads: postgres://USER@HOST/DATABASE. Set the password with --store-password-file
+    /// or the environment variable BITCOIND_USDT_EXPORTER_BLOCK_STORE_PASSWORD
     #[arg(long, value_name = "URL", env = "BITCOIND_USDT_EXPORTER_BLOCK_STORE", hide_env_values = true)]
     store: Option<String>,
 
@@ -47,7 +48,7 @@ pub struct BlocksCommand {
     )]
     store_password_file: Option<PathBuf>,
 
-    /// Print when each node of the block store had the blocks of a height, as offsets from the first node
+    /// Print when each node in the block store connected the blocks of --height, as offsets from the first node
     #[arg(long, requires_all = ["store", "height"], conflicts_with_all = ["slow", "since"])]
     propagation: bool,
 
@@ -61,7 +62,10 @@ pub struct BlocksCommand {
 }
 
 impl BlocksCommand {
-    /// Prints the blocks that match the filter.
+    /// Prints the blocks that match the filter, or with `--propagation` the times at which each node connected them.
+    ///
+    /// # Errors
+    /// The block log or the block store cannot be read, or the output cannot be written.
     pub fn show(&self) -> Result<()> {
         if self.propagation {
             return self.show_propagation();
@@ -71,7 +75,7 @@ impl BlocksCommand {
         self.print(&rows, show::BLOCK_LOG)
     }
 
-    /// Prints when each node had the blocks of a height.
+    /// Prints when each node in the block store connected the blocks of a height.
     fn show_propagation(&self) -> Result<()> {
         let (Some(url), Some(height)) = (&self.store, self.height) else {
             bail!("--store and --height are missing")

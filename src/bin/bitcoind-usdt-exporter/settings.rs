@@ -22,7 +22,10 @@ const KEYS: &str = "bitcoind_path, bitcoind, pid, node_name, metrics_port, port,
                     metrics_auth_username, metrics_auth_password, tls_cert, tls_key";
 
 /// Sets the arguments that the user did not give, from the environment variables and the configuration file of
-/// `fibre_exporter.py`. Errors name the key or the variable.
+/// `fibre_exporter.py`.
+///
+/// # Errors
+/// The file cannot be read, or a setting is invalid; the error names the key or the variable.
 pub fn overlay(
     arguments: &mut Arguments,
     command: &mut Command,
@@ -36,8 +39,8 @@ pub fn overlay(
     applied.map_err(|why| command.error(ErrorKind::ValueValidation, why))
 }
 
-/// The settings of `fibre_exporter.py` from its configuration file, with the values that clap has parsed, to decide
-/// which arguments to set.
+/// The settings in the configuration file of `fibre_exporter.py`, and the arguments that clap has parsed. An argument
+/// that the user gave is not replaced by a setting.
 struct Overlay<'a> {
     command: &'a Command,
     given: &'a ArgMatches,
@@ -61,8 +64,8 @@ impl Overlay<'_> {
         self.set(&mut to.tls_cert, "tls_cert", PathBufValueParser::new())?;
         self.set(&mut to.tls_key, "tls_key", PathBufValueParser::new())?;
         self.check_conflicts()?;
-        // If settings of fibre_exporter.py are used, Prometheus probably scrapes the port of fibre_exporter.py. That
-        // port is therefore the default.
+        // If settings of fibre_exporter.py are used, Prometheus probably scrapes the port of fibre_exporter.py. The
+        // port of fibre_exporter.py is therefore the default.
         let as_theirs = self.path.is_some() || variable("bitcoind_path").is_some();
         if self.is_given("metrics_addr") {
             to.port = None;
@@ -72,8 +75,8 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// The setting for an argument. Returns its source (a key of the file or the name of an environment variable) and
-    /// its value.
+    /// The setting for an argument. Returns the setting's source (a key of the file or the name of an environment
+    /// variable) and its value.
     fn setting(&self, id: &str) -> Option<(String, String)> {
         let key = match id {
             "bitcoind" => "bitcoind_path",

@@ -31,17 +31,17 @@ const FIELDS: [&str; 11] = [
 /// The percentiles of `feerate_percentiles`, as label values.
 const PERCENTILES: [&str; 5] = ["10", "25", "50", "75", "90"];
 
-/// Whether the node cannot give the statistics of a block, now and at a retry: it has pruned the block, has not downloaded it (assumeutxo),
-/// or does not know it. Up to Bitcoin Core 0.20 it has statistics only of blocks in the active chain.
+/// Whether the error is permanent for this block: the node has pruned the block, has not downloaded it (assumeutxo) or
+/// does not know its hash. Up to Bitcoin Core 0.20, getblockstats also fails for blocks outside the active chain.
 fn is_unavailable(error: &CallError) -> bool {
     /// `RPC_MISC_ERROR`, `RPC_INVALID_ADDRESS_OR_KEY` and `RPC_INVALID_PARAMETER` in Core's rpc/protocol.h.
     const UNAVAILABLE: [i64; 3] = [-1, -5, -8];
     matches!(error, CallError::JsonRpc { code, .. } if UNAVAILABLE.contains(code))
 }
 
-/// Reads the statistics of the tip, and counts the contents of the blocks that were connected since the last poll. Both
-/// happen only after initial block download, because the node reads the block and its undo data from disk for each call,
-/// and a syncing node has many new tips per second.
+/// Reads the statistics of the tip, and counts the contents of the blocks that were connected since the last poll.
+/// Neither is done during initial block download, because the node reads the block and its undo data from disk for
+/// each call, and a syncing node has many new tips per second.
 pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<bool>) {
     let mut stats = None;
     if let (Some(tip), Some(false)) = (tip, ibd) {
@@ -56,8 +56,8 @@ pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<b
     }
 }
 
-/// Calls getblockstats once for each block. Returns `None` if there is no response, and `Some(None)` if the node does not have the block.
-/// The response for the tip is kept until the tip changes.
+/// Returns the response to getblockstats for a block; `None` if there is no response, and `Some(None)` if the node
+/// does not have the block. The response for the tip is stored until the tip changes.
 async fn block_stats(calls: &mut RateLimitedCalls, hash: &str, tip: Option<&str>) -> Option<Option<Value>> {
     let key = (Method::GetBlockStats, hash.to_string());
     if let Some(answer) = calls.answers_for_tip.get(&key) {
@@ -88,7 +88,7 @@ fn show_last(calls: &RateLimitedCalls, tip: Option<&str>, stats: &Value) {
         (&metrics.last_utxo_increase, field("utxo_increase")),
     ];
     for (gauge, value) in shown {
-        // Without a new value, the exported value would belong to an earlier block.
+        // If the response has no value for this tip, remove the exported value, which belongs to an earlier block.
         if tip.is_some() && value.is_none() {
             gauge.clear();
         }
@@ -108,14 +108,14 @@ fn show_last(calls: &RateLimitedCalls, tip: Option<&str>, stats: &Value) {
     }
 }
 
-/// Counts the contents of connected blocks, for at most 1 % of the time. Blocks that are left are counted at the next polls. The tip costs
-/// no call, because its statistics are known.
+/// Counts the contents of connected blocks with getblockstats calls that take at most 1 % of the node's time. The
+/// remaining blocks are counted at the next polls. The tip needs no call, because its statistics are already stored.
 async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
-    /// Name of the rate limit.
+    /// Name of the rate limit of the getblockstats calls for connected blocks.
     const BLOCKS: &str = "connected blocks";
-    /// Minimum time between the starts of two batches, as a multiple of the duration of the first.
+    /// Minimum time between the starts of two batches of calls, as a multiple of the duration of the first batch.
     const SHARE: u32 = 100;
-    /// Duration after which a batch ends.
+    /// Time after the start of a batch from which the batch makes no further calls.
     const BATCH: Duration = Duration::from_millis(150);
     let is_due = calls.is_due(BLOCKS);
     let started = Instant::now();
@@ -147,8 +147,8 @@ async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
     }
 }
 
-/// Reads the statistics of the last block of a range, and its parent if the range has more blocks. Returns `None` if there is no response,
-/// and `Some(None)` if the node does not have the block.
+/// Reads the statistics of the last block of a range, and the block's parent if the range has more blocks. Returns
+/// `None` if there is no response, and `Some(None)` if the node does not have the block.
 async fn count_last(
     calls: &mut RateLimitedCalls,
     range: BlockRange,

@@ -17,7 +17,8 @@ const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
 /// Values of the field `status` in getchaintips, which become label values.
 const TIP_STATUSES: [&str; 5] = ["active", "valid-fork", "valid-headers", "headers-only", "invalid"];
 
-/// The tip that a poll has read. The other areas of the same poll use it.
+/// The tip that a poll has read, and whether the node is in initial block download. The functions that read the other
+/// metrics in the same poll use these values.
 pub struct PolledTip {
     pub height: Option<f64>,
     /// Hash of the tip; `None` if getblockchaininfo returned no response.

@@ -45,7 +45,8 @@ pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
 #[derive(Default)]
 pub struct PeerSilence(BTreeMap<String, LastReceived>);
 
-/// The last receive time that the node returned for one group, and the silence when it was first returned.
+/// The last receive time that the node returned for one group, and the group's silence when the node first returned
+/// that time.
 struct LastReceived {
     /// Receive time that the node returned, in Unix seconds.
     at: f64,
@@ -56,9 +57,9 @@ struct LastReceived {
 }
 
 impl PeerSilence {
-    /// Updates the silence of each group. If the receive time of a group has changed since the last update, its silence
-    /// is `now` (Unix seconds) minus the receive time. If it has not changed, the silence continues to grow with the
-    /// monotonic clock.
+    /// Updates the silence of each group. If the receive time of a group has changed since the last update, its
+    /// silence is `now` (Unix seconds) minus the receive time. If the receive time has not changed, the silence
+    /// continues to grow with the monotonic clock.
     fn update(&mut self, groups: &BTreeMap<String, PeerGroup>, now: f64, changed: Instant) {
         let mut last = std::mem::take(&mut self.0);
         for (label, group) in groups {
@@ -88,8 +89,8 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
             group.last_received =
                 Some(group.last_received.unwrap_or(f64::INFINITY).min(seconds(last_received)));
         }
-        // Before the first ping the node returns 1000000, 0 and 0. For a device on the node's own machine it returns 0,
-        // 0 and 0.
+        // Before the first ping the node returns 1000000, 0 and 0. For a device on the node's own machine the node
+        // returns 0, 0 and 0.
         let times = ["min_recent_rtt", "avg_recent_rtt", "max_recent_rtt"].map(|field| number(peer, field));
         if let [Some(least), Some(mean), Some(most)] = times
             && mean > 0.0
@@ -106,8 +107,8 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
 /// Converts `lastrecv` to seconds. The help text of getudppeerinfo documents seconds, but FIBRE 30.0 and earlier return
 /// milliseconds.
 fn seconds(lastrecv: f64) -> f64 {
-    /// Largest value that is interpreted as seconds. In seconds it is a time in the year 5138, in milliseconds a time
-    /// in 1973.
+    /// Largest value that is interpreted as seconds. As seconds, the value is a time in the year 5138; as
+    /// milliseconds, it is a time in 1973.
     const LARGEST_OF_SECONDS: f64 = 1e11;
     if lastrecv > LARGEST_OF_SECONDS { lastrecv / 1000.0 } else { lastrecv }
 }
@@ -166,7 +167,7 @@ mod tests {
             peer(0, 1_764_000_090_500, [10.0, 30.0, 20.0]), // milliseconds
             peer(0, 1_764_000_099, [20.0, 50.0, 40.0]),     // lastrecv in seconds
             peer(0, 0, none),                               // no response yet
-            peer(3, 1_764_000_100_900, none),               // its clock is ahead
+            peer(3, 1_764_000_100_900, none),               // the node's clock is ahead
             peer(u64::MAX, 1_764_000_000_000, [0.0, 0.0, 0.0]),
             peer(64, 0, none),
         ]);

@@ -60,7 +60,7 @@ impl DatadirPoller {
     }
 }
 
-/// Returns the directory of the cookie file, if the node has accepted the cookie in it.
+/// Returns the directory of the cookie file, if the node has accepted the cookie in that file.
 pub(super) fn directory_of_cookie(calls: &RateLimitedCalls) -> Option<PathBuf> {
     let http = calls.context.http_rpc.as_ref()?;
     match &http.config().credentials {

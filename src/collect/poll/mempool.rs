@@ -44,7 +44,7 @@ pub async fn poll(calls: &mut RateLimitedCalls) {
 pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) {
     const CALLS: &str = "fee estimates";
     let limit = calls.limit(CALLS, true);
-    let started = Instant::now(); // read after the limit was created, which is then due
+    let started = Instant::now(); // read after `limit` was created, and a new limit is due at once
     let is_early = limit.due() > started;
     let is_due = !is_early || is_new_tip && limit.due_at_event() <= started;
     if calls.recovers || !is_due {

@@ -77,8 +77,8 @@ struct RateLimitedCalls {
     context: Rc<Context>,
     /// Set if a call of the current poll got no response. No further calls are then made in this poll.
     failed: Option<PollError>,
-    /// Whether a costly call made the last poll fail. The current poll then makes no costly calls, because a costly
-    /// call that never gets a response would make all polls fail.
+    /// Whether a costly call made the last poll fail. After such a failure, the current poll makes no costly calls,
+    /// because a costly call that never gets a response would make all polls fail.
     recovers: bool,
     /// Rate limits of costly calls and of calls that have failed, by name of the call.
     limits: HashMap<&'static str, RateLimit>,
@@ -96,8 +96,8 @@ struct RateLimitedCalls {
 /// Text in an error in place of the name of a call, if no call could be made because HTTP is not usable.
 const OVER_HTTP: &str = "JSON-RPC over HTTP";
 
-/// Whether a costly call made the poll fail. If so, the next poll makes no costly calls. After any other failure the
-/// next poll makes costly calls, because they would never be made if every second poll fails.
+/// Whether a costly call made the poll fail, after which the next poll makes no costly calls. After any other failure
+/// the next poll makes costly calls, because costly calls would otherwise never be made if every second poll fails.
 fn is_of_costly_call(error: &PollError) -> bool {
     matches!(error, PollError::NoAnswer(call, _) if COSTLY.contains(call) || *call == Method::EstimateSmartFee.name())
 }
@@ -156,8 +156,8 @@ impl RateLimitedCalls {
                 let ends_poll = error.ends_poll(self.interfaces.is_http_only());
                 match error {
                     CallError::TooLarge(_) => self.limit(name, costly).failed_permanently(ended),
-                    // The next poll may need this call, so it gets no back-off. Polls and checks of HTTP have their own
-                    // back-off.
+                    // After these errors a call that is not costly gets no back-off, because the next poll may need
+                    // its response. Polls and checks of HTTP have their own back-off.
                     CallError::Http(_) if !costly && (ends_poll || !error.is_timeout()) => {}
                     _ if !costly && ends_poll => {}
                     _ => self.limit(name, costly).failed(ended),
@@ -203,8 +203,8 @@ impl RateLimitedCalls {
         answer
     }
 
-    /// Makes a JSON-RPC call for which some errors are a normal response, and do not count as failures. Returns `None` if there is no
-    /// response, and `Some(Err)` with such an error.
+    /// Makes a JSON-RPC call for which some errors are a normal response and do not count as failures. Returns `None`
+    /// if there is no response, and `Some(Err)` if the response is such an error.
     async fn rpc_tolerating<T: DeserializeOwned>(
         &mut self,
         method: Method,
@@ -288,7 +288,10 @@ impl Poller {
         self.calls.limits.clear();
     }
 
-    /// Makes one poll. Returns an error if a call got no response, or if no call returned the tip.
+    /// Makes one poll.
+    ///
+    /// # Errors
+    /// A call got no response, or no call returned the tip.
     pub async fn poll(&mut self) -> Result<PollResult, PollError> {
         let started = Instant::now();
         let mut polled = match self.calls.unavailable() {

@@ -10,7 +10,8 @@ use crate::ipc::{NETWORKS, Node, PeerDirection, PeerStats};
 use crate::json_rpc::Method;
 use crate::metrics::NetworkMetrics;
 
-/// Reads peers and traffic at each poll. `height` is that of the tip, `info` the response to getnetworkinfo.
+/// Reads peers and traffic at each poll. `height` is the height of the tip, and `info` is the response to
+/// getnetworkinfo.
 pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Value) {
     let interfaces = calls.interfaces.clone();
     let node = interfaces.node.as_ref();
@@ -74,7 +75,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
     metrics.addresses.replace_if_any(samples);
 }
 
-/// Exports the upload target. The node returns a target of 0 if it has none.
+/// Exports the upload target. The node returns a target of 0 if no upload target is configured.
 fn show_upload_target(upload: &Value, metrics: &NetworkMetrics) {
     let Some(target) = count(upload, "target") else { return };
     let upload = Some(upload).filter(|_| target > 0);

@@ -1,5 +1,5 @@
-//! Metrics of the next block from getmininginfo: its difficulty, and the last block template that the node assembled for
-//! any client, for nodes without the Mining interface.
+//! Metrics of the next block from getmininginfo: its difficulty, and for nodes without the Mining interface the last
+//! block template that the node built for any client.
 
 use serde_json::json;
 
@@ -8,7 +8,8 @@ use crate::collect::json::{number, sat_per_vbyte};
 use crate::json_rpc::Method;
 
 pub async fn poll(calls: &mut RateLimitedCalls) {
-    // With Mining the exporter has the node build templates, and the last template is no news.
+    // The last template is exported only for nodes without Mining. With Mining, the exporter requests templates itself
+    // and exports their contents.
     let has_mining = calls.interfaces.mining.is_some();
     let info = match has_mining {
         true => calls.rpc_once_per_tip(Method::GetMiningInfo, json!([])).await,

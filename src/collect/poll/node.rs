@@ -46,8 +46,8 @@ pub async fn poll(
     if let (Some(version), Some(subversion), Some(protocol)) = versions {
         calls.versions = [version.to_string(), subversion, protocol.to_string()];
     }
-    // The metric is exported even without versions (`-rpcwhitelist` may not permit getnetworkinfo), because the
-    // alerting rules need its label `chain`.
+    // The metric `bitcoin_node_info` is exported even without versions (`-rpcwhitelist` may not permit getnetworkinfo),
+    // because the alerting rules need its label `chain`.
     if let Some(chain) = label(chain_info, "chain") {
         let [version, subversion, protocol] = &calls.versions;
         calls.metrics().node.node_info.replace([([&**version, &**subversion, &**protocol, &*chain], 1.0)]);
@@ -55,7 +55,7 @@ pub async fn poll(
     uptime
 }
 
-/// Reads the calls that the node's JSON-RPC server is executing. Returns the response.
+/// Reads the JSON-RPC calls that the node is executing. Returns the response to getrpcinfo.
 pub async fn poll_rpc_server(calls: &mut RateLimitedCalls) -> Value {
     let info = calls.rpc(Method::GetRpcInfo, json!([])).await;
     if let Some(commands) = info["active_commands"].as_array() {
@@ -67,21 +67,22 @@ pub async fn poll_rpc_server(calls: &mut RateLimitedCalls) -> Value {
     info
 }
 
-/// The number of active commands, without our own, and the duration of the longest one in seconds.
+/// Returns the number of active RPC commands without the exporter's own getrpcinfo call, and the duration of the
+/// longest of them in seconds.
 fn active_commands(commands: &[Value]) -> (f64, f64) {
     let durations = |own: bool| {
         let commands =
             commands.iter().filter(move |command| own == (command["method"] == Method::GetRpcInfo.name()));
         commands.map(|command| number(command, "duration").unwrap_or(0.0) / 1e6)
     };
-    // Ours is the youngest call of this method.
+    // The exporter's own call is the getrpcinfo call with the shortest duration.
     let mut others: Vec<f64> = durations(true).collect();
     others.sort_by(f64::total_cmp);
     let others = others.into_iter().skip(1).chain(durations(false));
     others.fold((0.0, 0.0), |(active, longest), duration| (active + 1.0, f64::max(longest, duration)))
 }
 
-/// Reads the ZMQ publishers. The node only copies a list for this call.
+/// Reads the ZMQ publishers. The call is cheap, because the node only copies a list.
 pub async fn poll_zmq(calls: &mut RateLimitedCalls) {
     let Some(publishers) = calls.rpc_if_known::<Value>(Method::GetZmqNotifications, json!([])).await else {
         return;

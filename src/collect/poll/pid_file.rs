@@ -10,15 +10,16 @@ use super::file_system::directory_of_cookie;
 use crate::files;
 use crate::node_process::ProcessUsage;
 
-/// Name of the file, which is the same for all programs of Bitcoin Core (`-pid` changes it).
+/// Default name of the PID file in all programs of Bitcoin Core. The option `-pid` changes the name.
 const FILE: &str = "bitcoind.pid";
 /// Maximum size of the file in bytes.
 const MAX_BYTES: u64 = 32;
 /// Timeout for reading the file. A local file system responds within microseconds.
 const READ_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The process that the PID file names, if it is the node that reports this uptime in seconds. Over IPC the process behind the socket is
-/// known, and without a local URL the process is on another machine.
+/// Returns the process whose PID is in the PID file, if the age of the process matches `uptime`, which is the uptime
+/// of the node in seconds. Returns `None` over IPC, because the process behind the socket is known, and if the URL is
+/// not local.
 pub async fn find(calls: &RateLimitedCalls, uptime: f64) -> Option<ProcessUsage> {
     if !calls.interfaces.is_http_only() || !calls.context.http_rpc.as_ref()?.config().url.is_local() {
         return None;
@@ -33,7 +34,8 @@ pub async fn find(calls: &RateLimitedCalls, uptime: f64) -> Option<ProcessUsage>
     None
 }
 
-/// Reads a PID file. The exporter may not be permitted to read it, and it is missing if the node is not running.
+/// Reads the PID in a PID file; `None` if the exporter may not read the file, or if there is no file because the node
+/// is not running.
 async fn read(path: PathBuf) -> Option<i32> {
     let reading = files::on_thread(&path, |path: &Path| files::read_regular(path, MAX_BYTES));
     match tokio::time::timeout(READ_TIMEOUT, reading).await {

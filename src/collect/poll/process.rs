@@ -14,7 +14,8 @@ pub async fn poll(process: Option<&ProcessUsage>, context: &Context) {
     };
     let metrics = &context.metrics.node_process;
     let state = &mut context.persistent_state.borrow_mut();
-    // The CPU times of the threads are read before the CPU time of the process, so their sum cannot exceed it.
+    // The CPU times of the threads are read before the CPU time of the process, so the sum of the threads' times
+    // cannot exceed the time of the process.
     let threads = process.map(ProcessUsage::threads).unwrap_or_default();
     let seen = process.and_then(|process| Some((process, process.stat()?)));
     let stat = seen.as_ref().map(|(_, stat)| stat);

@@ -1,8 +1,8 @@
 //! HTTP basic authentication: verifies the users and passwords of requests.
 //!
 //! A bcrypt check is slow by design. The digest of a verified password is stored, so only a client's first request
-//! waits for the check. Checks run one at a time, and requests wait for their check in a short queue. When the queue is
-//! full, requests with an unverified password get status 429.
+//! waits for the check. Password checks run one at a time, and requests wait for their check in a short queue. When the
+//! queue is full, requests with an unverified password get status 429.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -77,7 +77,7 @@ impl Users {
     }
 
     async fn check(&self, user: &str, password: &str) -> AuthResult {
-        // The combination is unambiguous, because a user name cannot contain a colon.
+        // The text `user:password` is unambiguous, because a user name cannot contain a colon.
         let digest = digest(&SHA256, format!("{user}:{password}").as_bytes()).as_ref().to_vec();
         let is_remembered = || self.correct.lock().expect("nobody panics holding it").contains(&digest);
         if is_remembered() {
@@ -88,12 +88,12 @@ impl Users {
         if is_remembered() {
             return AuthResult::Permitted;
         }
-        // The password of an unknown user is checked against another user's hash. The response time is then the same,
-        // so it does not reveal whether a user name exists.
+        // The password of an unknown user is checked against another user's hash. The check takes the same time for
+        // unknown and for known users, so the response time does not reveal whether a user name exists.
         let decoy = || self.hashes.values().next().expect("there are users");
         let (hash, exists) = self.hashes.get(user).map_or_else(|| (decoy(), false), |hash| (hash, true));
         let (password, hash, correct) = (password.to_string(), hash.clone(), self.correct.clone());
-        // The check owns the permit, because it continues if the client disconnects in the meantime.
+        // The password check owns the permit, because the check continues if the client disconnects in the meantime.
         let verify = move || {
             let _turn = turn;
             if !bcrypt::verify(password, &hash).is_ok_and(|same| same && exists) {
@@ -156,7 +156,8 @@ mod tests {
     async fn verified_password_does_not_wait_behind_guesses() {
         let users = Arc::new(users(&[("prom", "secret", 8)]));
         assert_eq!(asks(&users, &basic("prom:secret")).await, AuthResult::Permitted);
-        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap(); // while the test has this permit, no password check can start
+        // While the test has this permit, no password check can start.
+        let turn = users.one_at_a_time.clone().acquire_owned().await.unwrap();
         let guess = |number: usize| {
             let users = users.clone();
             let header = basic(&format!("prom:{number}"));
@@ -184,8 +185,8 @@ mod tests {
         assert_eq!(users.one_at_a_time.available_permits(), 0, "its check is under way");
     }
 
-    /// The times of the two bcrypt costs differ by a factor of 2^8, far more than the load of a busy machine can
-    /// change.
+    /// The check for an unknown user must use a hash of the known user's bcrypt cost, which is 4. A check with cost 10
+    /// takes 2^6 times as long, and the load of a busy machine cannot hide this factor.
     #[tokio::test]
     async fn unknown_user_takes_as_long_as_a_known_one() {
         let users = users(&[("prom", "secret", 4)]);

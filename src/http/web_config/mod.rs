@@ -56,7 +56,8 @@ impl WebConfig {
     /// Reads the configuration file if `path` is `Some`. Otherwise returns the default, plain HTTP without
     /// authentication.
     ///
-    /// # Errors See [`Self::read`].
+    /// # Errors
+    /// The configuration file, or a file to which it refers, cannot be read or is invalid.
     pub fn from_option(path: Option<&Path>) -> Result<Self> {
         path.map_or_else(|| Ok(Self::default()), Self::read)
     }
@@ -76,8 +77,8 @@ impl WebConfig {
     /// # Errors
     /// The certificate or the key cannot be read or used.
     pub fn from_parts(user: Option<(&str, &str)>, certificate: Option<(&Path, &Path)>) -> Result<Self> {
-        /// Lower than bcrypt's default of 12, for which a check takes seconds on small machines. A low cost is
-        /// sufficient, because the hash never leaves this process.
+        /// Cost of the hash. The cost is lower than bcrypt's default of 12, with which a check takes seconds on small
+        /// machines. A low cost is sufficient, because the hash never leaves this process.
         const COST: u32 = 10;
         let users = user.map(|(user, password)| {
             Ok::<_, bcrypt::BcryptError>((user.to_string(), bcrypt::hash(password, COST)?))
@@ -91,10 +92,11 @@ impl WebConfig {
         })
     }
 
-    /// Reads and validates the configuration file. Errors contain the line in it, or the name of the file to which it
-    /// refers.
+    /// Reads and validates the configuration file. Error messages contain the line in the configuration file, or the
+    /// path of the certificate or key file.
     ///
-    /// # Errors The configuration file, or a file to which it refers, cannot be read or is invalid.
+    /// # Errors
+    /// The configuration file, or a file to which it refers, cannot be read or is invalid.
     pub fn read(path: &Path) -> Result<Self> {
         let location = || format!("--web.config.file {}", path.display());
         let text = files::read_text(path).with_context(location)?;
@@ -141,7 +143,7 @@ impl WebConfig {
         !self.users.is_empty() || self.tls.as_ref().is_some_and(ReloadableTls::asks_for_certificate)
     }
 
-    /// Configured headers, which the server adds to every response.
+    /// The configured HTTP headers, which the server adds to every response.
     pub(super) fn headers(&self) -> &HeaderMap {
         &self.headers
     }

@@ -42,7 +42,7 @@ pub struct TlsServerConfig {
     /// Names of the permitted cipher suites, in the notation of Go. As in Go, the list applies only to TLS 1.2.
     #[serde(default)]
     cipher_suites: Vec<String>,
-    /// The option is accepted for compatibility and has no effect, as in Go since 1.18.
+    /// This option is accepted for compatibility and has no effect, as in Go since version 1.18.
     #[serde(default, rename = "prefer_server_cipher_suites")]
     _prefer_server_cipher_suites: bool,
 }
@@ -184,19 +184,21 @@ struct PemFiles {
     client_authorities: Option<Vec<u8>>,
 }
 
-/// The server's TLS configuration. A thread replaces it within seconds when the files change.
+/// The server's TLS configuration. A thread replaces the configuration within seconds when the certificate files
+/// change.
 pub struct ReloadableTls(Arc<TlsState>);
 
-/// State that the HTTP thread shares with the thread that reloads certificates.
+/// The TLS settings with the paths of the certificate files, and the loaded certificates. The HTTP thread and the
+/// thread that reloads the certificates share this value.
 struct TlsState {
     files: TlsServerConfig,
     loaded: Mutex<LoadedCertificates>,
 }
 
-/// The current TLS configuration, with the file contents that it was built from.
+/// The current TLS configuration, with the contents of the files from which the configuration was built.
 struct LoadedCertificates {
     config: Arc<ServerConfig>,
-    /// Expiry time of the certificate; `None` if it cannot be parsed.
+    /// Expiry time of the server's certificate; `None` if the expiry time cannot be parsed.
     expires: Option<SystemTime>,
     contents: PemFiles,
     /// The last logged reason why the changed files cannot be used; `None` if the files are in use.
@@ -204,7 +206,10 @@ struct LoadedCertificates {
 }
 
 impl ReloadableTls {
-    /// Reads the files, and starts the thread that reloads them when they change.
+    /// Reads the certificate files, and starts the thread that reloads the files when they change.
+    ///
+    /// # Errors
+    /// A file cannot be read or contains unusable data, or the thread cannot be started.
     pub fn load(files: TlsServerConfig) -> Result<Self> {
         let contents = files.read()?;
         let (config, expires) = files.config(&contents)?;
@@ -245,8 +250,8 @@ impl TlsState {
         self.loaded.lock().expect("nobody panics holding it")
     }
 
-    /// Reads the files. If they have changed, starts to use them and returns true. If they cannot be used, logs the
-    /// reason once and continues to use the last valid contents.
+    /// Reads the certificate files. If the files have changed, starts to use the new contents and returns true. If the
+    /// new contents cannot be used, logs the reason once and continues to use the last valid contents.
     fn reload(&self) -> bool {
         // The files are read before the lock is taken, because the HTTP thread waits for the lock.
         let renewed = self.files.read().and_then(|contents| {

@@ -141,9 +141,11 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// Checks the method of a call and, for JSON-RPC, its parameters against the allow-list.
+/// Checks the method of a call against the allow-list. Also checks the method and the parameters of a JSON-RPC request,
+/// and the timeout of `waitTipChanged`.
 ///
-/// # Errors The parameters are not a valid Cap'n Proto struct of the method's parameter type.
+/// # Errors
+/// The parameters are not a valid Cap'n Proto struct of the method's parameter type.
 pub fn check(call: &Call) -> capnp::Result<Result<(), Rejection>> {
     let (id, ordinal) = call.method;
     let Some(interface) = ALLOWED.iter().find(|interface| interface.id == id) else {
@@ -151,7 +153,7 @@ pub fn check(call: &Call) -> capnp::Result<Result<(), Rejection>> {
         return Ok(Err(Rejection { call: "other".into(), reason }));
     };
     let Some((_, name, _)) = interface.methods.iter().find(|(number, ..)| *number == ordinal) else {
-        /// Higher than the ordinal of any method in the node's schema.
+        /// Upper bound of the method ordinals in the schemas of all known nodes.
         const MAX_ORDINAL: u16 = 63;
         let call = match ordinal {
             0..=MAX_ORDINAL => format!("{}.{ordinal}", interface.name),
@@ -173,7 +175,8 @@ pub fn check(call: &Call) -> capnp::Result<Result<(), Rejection>> {
             let parameters: mining::wait_tip_changed_params::Reader = call.parameters()?.get_as()?;
             let timeouts = [MiningSchema::Core30, MiningSchema::Core31]
                 .map(|schema| schema.encode_timeout(LONG_POLL).to_bits());
-            // With the encoding of the other kind of node, the timeout is shorter.
+            // Both encodings are permitted on every node, because a node with the other schema decodes the number as a
+            // timeout that is shorter than `LONG_POLL`.
             let is_permitted = timeouts.contains(&parameters.get_timeout().to_bits());
             if is_permitted { Ok(()) } else { Err("another timeout".into()) }
         }
@@ -194,8 +197,8 @@ struct JsonRpcRequest<'a> {
 }
 
 /// Checks a request's method and parameters, and that the request equals, byte for byte, the exporter's own encoding of
-/// them. The request then contains no batch, duplicate key or escape, which the node's JSON parser and the guard's JSON
-/// parser could interpret differently.
+/// the method and the parameters. The request then contains no batch, duplicate key or escape, which the node's JSON
+/// parser and the guard's JSON parser could interpret differently.
 fn check_request(request: &str, uri: &str) -> Result<(), String> {
     check_size(request, uri)?;
     let parsed: JsonRpcRequest =
@@ -218,7 +221,7 @@ fn check_command(method: &str, parameters: &str, uri: &str) -> Result<(), String
     if written == parameters { Ok(()) } else { Err("parameters in an unexpected form".into()) }
 }
 
-/// Checks the size of the JSON text, and that the URI is empty. A URI selects a wallet.
+/// Checks the size of the JSON text, and that the URI is empty. A URI could select a wallet.
 fn check_size(json: &str, uri: &str) -> Result<(), String> {
     if !uri.is_empty() {
         return Err("a URI".into());
@@ -314,7 +317,8 @@ mod tests {
         assert_eq!(node_call("getblockhash", "[7]", ""), Ok(()));
     }
 
-    /// Core 30 does not shut down during a long poll.
+    /// A long poll with a longer timeout would delay the shutdown of Core 30, which does not shut down during a long
+    /// poll.
     #[test]
     fn long_polls_have_the_exporters_timeout() {
         let wait = |timeout: f64| {

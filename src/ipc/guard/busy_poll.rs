@@ -1,20 +1,22 @@
-//! Busy polling during bursts of callbacks, for example for the coins of a block or for many transactions that are sent
-//! over RPC.
+//! Busy polling of the node's socket during bursts of callbacks, for example for the coins of a block or for many
+//! transactions that are sent over RPC.
 
 use std::time::Duration;
 
-/// Callbacks at intervals shorter than this belong to one burst. During a burst the guard polls in a loop for this long
-/// after each callback before it sleeps, because waking the guard takes longer than responding to a callback.
+/// Maximum interval between two consecutive callbacks of one burst. During a burst the guard polls in a loop for this
+/// time after each callback before it sleeps, because waking the guard takes longer than responding to a callback.
 const MAX_GAP: Duration = Duration::from_micros(300);
-/// Maximum duration of one busy-polling loop. The guard sends queued events to the exporter only after the loop.
+/// Maximum duration of one busy-polling loop. During the loop, events for the exporter wait in the queue unless the
+/// queue exceeds 64 KiB.
 const MAX_STRETCH: Duration = Duration::from_millis(1);
-/// If a `sched_yield` takes longer than this, the kernel ran another task on the CPU in the meantime.
+/// Duration of a `sched_yield` call above which the guard assumes that the kernel ran another task on the CPU.
 const LONG_YIELD: Duration = Duration::from_micros(80);
 /// Time after a long `sched_yield` during which the guard sleeps in poll(2) instead of busy polling. A task that wakes
 /// from poll(2) preempts the running task, but a task that yielded waits in the run queue.
 const PREEMPTED_INTERVAL: Duration = Duration::from_millis(1);
 
-/// State that decides whether the guard polls the node's socket in a loop or sleeps in poll(2).
+/// Times of the node's last callback and of the guard's last preemption, which determine whether the guard polls the
+/// node's socket in a loop or sleeps in poll(2).
 #[derive(Default)]
 pub struct BusyPoll {
     last_callback_at: Duration,

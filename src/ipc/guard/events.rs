@@ -39,7 +39,7 @@ pub enum GuardEvent {
         /// The part of the call that the allow-list does not permit.
         reason: String,
     },
-    /// The UTXO cache trace exceeded its time budget, and the guard unsubscribes from it.
+    /// The UTXO cache trace exceeded its time budget, and the guard unsubscribes from the trace.
     OverBudget,
     /// The node has announced its shutdown, and the guard disconnects from the node.
     NodeShutsDown,
@@ -159,6 +159,10 @@ pub struct EventQueue {
 }
 
 impl EventQueue {
+    /// Creates an empty queue for the events that are sent over `socket`.
+    ///
+    /// # Errors
+    /// The socket cannot be made nonblocking.
     pub fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         Ok(EventQueue { socket, unsent: SendBuffer::default(), blocked: false, dropped: 0 })
@@ -209,8 +213,8 @@ impl EventQueue {
         self.blocked = false;
     }
 
-    /// Makes one write with as many queued bytes as the socket accepts. A long queue (the exporter was stopped for a
-    /// while) needs several writes; the guard handles callbacks of the node between them.
+    /// Makes one write with as many queued bytes as the socket accepts. A long queue, for example after the exporter
+    /// was stopped, needs several writes. The guard handles callbacks of the node between the writes.
     pub fn flush(&mut self) {
         if self.blocked || self.unsent.is_empty() {
             return;
@@ -231,7 +235,7 @@ impl EventQueue {
         }
     }
 
-    /// Sends the remaining queued events. Gives up after one second.
+    /// Sends the remaining queued events, until the socket has accepted no bytes for one second.
     pub fn finish(mut self) {
         self.append_dropped();
         let _ = self.socket.set_nonblocking(false);

@@ -10,9 +10,10 @@ use capnp::Word;
 use nix::poll::PollFlags;
 
 /// Maximum size in bytes of a message from the node. A block has at most 4 MB, and responses to polls are smaller. The
-/// guard truncates a larger message.
+/// guard truncates a message above this limit.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// Maximum length in bytes of a valid frame. The largest Cap'n Proto text has 512 MiB, so a node sends no longer frame.
+/// Maximum size in bytes of a message that the guard truncates. The guard rejects a message above this limit as
+/// invalid, because the largest text in a Cap'n Proto message has 512 MiB.
 pub const MAX_SKIPPED_BYTES: usize = 1 << 30;
 /// Maximum number of segments of a message, equal to the limit in Cap'n Proto's own readers.
 const MAX_SEGMENTS: usize = 512;
@@ -56,6 +57,9 @@ impl FrameReader {
     }
 
     /// Reads from `from` once, into the free space of the buffer.
+    ///
+    /// # Errors
+    /// Reading from `from` failed.
     pub fn fill(&mut self, mut from: impl Read) -> io::Result<ReadOutcome> {
         if !self.make_room() {
             self.truncate();
@@ -98,7 +102,7 @@ impl FrameReader {
         self.buffer.len() * 8 > BUFFER_BYTES
     }
 
-    /// Shrinks an enlarged buffer to [`BUFFER_BYTES`] if it has no unread bytes.
+    /// Shrinks an enlarged buffer to [`BUFFER_BYTES`] if the buffer contains no unread bytes.
     pub fn shrink(&mut self) {
         if self.has_grown() && self.start == self.end && self.skipped == 0 {
             *self = FrameReader::new(self.max_message_bytes, self.max_skipped_bytes);
@@ -107,6 +111,9 @@ impl FrameReader {
 
     /// Returns the next complete message, including its segment table; `None` until all bytes of the message have
     /// arrived.
+    ///
+    /// # Errors
+    /// The segment table is invalid, or the message is larger than `max_skipped_bytes`.
     pub fn next(&mut self) -> io::Result<Option<&[u8]>> {
         let bytes = &Word::words_to_bytes(&self.buffer)[self.start..self.end];
         match length(bytes, self.max_skipped_bytes)? {
@@ -214,13 +221,16 @@ impl SendBuffer {
 
     /// Sends as many bytes as the socket accepts, and buffers the remaining bytes. Sends nothing if memory is too short
     /// to buffer the bytes.
+    ///
+    /// # Errors
+    /// Writing to `to` failed, or memory is too short to buffer the bytes.
     pub fn send(&mut self, to: impl Write, bytes: &[u8]) -> io::Result<()> {
         self.send_with(to, bytes, Vec::try_reserve)
     }
 
     fn send_with(&mut self, mut to: impl Write, bytes: &[u8], reserve: Reserve) -> io::Result<()> {
-        // The memory is reserved before any byte is sent. After a partly sent message, the receiver would read the next
-        // message as the missing part.
+        // The memory is reserved before any byte is sent. If only a part of a message were sent, the receiver would
+        // read the next message as the missing part.
         reserve(&mut self.bytes, bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
         if self.is_empty() {
             let sent = written(to.write(bytes))?;
@@ -233,6 +243,9 @@ impl SendBuffer {
     }
 
     /// Reserves memory for this number of bytes in addition to the bytes in the buffer.
+    ///
+    /// # Errors
+    /// The memory cannot be allocated.
     pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
         self.bytes.try_reserve(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
@@ -242,13 +255,19 @@ impl SendBuffer {
         write(&mut self.bytes);
     }
 
-    /// Sends as many bytes as the socket accepts.
+    /// Sends buffered bytes until the buffer is empty or the socket accepts no more bytes.
+    ///
+    /// # Errors
+    /// Writing to `to` failed.
     pub fn flush(&mut self, mut to: impl Write) -> io::Result<()> {
         while !self.is_empty() && self.flush_some(&mut to)? > 0 {}
         Ok(())
     }
 
     /// Makes one write with as many buffered bytes as the socket accepts. Returns the number of bytes that were sent.
+    ///
+    /// # Errors
+    /// Writing to `to` failed.
     pub fn flush_some(&mut self, mut to: impl Write) -> io::Result<usize> {
         let sent = written(to.write(&self.bytes[self.sent..]))?;
         self.sent += sent;
@@ -274,13 +293,16 @@ fn written(result: io::Result<usize>) -> io::Result<usize> {
 /// The guard's nonblocking socket to the node or to the exporter, with its receive and send buffers.
 pub struct FramedSocket {
     socket: UnixStream,
-    /// The receive buffer. The relay takes it out of the struct while it handles the received messages.
+    /// The receive buffer. The relay takes the buffer out of the struct while the relay handles the received messages.
     pub incoming: FrameReader,
     outgoing: SendBuffer,
 }
 
 impl FramedSocket {
     /// Makes the socket nonblocking. The limits have the meaning of the parameters of [`FrameReader::new`].
+    ///
+    /// # Errors
+    /// The socket cannot be made nonblocking.
     pub fn new(socket: UnixStream, max_message_bytes: usize, max_skipped_bytes: usize) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let incoming = FrameReader::new(max_message_bytes, max_skipped_bytes);
@@ -288,16 +310,25 @@ impl FramedSocket {
     }
 
     /// Sends as many bytes of the frame as the socket accepts, and buffers the remaining bytes.
+    ///
+    /// # Errors
+    /// Writing to the socket failed, or memory is too short to buffer the bytes.
     pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
         self.outgoing.send(&self.socket, frame)
     }
 
     /// Reserves send buffer memory for this number of bytes.
+    ///
+    /// # Errors
+    /// The memory cannot be allocated.
     pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
         self.outgoing.reserve(bytes)
     }
 
-    /// Sends as many buffered bytes as the socket accepts.
+    /// Sends buffered bytes until the buffer is empty or the socket accepts no more bytes.
+    ///
+    /// # Errors
+    /// Writing to the socket failed.
     pub fn flush(&mut self) -> io::Result<()> {
         self.outgoing.flush(&self.socket)
     }
@@ -308,6 +339,9 @@ impl FramedSocket {
     }
 
     /// Reads from the socket once, into the receive buffer `incoming`, which the caller has taken out of `self`.
+    ///
+    /// # Errors
+    /// Reading from the socket failed.
     pub fn fill(&self, incoming: &mut FrameReader) -> io::Result<ReadOutcome> {
         incoming.fill(&self.socket)
     }

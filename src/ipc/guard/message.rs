@@ -65,6 +65,9 @@ pub fn is_of_trace((interface, _): Method) -> bool {
 pub type Frame<'a> = message::Reader<NoAllocSliceSegments<'a>>;
 
 /// Parses the segment table of a complete message, and returns a reader of the message.
+///
+/// # Errors
+/// The bytes are not a complete message with a valid segment table.
 pub fn open(mut frame: &[u8]) -> capnp::Result<Frame<'_>> {
     let mut options = ReaderOptions::new();
     options.traversal_limit_in_words(Some(2 * MAX_MESSAGE_BYTES / 8));
@@ -100,12 +103,16 @@ pub enum Message<'a> {
     Resolve(MessageCapabilities),
     /// The sender aborts the connection.
     Abort,
-    /// Any other message type. Bitcoin Core and the exporter send no other types.
+    /// Any other message type. Bitcoin Core and the exporter send no messages of other types.
     Other,
 }
 
 impl<'a> Message<'a> {
-    /// Parses a truncated message. If it is a response, the results are not parsed, because they are incomplete.
+    /// Parses a message that was truncated because of its size. The results in a truncated response are not parsed,
+    /// because the results are incomplete.
+    ///
+    /// # Errors
+    /// The message has an invalid encoding, or a value that is not in Cap'n Proto's RPC schema.
     pub fn parse_truncated<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         match frame.get_root::<rpc::message::Reader>()?.which()? {
             rpc::message::Return(reader) => {
@@ -119,6 +126,9 @@ impl<'a> Message<'a> {
     }
 
     /// Parses the parts of a message that the guard needs.
+    ///
+    /// # Errors
+    /// The message has an invalid encoding, or a value that is not in Cap'n Proto's RPC schema.
     pub fn parse<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
         Ok(match frame.get_root::<rpc::message::Reader>()?.which()? {
             rpc::message::Bootstrap(reader) => match reader? {
@@ -175,11 +185,11 @@ impl<'a> Call<'a> {
         let target = match reader.get_target()?.which()? {
             message_target::ImportedCap(id) => CallTarget::Export(id),
             message_target::PromisedAnswer(answer) => {
-                /// Limit on the number of pointers to follow.
+                /// Maximum number of pointers in the path from a response to a capability in the response.
                 const MAX_STEPS: u32 = 4;
                 let answer = answer?;
                 let steps = answer.get_transform()?;
-                // The node closes the connection if it does not know a step.
+                // The node closes the connection if the type of a step is not in the node's RPC schema.
                 if steps.len() > MAX_STEPS || steps.iter().any(|step| step.which().is_err()) {
                     return Err(capnp::Error::failed("unknown path to a capability in a response".into()));
                 }
@@ -192,12 +202,18 @@ impl<'a> Call<'a> {
 
     /// Reader of the call's parameters. The reader cannot resolve the capabilities in the parameters; see
     /// [`passed`](Self::passed).
+    ///
+    /// # Errors
+    /// The message has an invalid encoding.
     pub fn parameters(&self) -> capnp::Result<any_pointer::Reader<'a>> {
         Ok(self.reader.get_params()?.get_content())
     }
 
-    /// Whether the call has options that our exporter does not use. A node closes the connection because of some of them, and because of
-    /// others it does not send the results.
+    /// Whether the call has an option of Cap'n Proto that the exporter never uses. Because of such an option, a node
+    /// closes the connection or does not send the results.
+    ///
+    /// # Errors
+    /// The message has an invalid encoding, or a value of `sendResultsTo` that is not in Cap'n Proto's RPC schema.
     pub fn has_options(&self) -> capnp::Result<bool> {
         Ok(!matches!(self.reader.get_send_results_to().which()?, call::send_results_to::Caller(()))
             || self.reader.get_allow_third_party_tail_call()
@@ -205,8 +221,12 @@ impl<'a> Call<'a> {
             || self.reader.get_only_promise_pipeline())
     }
 
-    /// The capabilities passed with the parameters. `None` if they are not passed as our exporter passes them, or if there are others. The
-    /// node uses the capabilities to which the parameters refer, whatever else the message contains.
+    /// The capabilities to which the parameters of the call refer. `None` if the message contains a capability to which
+    /// the parameters do not refer, or a capability of a kind that the exporter never passes. The node uses only the
+    /// capabilities to which the parameters refer.
+    ///
+    /// # Errors
+    /// The parameters or the capability table of the message have an invalid encoding.
     pub fn passed(&self) -> capnp::Result<Option<PassedCapabilities>> {
         let payload = self.reader.get_params()?;
         let descriptors = payload.get_cap_table()?;
@@ -215,7 +235,8 @@ impl<'a> Call<'a> {
             1 | 2 => {}
             _ => return Ok(None),
         }
-        // Stand-ins for the capabilities. They are never called, and are told apart by their addresses.
+        // Placeholders for the capabilities in the message. The placeholders are never called. The address of a
+        // placeholder identifies the capability.
         let stand_in = |_| Some(capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into())).hook);
         let table: Vec<_> = descriptors.iter().map(stand_in).collect();
         let mut content = payload.get_content();
@@ -236,14 +257,16 @@ impl<'a> Call<'a> {
         Ok((count == table.len()).then_some(passed))
     }
 
-    /// The references of the parameters to a thread of the node, and to a thread map or callback of the exporter.
+    /// Returns the two capabilities to which the parameters can refer: a thread of the node, and a thread map or
+    /// callback of the exporter.
     fn references(&self, parameters: any_pointer::Reader) -> capnp::Result<[Option<Reference>; 2]> {
         if self.method == CONSTRUCT {
             let parameters: init::construct_params::Reader = parameters.get_as()?;
             let thread_map = parameters.has_thread_map().then(|| parameters.get_thread_map()).transpose()?;
             return Ok([None, thread_map.map(|client| client.client.hook)]);
         }
-        // Other methods have the context, and the callback if they take one, in the same places as this method.
+        // All other methods have the context, and the callback if the method takes one, at the same positions in the
+        // parameters as `handleNotifications`.
         let parameters: chain::handle_notifications_params::Reader = parameters.get_as()?;
         let context = parameters.get_context()?;
         let takes_callback = [HANDLE_NOTIFICATIONS, TRACE_UTXO_CACHE].contains(&self.method);
@@ -254,7 +277,7 @@ impl<'a> Call<'a> {
     }
 }
 
-/// A reference of parameters to a capability in the message.
+/// The placeholder of a capability to which the parameters of a call refer.
 type Reference = Box<dyn ClientHook>;
 
 /// The capabilities that a call of the exporter passes to the node.
@@ -262,11 +285,11 @@ type Reference = Box<dyn ClientHook>;
 pub struct PassedCapabilities {
     /// The node's export ID of the thread that is to run the call.
     pub thread: Option<u32>,
-    /// The exporter's export ID of its thread map, or of a callback.
+    /// The exporter's export ID of the exporter's thread map, or of a callback object.
     pub hosted: Option<u32>,
 }
 
-/// A `Return` message: the response to a call or a bootstrap.
+/// A `Return` message: the response to a call or to a bootstrap request.
 pub struct Return<'a> {
     pub question: u32,
     /// Whether the sender of the response needs no `Finish` for this call, because it has already discarded the call's
@@ -311,10 +334,11 @@ impl Outcome<'_> {
     }
 }
 
-/// The capabilities of the node in a message of the node.
+/// The capabilities that the sender of a message hosts and passes to the receiver.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MessageCapabilities {
-    /// Export IDs. Each one gives the receiver one more reference.
+    /// The sender's export IDs of the capabilities. Each ID in this list gives the receiver one more reference to the
+    /// capability.
     pub hosted: Vec<u32>,
 }
 

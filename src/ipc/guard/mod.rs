@@ -9,15 +9,15 @@
 //! and closes the connection.
 //!
 //! - `protocol` decides how each message is handled, without I/O; `allow_list` lists the calls that the guard forwards;
-//!   `relay` is the poll loop.
+//!   `relay` is the loop around poll(2).
 //! - `message` parses messages, `outgoing` encodes the messages that originate in the guard, and `frame` implements
 //!   Cap'n Proto's framing on sockets.
-//! - `events` defines the events for the exporter. `busy_poll` and `trace_budget` limit the time for which the node
-//!   waits.
+//! - `events` defines the events for the exporter. `busy_poll` shortens the time for which the node waits for a
+//!   response, and `trace_budget` limits the time for which the UTXO cache trace delays the node.
 //! - `process` starts and sets up the guard process, on behalf of the [`supervisor`](crate::supervisor).
 //!   `subscription_store` passes the subscriptions to a replacement guard.
 //!
-//! This file contains the code that runs in the exporter: its handle to a guard.
+//! This file contains the code that runs in the exporter: the exporter's handle to a guard.
 
 mod allow_list;
 mod busy_poll;
@@ -64,7 +64,7 @@ pub struct Guard {
     /// closed.
     watch: AbortOnDropHandle<()>,
     state: Rc<GuardState>,
-    /// The guard's total run delay when it was last read.
+    /// The guard's total run delay at the last call of `new_run_delay`.
     run_delay: Duration,
 }
 
@@ -78,7 +78,7 @@ struct GuardState {
 
 impl Guard {
     /// Creates the handle to the guard of this connection. Returns the socket for Cap'n Proto messages to and from the
-    /// node, and the handle. Must run in a [`tokio::task::LocalSet`].
+    /// node, and the handle. This function must be called in a [`tokio::task::LocalSet`].
     pub fn new(guarded: GuardedSockets) -> (UnixStream, Self) {
         let GuardedSockets { stream, events, notices, guard, .. } = guarded;
         let state: Rc<GuardState> = Rc::default();

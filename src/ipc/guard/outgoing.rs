@@ -96,7 +96,8 @@ fn on_thread<'a>(
     content
 }
 
-/// A capability is encoded as its index in the message's capability table, which has its ID. The capability itself is never called.
+/// Returns a placeholder for the only capability of a message. The message refers to the capability by an index into
+/// the message's capability table, which contains the capability's ID. The placeholder is never called.
 pub(super) fn capability<C: FromClientHook>() -> C {
     let broken = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
     C::new(broken.hook)
@@ -147,7 +148,7 @@ pub fn thread_answer(question: u32, thread: u32) -> Vec<u8> {
     write_message_to_words(&message)
 }
 
-/// Error text of the guard's response to the exporter if it cannot forward the node's response.
+/// Error text of the guard's response to the exporter if the guard cannot forward the node's response.
 pub const TOO_LARGE: &str =
     "the node's response is larger than 64 MiB, or the guard has too little memory for it";
 

@@ -19,10 +19,10 @@ use super::subscription_store::SubscriptionStore;
 use crate::scheduling::RunDelayFile;
 use crate::{sandbox, scheduling, systemd};
 
-/// The first argument of a guard process. The second argument is the descriptor of the event socket. The third is the
-/// time budget of the UTXO cache trace in microseconds, or `-` for no limit. The fourth is the descriptor of the
-/// guard's [`SubscriptionStore`], or `-`. The optional fifth, `--replace`, starts a replacement guard, which ends the
-/// subscriptions in that store and disconnects.
+/// The first argument of a guard process. The second argument is the descriptor of the event socket. The third argument
+/// is the time budget of the UTXO cache trace in microseconds, or `-` for no limit. The fourth argument is the
+/// descriptor of the guard's [`SubscriptionStore`]. The optional fifth argument, `--replace`, starts a replacement
+/// guard, which ends the subscriptions in that store and disconnects.
 pub const ARGUMENT: &str = "--guard";
 const REPLACE: &str = "--replace";
 
@@ -40,9 +40,12 @@ pub struct StartedGuard {
     pub events: StdUnixStream,
 }
 
-/// Starts a guard for the connection `node`. If `replaces` is set, the new guard replaces a killed guard and only
-/// disconnects. The calling process must have one thread, because a child process that another thread starts at the
-/// same time would inherit the guard's descriptors.
+/// Starts a guard for the connection `node`. If `replaces` is true, the new guard replaces a killed guard: it only ends
+/// the killed guard's subscriptions and disconnects. The calling process must have one thread, because a child process
+/// that another thread starts at the same time would inherit the guard's descriptors.
+///
+/// # Errors
+/// A socket pair cannot be created, or the process cannot be started.
 pub fn start(
     node: &OwnedFd,
     store: &SubscriptionStore,
@@ -76,8 +79,9 @@ pub fn start(
 /// Runs a guard process with the arguments after [`ARGUMENT`]. The node's socket must be descriptor 0, and the
 /// exporter's socket descriptor 1. Returns when the guard has disconnected from the node.
 ///
-/// # Errors The process was not started by the supervisor (other arguments or descriptors), or the process at the other
-/// end of the node's socket is not a node.
+/// # Errors
+/// The process was not started by the supervisor (other arguments or descriptors), or the process at the other end of
+/// the node's socket is not a node.
 pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     let mut argument = || arguments.next().and_then(|it| it.into_string().ok());
     let events: RawFd = argument()
@@ -90,7 +94,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
         Some(REPLACE) => true,
         Some(other) => bail!("unknown argument of the guard: {other:?}"),
     };
-    // The guard blocks these signals, because it has to exit after the exporter, which handles them.
+    // The guard blocks these signals, because the guard must not exit before the exporter, which handles the signals.
     [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2]
         .into_iter()
         .collect::<SigSet>()

@@ -1,4 +1,4 @@
-//! The poll loop that reads, handles and forwards the messages of the node and of the exporter.
+//! The loop around poll(2) that reads, handles and forwards the messages of the node and of the exporter.
 //! [`protocol`](super::protocol) decides how each message is handled.
 
 use std::io;
@@ -23,8 +23,9 @@ use crate::{cli, sys, text};
 
 /// Maximum size in bytes of a message from the exporter. The exporter's calls are short.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
-/// Maximum number of bytes buffered for a node or an exporter that does not read. Beyond it, the guard reads nothing more that it would have
-/// to respond to, or to forward to the node.
+/// Maximum number of bytes that the guard buffers for a node or an exporter that does not read its socket. If the
+/// buffer for the node is full, the guard reads neither from the node nor from the exporter. If the buffer for the
+/// exporter is full, the guard does not read from the exporter.
 const MAX_UNSENT_BYTES: usize = 1 << 20;
 /// Time for which the guard collects events before it sends them to the exporter. One write for each event would delay
 /// the response to the node's next callback.
@@ -35,7 +36,7 @@ const MEMORY_KEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Minimum interval between readings of the guard's run delay, the time for which the guard waited for a CPU.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Files that a guard opens before its sandbox is applied. The default has none.
+/// Files that a guard opens before it applies its sandbox. The default value contains no files.
 #[derive(Default)]
 pub struct OpenFiles {
     /// The memory file to which the guard writes its subscriptions, for a replacement guard.
@@ -47,8 +48,10 @@ pub struct OpenFiles {
 }
 
 /// Relays messages until the node closes the connection, or the guard has disconnected cleanly. A guard that replaces a
-/// killed one ends the subscriptions in the store, disconnects, and relays nothing. Returns an error if the process at
-/// the other end of `node` does not behave like a node.
+/// killed guard ends the subscriptions in the store, disconnects, and relays nothing.
+///
+/// # Errors
+/// A socket cannot be used, or the process at the other end of `node` is not a node.
 pub fn relay(
     node: UnixStream,
     exporter: UnixStream,
@@ -59,7 +62,7 @@ pub fn relay(
     relay_with_log(node, exporter, events, trace_budget, files, |line| cli::print_error(line))
 }
 
-/// Like [`relay`], with a parameter for the log: `log` prints a line immediately.
+/// Like [`relay`], but passes log lines to `log` instead of printing them.
 fn relay_with_log(
     node: UnixStream,
     exporter: UnixStream,
@@ -86,7 +89,8 @@ fn relay_with_log(
     };
     let mut ended = relay.run();
     if ended.is_err() && relay.protocol.is_node() {
-        // Errors of other kinds mean that the node has closed the connection.
+        // Log an error only if the guard cannot parse or store a message. Any other error means that the node has
+        // closed the connection.
         if let Err(error) = &ended
             && matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::OutOfMemory)
         {
@@ -109,7 +113,7 @@ fn relay_with_log(
     ended
 }
 
-/// State of the poll loop: the sockets, the protocol state, and the times at which timers started.
+/// State of the loop around poll(2): the sockets, the protocol state, and the times at which timers started.
 struct Relay {
     node: FramedSocket,
     exporter: FramedSocket,
@@ -145,7 +149,7 @@ impl Relay {
                 return Ok(());
             }
             // The protocol state is checked again, because the messages handled above may have announced the node's
-            // shutdown. After that the guard reads no messages of the exporter.
+            // shutdown. After such an announcement the guard reads no messages of the exporter.
             let reads_exporter = !exporter.is_empty() && self.protocol.reads_exporter();
             if reads_exporter && self.read_exporter().is_err() {
                 self.protocol.drain(now());
@@ -295,8 +299,8 @@ impl Relay {
     fn handle_exporter_frame(&mut self, frame: &[u8]) -> io::Result<()> {
         /// Memory in bytes for the `Finish` messages that the guard sends before it forwards this message.
         const FINISHES_BYTES: usize = 4096;
-        // The memory is reserved first, because `ProtocolState` counts the message as sent and the message must then
-        // fit.
+        // The memory is reserved first, because `ProtocolState` counts the message as sent, and the send buffer must
+        // then have room for the message.
         self.node.reserve(frame.len() + FINISHES_BYTES)?;
         let opened = message::open(frame).map_err(malformed)?;
         let message = Message::parse(&opened).map_err(malformed)?;
@@ -359,7 +363,8 @@ mod tests {
         guard.join().unwrap().unwrap();
     }
 
-    /// Otherwise the responses would fill the guard's memory.
+    /// If the guard continued to read calls of an exporter that reads no responses, the responses would fill the
+    /// guard's memory.
     #[test]
     fn exporter_that_does_not_read_is_not_read() {
         use super::super::message::DISCONNECT;
@@ -388,7 +393,7 @@ mod tests {
         });
         node.write_all(&answer).unwrap();
         exporter.read_exact(&mut vec![0; answer.len()]).unwrap();
-        // The guard answers it, because there is no such subscription.
+        // The guard responds to this call itself, because no subscription has this handler.
         let disconnect = encode(&|it| {
             let mut call = it.init_call();
             call.set_question_id(1);

@@ -14,7 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::events::{GuardEvent, SubscriptionIds};
 
-/// Maximum size of the file in bytes. The exporter has at most two subscriptions, which need far less.
+/// Maximum size of the file in bytes. The exporter has at most two subscriptions, whose IDs need less than 100 bytes.
 const MAX_BYTES: usize = 4096;
 
 /// The active subscriptions of one connection, with a copy in a memory file for a replacement guard.
@@ -25,6 +25,9 @@ pub struct SubscriptionStore {
 
 impl SubscriptionStore {
     /// Creates an empty store for a new connection.
+    ///
+    /// # Errors
+    /// The kernel cannot create the memory file, because memory or file descriptors are short.
     pub fn new() -> io::Result<Self> {
         // Kernels before Linux 6.3 reject the flag MFD_NOEXEC_SEAL with EINVAL. The call is then repeated without the
         // flag.

@@ -47,8 +47,8 @@ impl TraceBudget {
     }
 
     /// Adds the time for which the guard waited for a CPU (because of a quota or other tasks) since the last reading.
-    /// The node waited for the guard in that time, so it counts against the budget. `total` is the guard's run delay
-    /// since its start.
+    /// The node waited for the guard during this time, so the time counts against the budget. `total` is the guard's
+    /// run delay since its start.
     pub fn add_run_delay(&mut self, total: Duration) {
         let before = self.run_delay.replace(total).unwrap_or(total);
         self.waited += total.saturating_sub(before);

@@ -1,4 +1,5 @@
-//! The client of JSON-RPC over HTTP. The client makes a poll's calls only after a check has found HTTP usable.
+//! The client of JSON-RPC over HTTP. The client makes the calls of a poll only after a check has found that HTTP is
+//! usable.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -31,7 +32,7 @@ struct ClientState {
     /// Timeout of one call, including retries.
     deadline: Duration,
     /// The reason why the client makes no calls: no check has been made yet, or a check or a call failed. `None` if a
-    /// check found that the node responds, and that it is the node behind the IPC socket (if there is IPC).
+    /// check found that a node responds over HTTP and is the node behind the IPC socket (if there is an IPC socket).
     unusable: watch::Sender<Option<HttpFailure>>,
     /// The state in the last log line: the reason why HTTP is not used, or an empty text if HTTP is used. `None` before
     /// the first log line.
@@ -39,8 +40,8 @@ struct ClientState {
     repeats: RepeatLimiter,
     /// Whether the last attempt to read the credentials found a cookie or a password.
     has_credentials: Cell<bool>,
-    /// Whether this client does not log failures, because the collector logs them as the reason why it has no
-    /// connection to a node.
+    /// Whether this client does not log failures, because `collect` logs the failures as the reason why the exporter
+    /// has no connection to a node.
     quiet: Cell<bool>,
     /// Whether the user expects that HTTP is used: HTTP is required, or credentials were found at least once.
     wanted: Cell<bool>,
@@ -48,7 +49,7 @@ struct ClientState {
     forbidden: RefCell<BTreeSet<String>>,
     /// Whether [`check_privileges`](HttpRpc::check_privileges) has been called.
     privileges_checked: Cell<bool>,
-    /// Function that is called with the cause of each failure, to count it.
+    /// Function that is called with the cause of each failure, to count failures by cause.
     on_failure: Box<dyn Fn(FailureCause)>,
 }
 
@@ -87,8 +88,8 @@ impl HttpRpc {
         &self.0.config
     }
 
-    /// Whether HTTP is usable: the last check found that the node responds and is the right node, and no call has
-    /// failed since.
+    /// Whether HTTP is usable: the last check found that the expected node responds, and since then no call has failed
+    /// because of HTTP or because the node is starting.
     pub fn is_usable(&self) -> bool {
         self.0.unusable.borrow().is_none()
     }
@@ -98,7 +99,7 @@ impl HttpRpc {
         self.0.wanted.get()
     }
 
-    /// Records that a check found that the node responds and is the right node.
+    /// Records that a check found that the expected node responds over HTTP.
     pub fn mark_usable(&self) {
         self.0.wanted.set(true);
         if !self.is_usable() {
@@ -112,15 +113,15 @@ impl HttpRpc {
     }
 
     /// Checks, at the first call only, whether the credentials allow methods that the exporter does not need, and logs
-    /// how to restrict them. The check calls `help`, which changes nothing and is not on the whitelist that the
-    /// exporter recommends.
+    /// how to restrict the credentials. The check calls `help`, which changes nothing and is not on the whitelist that
+    /// the exporter recommends.
     pub async fn check_privileges(&self) {
         /// A method that is not on the recommended whitelist.
         const BEYOND_READING: &str = "help";
         if self.0.privileges_checked.replace(true) {
             return;
         }
-        self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()); // prevents the log line about a method that the node rejects
+        self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()); // prevents the log line about a rejected method
         // `request` returns an error also for a JSON-RPC error in the response.
         if self.request(BEYOND_READING, &Value::from([BEYOND_READING].as_slice())).await.is_ok() {
             let credentials = &self.config().credentials;
@@ -139,8 +140,8 @@ impl HttpRpc {
         }
     }
 
-    /// Records that HTTP is unusable until a check finds it usable again. Logs the reason when it changes, but each
-    /// reason at most once a minute, to limit the number of lines if the reason alternates.
+    /// Records that HTTP is unusable until a check finds HTTP usable again. Logs the reason when the reason changes,
+    /// but each reason at most once a minute, to limit the number of lines if two reasons alternate.
     pub fn mark_unusable(&self, failure: HttpFailure) {
         let ClientState { wanted, config, quiet, last_logged, has_credentials, repeats, .. } = &*self.0;
         wanted.set(wanted.get() || has_credentials.get());
@@ -148,7 +149,7 @@ impl HttpRpc {
         if !is_logged && let Some(suppressed) = repeats.admit(&failure.text) {
             let text = format!("JSON-RPC over HTTP is not used: {failure}{suppressed}");
             if quiet.get() {
-                // The collector logs the reason.
+                // Nothing is logged here, because `collect` logs the reason.
             } else if config.required || has_credentials.get() {
                 warn!("{text}; retrying until it succeeds");
             } else {
@@ -162,7 +163,8 @@ impl HttpRpc {
     /// Records that HTTP is unusable, because a call failed with this error.
     pub fn on_call_failed(&self, error: &CallError) {
         self.mark_unusable(match error {
-            // The node's message changes with each step of its startup, so a constant text is logged instead.
+            // The node's error message changes with each step of the node's startup, so a constant text is logged
+            // instead.
             error if error.is_warmup() => {
                 HttpFailure::new(FailureCause::Warmup, format!("{}: the node is starting", self.config().url))
             }
@@ -171,7 +173,7 @@ impl HttpRpc {
         });
     }
 
-    /// Records that HTTP is unusable, because the wrong node responds.
+    /// Records that HTTP is unusable, because another node than the expected node responds.
     pub fn mark_different_node(&self, text: String) {
         (self.0.on_failure)(FailureCause::DifferentNode);
         self.mark_unusable(HttpFailure::new(FailureCause::DifferentNode, text));
@@ -183,7 +185,7 @@ impl HttpRpc {
     }
 
     /// Marks HTTP as not checked yet, because a different node may respond from now on. `alone` is true if there is no
-    /// connection over IPC; the collector then logs failures instead of this client.
+    /// connection over IPC; `collect` then logs failures instead of this client.
     pub fn reset_node(&self, alone: bool) {
         self.0.unusable.send_replace(Some(not_checked_yet()));
         self.0.quiet.set(alone);
@@ -205,6 +207,9 @@ impl HttpRpc {
     }
 
     /// Makes a call even if HTTP is marked as unusable, for checks.
+    ///
+    /// # Errors
+    /// The node does not respond in time, or responds with an error or with invalid JSON.
     pub async fn query(&self, method: Method, params: Value) -> Result<Value, CallError> {
         parse(&self.call_and_count(method.name(), &params).await?)
     }
@@ -281,8 +286,8 @@ impl HttpRpc {
         read.map_err(|why| HttpFailure::new(FailureCause::Unauthorized, why))
     }
 
-    /// Sends a request with the credentials that the node accepted last. If the node rejects them, reads the
-    /// credentials again and repeats the request if they have changed.
+    /// Sends a request with the credentials that the node accepted last. If the node rejects these credentials, reads
+    /// the credentials again, and repeats the request if the credentials have changed.
     async fn send_authorized(
         &self,
         slot: &mut Option<PooledConnection>,
@@ -354,8 +359,8 @@ fn call_error(failure: HttpFailure) -> CallError {
     }
 }
 
-/// Returns the cause under which a failed call is counted. `None` for JSON-RPC errors other than warmup, because HTTP
-/// works if the node returns them.
+/// Returns the cause under which a failed call is counted. `None` for JSON-RPC errors other than warmup, because a
+/// JSON-RPC error shows that HTTP works.
 fn cause(error: &CallError) -> Option<FailureCause> {
     match error {
         CallError::Http(failure) => Some(failure.cause),
@@ -366,9 +371,8 @@ fn cause(error: &CallError) -> Option<FailureCause> {
     }
 }
 
-/// Reads the JSON-RPC result from an HTTP response. The HTTP status does not show whether a call failed, because nodes
-/// without JSON-RPC 2.0 return JSON-RPC errors with an HTTP error status; the body is parsed for every status that is
-/// not handled before.
+/// Reads the JSON-RPC result from an HTTP response. Nodes without JSON-RPC 2.0 return JSON-RPC errors with an HTTP
+/// error status. The body is therefore parsed for every status except 503, 403 and redirects.
 fn read(answer: HttpResponse) -> Result<String, CallError> {
     let status = answer.status.as_u16();
     if answer.status == StatusCode::SERVICE_UNAVAILABLE {

@@ -21,7 +21,8 @@ use super::{FailureCause, HttpFailure, HttpRpcConfig};
 
 /// Maximum size of a response body in bytes. The response to getpeerinfo with 1,000 peers has 2 MB.
 const MAX_BODY_BYTES: usize = 64 << 20;
-/// Maximum size of a response's status line and headers in bytes. Core sends about 150 bytes.
+/// Maximum size of a response's status line and headers in bytes. The status line and headers of Bitcoin Core have
+/// about 150 bytes.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// An HTTP connection to the node that stays open between requests.
@@ -41,6 +42,9 @@ pub struct HttpResponse {
 
 /// Sends a request and reads the response. Opens a new connection if `pooled` is `None`, or if the node has closed the
 /// connection. Returns the connection for the next request.
+///
+/// # Errors
+/// The connection cannot be opened, or the node sends no complete response.
 pub async fn send_request(
     config: &HttpRpcConfig,
     pooled: Option<PooledConnection>,
@@ -87,7 +91,7 @@ async fn connect(
             ),
             _ => format!("cannot connect: {error}").into(),
         })?;
-    let _ = stream.set_nodelay(true); // an error is ignored, because it only makes calls slower
+    let _ = stream.set_nodelay(true); // an error is ignored, because calls without this option are only slower
     let stream = match tls.as_ref().filter(|_| url.tls) {
         Some(tls) => Either::Right(tls_connect(stream, &url.host, tls.clone()).await?),
         None => Either::Left(stream),

@@ -52,10 +52,10 @@ impl Credentials {
         }
     }
 
-    /// Reads the current credentials. Returns them as the value of an `Authorization` header.
+    /// Reads the current credentials. Returns the credentials as the value of an `Authorization` header.
     ///
-    /// # Errors The file cannot be read, the file contains no cookie or password, or the environment variable is not
-    /// set.
+    /// # Errors
+    /// The file cannot be read, the file contains no cookie or password, or the environment variable is not set.
     pub async fn read(&self) -> Result<HeaderValue, String> {
         let both = match self {
             Credentials::Cookie(path) => {

@@ -12,7 +12,8 @@ use crate::tls;
 /// Creates the TLS settings for https. The exporter then trusts the CA certificates in the PEM file `authorities`, or
 /// the system's CA certificates if `authorities` is `None`.
 ///
-/// # Errors The file cannot be read or contains no certificate, or the system has no CA certificates.
+/// # Errors
+/// The file cannot be read or contains no certificate, or the system has no CA certificates.
 pub fn client_config(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {
     let roots = match authorities {
         Some(path) => {
@@ -28,10 +29,10 @@ pub fn client_config(authorities: Option<&Path>) -> Result<Arc<ClientConfig>> {
     Ok(Arc::new(config))
 }
 
-/// The certificate authorities of the system.
+/// Returns the CA certificates of the operating system.
 ///
 /// # Errors
-/// The system has none.
+/// The operating system has no CA certificates.
 pub fn system_roots() -> Result<RootCertStore> {
     let found = rustls_native_certs::load_native_certs();
     let mut roots = RootCertStore::empty();

@@ -9,9 +9,10 @@ use hyper::Uri;
 /// The address of a node's JSON-RPC over HTTP.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Url {
-    /// Whether the scheme is https. Bitcoin Core does not support TLS, but a proxy in front of the node can.
+    /// Whether the scheme is https. Bitcoin Core does not support TLS, but a proxy in front of the node can support
+    /// TLS.
     pub tls: bool,
-    /// Host name or IP address, for an IPv6 address without brackets.
+    /// Host name or IP address. An IPv6 address has no brackets.
     pub host: String,
     /// TCP port.
     pub port: u16,

@@ -1,27 +1,30 @@
 //! Decides which of the blocks that the node connects belong to the node's active chain.
 //!
-//! `validation:block_connected` also fires in two other cases. A check of the database (`verifychain`, `-checklevel=4`)
-//! connects the last blocks once more, in a temporary cache. After a UTXO snapshot was loaded, the node connects the
-//! blocks below the snapshot in a second chainstate to validate them. No argument of the tracepoint distinguishes these
-//! cases. The following properties distinguish them:
+//! `validation:block_connected` also fires in two cases for blocks that the node does not add to its active chain. A
+//! check of the database (`verifychain`, `-checklevel=4`) connects the last blocks once more, in a temporary cache.
+//! After a UTXO snapshot was loaded, the node connects the blocks below the snapshot in a second chainstate to
+//! validate them. No argument of the tracepoint shows whether the block is added to the active chain. The following
+//! properties show it:
 //!
 //! - The thread. A check of the database at startup runs on the main thread, which connects no blocks of the active
 //!   chain. The threads that handle P2P messages and import files never check the database.
 //! - The height and the hash. A block above the tip is new. A block whose hash differs from the known hash at its
-//!   height is part of a reorg. A block with the known hash is part of a check of the database, unless the thread
-//!   excludes that.
+//!   height is part of a reorg. A block with the known hash is part of a check of the database, unless a thread that
+//!   never checks the database has connected it.
 //!
-//! If the exporter has no hash for a height, because the exporter was started after that block was connected, the block
-//! is undecided until later blocks show which case it is. During a check of the database, the node holds a lock and
-//! connects no other block in between.
+//! If the exporter has no hash for a height, because the exporter was started after that block was connected, the
+//! block is undecided until later blocks show whether it belongs to the active chain. A check of the database holds a
+//! lock, and the node connects no other block during the check.
 
 use std::collections::VecDeque;
 
 use super::event::{ConnectingThread, RawBlockHash};
 
-/// Limit on blocks whose hash is kept. A reorg of these blocks is recognized at its first block.
+/// Limit on blocks whose hash is kept. A reorg that replaces only blocks whose hash is kept is recognized at its first
+/// block.
 const MAX_REMEMBERED: usize = 1024;
-/// Limit on undecided blocks. A longer sequence of blocks below the lowest known height is not a reorg.
+/// Limit on undecided blocks. A longer sequence of connected blocks below the lowest known height is assumed to be no
+/// reorg.
 const MAX_UNDECIDED: usize = 144;
 
 /// The last blocks of the node's active chain, and the undecided blocks, which may belong to the active chain.
@@ -34,7 +37,7 @@ pub struct ActiveChain<T> {
     undecided: VecDeque<(RawBlockHash, T)>,
     /// Height that the next block must have to continue the sequence of undecided blocks.
     next: i32,
-    /// Whether the sequence of undecided blocks exceeded [`MAX_UNDECIDED`]. If so, `undecided` is empty.
+    /// Whether the sequence of undecided blocks exceeded [`MAX_UNDECIDED`], in which case `undecided` is empty.
     is_long: bool,
 }
 
@@ -45,8 +48,8 @@ impl<T> Default for ActiveChain<T> {
 }
 
 impl<T> ActiveChain<T> {
-    /// Adds a connected block. Returns the blocks that are now certain to belong to the active chain, in order: none, this block, or the
-    /// undecided blocks before it and this block.
+    /// Adds a connected block. Returns the blocks that are now certain to belong to the active chain, in the order of
+    /// their heights: no block, this block, or the undecided blocks and this block.
     pub fn connected(
         &mut self,
         height: i32,
@@ -58,8 +61,8 @@ impl<T> ActiveChain<T> {
             return Vec::new();
         }
         if self.hashes.is_empty() || height > self.tip {
-            // If the height is not the next one, the known blocks belonged to another chainstate, or a UTXO snapshot
-            // was loaded.
+            // If the height is not one above the tip, the known blocks belonged to another chainstate, or a UTXO
+            // snapshot was loaded.
             if height != self.tip.wrapping_add(1) {
                 self.hashes.clear();
             }
@@ -75,8 +78,8 @@ impl<T> ActiveChain<T> {
             self.forget_undecided();
             return Vec::new();
         }
-        // The block is part of a reorg. If the reorg began below the lowest known height, the undecided blocks are its
-        // beginning.
+        // The block is part of a reorg. If the reorg began below the lowest known height, the undecided blocks are the
+        // first blocks of the new branch.
         let mut blocks = Vec::new();
         if self.next == height && (self.is_long || !self.undecided.is_empty()) {
             self.hashes.clear();
@@ -102,7 +105,7 @@ impl<T> ActiveChain<T> {
         vec![block]
     }
 
-    /// Keeps a block as undecided.
+    /// Appends a block to the undecided blocks.
     fn wait(&mut self, height: i32, hash: RawBlockHash, block: T) {
         if height != self.next {
             self.forget_undecided();
@@ -173,8 +176,8 @@ mod tests {
             chain.connect(thread, 'a', 1..=6);
             assert_eq!(chain.connect(thread, 'b', 5..=7), "5b 6b 7b");
             assert_eq!(chain.connect(thread, 'a', 5..=8), "5a 6a 7a 8a", "and back");
-            // After a reorg to a shorter branch, the hashes above its tip are no longer known. The reorg back is still
-            // counted.
+            // After a reorg to a shorter branch, the hashes above the tip of that branch are no longer known. A reorg
+            // back to the longer branch is still counted.
             assert_eq!(chain.connect(thread, 'c', [5]), "5c");
             assert_eq!(chain.connect(thread, 'a', 5..=8), "5a 6a 7a 8a");
         }

@@ -15,9 +15,11 @@ pub struct Race {
     pub time: f64,
     pub block_height: i32,
     pub block_hash: String,
-    /// Nanoseconds until FIBRE/UDP had delivered the block; `None` if FIBRE/UDP did not deliver it.
+    /// FIBRE's time for the delivery by FIBRE/UDP, as `udp:block_race_time` passes it; `None` if FIBRE/UDP did not take
+    /// part in the race.
     pub udp_ns: Option<i64>,
-    /// Nanoseconds until a compact block had delivered the block; `None` if no compact block delivered it.
+    /// FIBRE's time for the delivery by compact block, as `udp:block_race_time` passes it; `None` if no compact block
+    /// took part in the race.
     pub compact_ns: Option<i64>,
 }
 

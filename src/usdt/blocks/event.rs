@@ -42,8 +42,8 @@ pub enum BlockEventKind {
     Fibre { height: Option<i32> },
     /// FIBRE reports which mechanism delivered the block first.
     RaceWon { height: i32, mechanism: &'static str },
-    /// FIBRE reports the time until each mechanism had delivered the block, in nanoseconds; `None` for a mechanism that
-    /// did not deliver the block.
+    /// FIBRE reports its time for the delivery by each mechanism, in nanoseconds; `None` for a mechanism that did
+    /// not take part in the race.
     RaceFinished { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
     /// The node connected the block.
     Connected(ConnectedBlock),
@@ -59,13 +59,14 @@ pub struct ConnectedBlock {
     pub thread: ConnectingThread,
 }
 
-/// The thread of the node that connected a block. The thread shows whether the connection can be part of a check of the
+/// The node's thread that connected a block. The thread shows whether the connection can be part of a check of the
 /// database.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ConnectingThread {
     /// The main thread, which connects blocks only to check the database at startup.
     Main,
-    /// The thread that handles P2P messages, or the thread that imports block files. Neither checks the database.
+    /// The thread that handles P2P messages, or the thread that imports block files. Neither thread checks the
+    /// database.
     Validation,
     /// Another thread, for example a thread that serves RPC, which may check the database (`verifychain`).
     Other,
@@ -131,7 +132,7 @@ impl Announcement {
     }
 }
 
-/// The properties of a received compact block that the reports use.
+/// The header timestamp and the number of short IDs of a received compact block.
 #[derive(Clone, Copy)]
 pub struct CompactBlock {
     /// Timestamp in the block's header, Unix seconds.
@@ -146,7 +147,7 @@ pub struct ConnectionType(usize);
 
 impl ConnectionType {
     /// Label values: the node's names of the connection types. `other` is a type that this exporter does not support.
-    /// `unknown` is a peer that has not sent a message from which the exporter reads the type yet.
+    /// `unknown` is used until the peer has sent a message from which the exporter reads the type.
     pub const LABELS: [&'static str; 9] = {
         let [a, b, c, d, e, f, g] = CONNECTION_TYPES;
         [a, b, c, d, e, f, g, "other", "unknown"]

@@ -102,8 +102,8 @@ impl BlockCounts {
     }
 }
 
-/// Tracepoints that feed the metrics about a block's arrival. [`REQUIRED_ARRIVAL_SOURCES`] are required. The others are
-/// optional, and make the metrics more accurate.
+/// Tracepoints that feed the metrics about a block's arrival. [`REQUIRED_ARRIVAL_SOURCES`] are required. The other
+/// tracepoints are optional, and make the metrics more accurate.
 pub const ARRIVAL_SOURCES: &[&str] = &[
     "net:inbound_message",
     "net:outbound_message",
@@ -135,10 +135,11 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
 fn connection_families(c: &BlockCounts) -> Vec<Family> {
     vec![
         counter("bitcoin_blocks_connected_total",
-            "Blocks connected to the active chain. Three kinds are not counted: blocks that a check of the database \
-             reconnects (`verifychain`, `-checklevel=4`), blocks below a UTXO snapshot, and blocks that `reconsiderblock` \
-             reconnects before other blocks have replaced them. Except for a check at startup, the exporter cannot \
-             recognize the first two kinds before it has seen a block of the active chain", CONNECTED).value(c.connected),
+            "Blocks connected to the active chain. Three kinds of blocks are not counted: blocks that a check of the \
+             database reconnects (`verifychain`, `-checklevel=4`), blocks below a UTXO snapshot, and blocks that \
+             `reconsiderblock` reconnects before other blocks have replaced them. Except for a check at startup, the \
+             exporter recognizes the first two kinds only after it has seen a block of the active chain", CONNECTED)
+            .value(c.connected),
         histogram("bitcoin_block_connection_duration_seconds", "Time to connect a block", CONNECTED, DURATION.bounds)
             .value(c.duration_ns.histogram(&DURATION)),
         histogram("bitcoin_block_tx_count", "Transactions in a connected block", CONNECTED, TXS.bounds)
@@ -161,20 +162,21 @@ fn arrival_families(c: &BlockCounts) -> Vec<Family> {
         counter("bitcoin_block_announcements_total",
             "Announcements of connected blocks, by message type. Only the first announcement by each peer is counted, and only until a minute after the block was connected", ARRIVAL_SOURCES).by(&["by"]).samples(by(Announcement::LABELS, c.announcements)),
         counter("bitcoin_block_first_announcements_total",
-            "Connected blocks by connection type of the first announcing peer, as named by the node; `unknown` until the \
-             peer has sent a ping, pong or verack", ARRIVAL_SOURCES)
+            "Connected blocks by connection type of the first announcing peer, as named by the node; `unknown` if \
+             the peer had not sent a ping, pong or verack yet", ARRIVAL_SOURCES)
             .by(&["connection_type"]).samples(by(ConnectionType::LABELS, c.first_announcements)),
         counter("bitcoin_block_arrivals_total",
-            "Connected blocks by how the node received them: `compact_complete` (a compact block without requests), \
-             `compact_requested` (a compact block and requested transactions), `full_block` (a full block), `fibre` \
-             (FIBRE), `other` (no announcement: a sync, a block mined by the node, a reconnected block)", ARRIVAL_SOURCES)
+            "Connected blocks by the way in which the node received them: `compact_complete` (a compact block \
+             without requests), `compact_requested` (a compact block and requested transactions), `full_block` (a \
+             full block), `fibre` (FIBRE), `other` (no announcement: a sync, a block mined by the node, a \
+             reconnected block)", ARRIVAL_SOURCES)
             .by(&["by"]).samples(by(ArrivalMethod::LABELS, c.arrivals)),
         histogram("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until its connection", ARRIVAL_SOURCES,
             ARRIVAL.bounds).value(c.arrival_ns.histogram(&ARRIVAL)),
         histogram("bitcoin_block_assembly_seconds",
-            "Time from the first compact block until all transactions of the block had arrived. The end is measured at \
-             `net:compact_block_reconstructed` if the node has that tracepoint, otherwise when the node begins to connect \
-             the block", ARRIVAL_SOURCES, ASSEMBLY.bounds)
+            "Time from the first compact block until all transactions of the block had arrived. The time ends at the \
+             tracepoint `net:compact_block_reconstructed`, or, if the node does not have this tracepoint, when the \
+             node begins to connect the block", ARRIVAL_SOURCES, ASSEMBLY.bounds)
             .value(c.assembly_ns.histogram(&ASSEMBLY)),
         counter("bitcoin_compact_blocks_received_total",
             "Compact blocks received for connected blocks, by mode, until a minute after the block was connected: a `high_bandwidth` compact block is itself the announcement, a `low_bandwidth` compact block was requested by the node", ARRIVAL_SOURCES)
@@ -190,20 +192,20 @@ fn arrival_families(c: &BlockCounts) -> Vec<Family> {
             "Transactions prefilled in a compact block, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES, TXS.bounds)
             .value(c.prefilled_transactions.histogram(&TXS)),
         histogram("bitcoin_compact_block_mempool_transactions",
-            "Transactions of a compact block that were in the mempool, as the node reports it, for connected blocks that arrived as a \
-             compact block", REPORT_SOURCES, TXS.bounds)
+            "Transactions of a compact block that the node found in its mempool, for connected blocks that arrived \
+             as a compact block", REPORT_SOURCES, TXS.bounds)
             .value(c.mempool_transactions.histogram(&TXS)),
         histogram("bitcoin_compact_block_extra_pool_transactions",
-            "Transactions of a compact block that were in the extra pool (orphan, replaced and rejected transactions), as the node \
-             reports it, for connected blocks that arrived as a compact block", REPORT_SOURCES, TXS.bounds)
+            "Transactions of a compact block that the node found in its extra pool (orphan, replaced and rejected \
+             transactions), for connected blocks that arrived as a compact block", REPORT_SOURCES, TXS.bounds)
             .value(c.extra_pool_transactions.histogram(&TXS)),
         histogram("bitcoin_compact_block_roundtrip_seconds",
             "Time from sending a getblocktxn message until receiving the blocktxn response, for connected blocks; \
              responses after the block was connected are omitted", ARRIVAL_SOURCES, ASSEMBLY.bounds)
             .value(c.roundtrip_ns.histogram(&ASSEMBLY)),
         histogram("bitcoin_block_header_age_seconds",
-            "Delay between a block's header timestamp and its first announcement, for connected blocks; values outside 0 \
-             to 7200 s are omitted, because they come from a wrong clock or a late announcement", ARRIVAL_SOURCES, HEADER_AGE.bounds)
+            "Delay between a block's header timestamp and its first announcement, for connected blocks; delays \
+             outside 0 to 7200 s are omitted, because a wrong clock or a late announcement causes them", ARRIVAL_SOURCES, HEADER_AGE.bounds)
             .value(c.header_age_ns.histogram(&HEADER_AGE)),
     ]
 }

@@ -6,10 +6,12 @@
 //!
 //! - `event` has the events of a block, which come from messages and tracepoints.
 //! - `trace` has the timeline of one block, and decides how the block arrived.
-//! - `active_chain` decides which of the connected blocks belong to the active chain. Only these are counted.
+//! - `active_chain` decides which of the connected blocks belong to the active chain. Only blocks of the active chain
+//!   are counted.
 //! - `tracker` applies the events to the timelines of a bounded number of blocks.
 //! - `block_report` makes the report of a connected block, for the log, the block log and the page.
-//! - `families` has the metrics about blocks, with the last block of each bucket as its exemplar.
+//! - `families` has the metrics about blocks. In the histograms, the exemplar of each bucket is the last block that was
+//!   counted in the bucket.
 
 mod active_chain;
 mod block_report;

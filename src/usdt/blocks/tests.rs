@@ -1,4 +1,4 @@
-//! Tests of the block tracker, with orders of events that a test with real peers cannot produce on demand.
+//! Tests of the block tracker, with sequences of events that a test with real peers cannot produce reliably.
 
 use super::trace::{ArrivalMethod, MAX_DELIVERIES, MAX_PEERS};
 use super::tracker::MAX_BLOCKS;
@@ -8,7 +8,7 @@ use crate::sys::ClockError;
 const MS: u64 = 1_000_000;
 const HASH: RawBlockHash = [7; 32];
 
-/// The event of a block at height 1 that the thread for P2P messages has connected.
+/// The event that the node's thread for P2P messages has connected a block at height 1.
 fn connected() -> BlockEventKind {
     connected_at(1, ConnectingThread::Validation)
 }
@@ -32,8 +32,8 @@ fn inv(peer: i64) -> BlockEventKind {
     BlockEventKind::Announced { peer, by: Announcement::Inv }
 }
 
-/// Adds these events to the tracker and processes them. Each event has its time in milliseconds, its block's hash and
-/// its kind.
+/// Adds these events to the tracker, and processes the events. Each event is a time in milliseconds, the hash of a
+/// block, and a kind.
 fn happen(blocks: &BlockTracker, events: impl IntoIterator<Item = (u64, RawBlockHash, BlockEventKind)>) {
     let events = events.into_iter().map(|(at_ms, hash, kind)| BlockEvent { time_ns: at_ms * MS, hash, kind });
     blocks.add(|queue| queue.extend(events));
@@ -48,13 +48,13 @@ fn arrivals(blocks: &BlockTracker) -> Vec<(&'static str, u64)> {
 #[test]
 fn block_reconstructed_by_fibre_first_is_fibres() {
     let blocks = BlockTracker::default();
-    // The order in which the ring buffers are read differs from the order of the events.
+    // The exporter may read the events in an order that differs from the order of their times.
     happen(
         &blocks,
         [
             (110, HASH, connected()),
             (100, HASH, BlockEventKind::Fibre { height: None }),
-            (101, HASH, compact(1)), // arrives while FIBRE's block is being checked
+            (101, HASH, compact(1)), // The compact block arrives while the node validates FIBRE's block.
             (90, HASH, inv(2)),
         ],
     );
@@ -66,15 +66,15 @@ fn block_reconstructed_by_fibre_first_is_fibres() {
         &blocks,
         [
             (200, other, compact(1)),
-            (210, other, connected()), // the connection began at 205
+            (210, other, connected()), // The node began to connect the block at 205 ms.
             (206, other, BlockEventKind::Fibre { height: None }),
         ],
     );
     assert_eq!(arrivals(&blocks), [("compact_complete", 1), ("fibre", 1)]);
 }
 
-/// Two reports of the node about peer 2: it accepted the header from this peer at 101 ms, and reconstructed the compact
-/// block from this peer at 103 ms.
+/// Two events from the node's tracepoints about peer 2: the node accepted the header of the block from this peer at
+/// 101 ms, and reconstructed the peer's compact block at 103 ms.
 fn reports_reconstruction(requested: u32) -> [(u64, RawBlockHash, BlockEventKind); 2] {
     let from =
         Reconstruction { prefilled: 3, from_mempool: 4, from_extra_pool: 5, requested, requested_bytes: 700 };
@@ -87,8 +87,8 @@ fn reports_reconstruction(requested: u32) -> [(u64, RawBlockHash, BlockEventKind
 #[test]
 fn node_reports_take_precedence_over_messages() {
     for (has, requested, expected) in [
-        // If the node has the tracepoint of reconstructed blocks, a block is completed by the report of that tracepoint
-        // and not by messages.
+        // If the node has the tracepoint `net:compact_block_reconstructed`, only this tracepoint completes a compact
+        // block, and messages do not.
         (true, None, ("other", 1, None, None, None, 105)),
         (true, Some(0), ("compact_complete", 2, Some(3), Some(5), Some(0), 3)),
         (true, Some(6), ("compact_requested", 2, Some(3), Some(5), Some(6), 3)),
@@ -96,7 +96,7 @@ fn node_reports_take_precedence_over_messages() {
     ] {
         let blocks = BlockTracker::default();
         blocks.attached(|name| has && name == "net:compact_block_reconstructed");
-        // The node did not accept the header from the first peer.
+        // There is no `HeaderAccepted` event for this peer: the node did not accept its header.
         happen(
             &blocks,
             [(90, HASH, BlockEventKind::Announced { peer: 1, by: Announcement::Headers(u32::MAX) })],
@@ -129,7 +129,7 @@ fn later_messages_did_not_complete_a_block() {
     blocks.attached(|_| true);
     happen(&blocks, [(100, HASH, compact(2))]);
     happen(&blocks, reports_reconstruction(6));
-    // The node did not accept the first header because the parent of the block was missing.
+    // A full block and another compact block arrive after the node has reconstructed the block.
     happen(
         &blocks,
         [
@@ -151,7 +151,7 @@ fn announcements_of_own_blocks_count_as_late() {
     let counts = blocks.counts();
     assert_eq!((counts.announcements, counts.compact_blocks), ([0, 1, 1], [1, 0]));
     assert_eq!(arrivals(&blocks), [("other", 2)]);
-    // Connected blocks of a sync do not evict announced blocks that are not connected yet.
+    // Blocks that a syncing node connects must not evict announced blocks that the node has not yet connected.
     let hash = |number: u16| -> RawBlockHash { std::array::from_fn(|at| number.to_le_bytes()[at % 2]) };
     happen(&blocks, (1..=MAX_BLOCKS as u16).map(|number| (3000, hash(number), inv(1))));
     happen(
@@ -174,7 +174,7 @@ fn second_compact_block_of_a_peer_is_ignored() {
             (3, HASH, lie),
         ],
     );
-    // The last response completed the block.
+    // The second `TransactionsReceived` event completes the block.
     let answered = |bytes| BlockEventKind::TransactionsReceived { peer: 1, bytes };
     happen(&blocks, [(4, HASH, answered(9)), (5, HASH, answered(276)), (20, HASH, connected())]);
     let (last, _) = blocks.last();
@@ -269,8 +269,8 @@ fn peers_of_a_node_that_has_ended_are_forgotten() {
     assert_eq!(blocks.counts().announcements, [0; 3]);
 }
 
-/// Unix time at which the monotonic clock is 0, in nanoseconds. The value is a whole number of seconds, because header
-/// timestamps are in seconds.
+/// Unix time in nanoseconds at which the monotonic clock is 0. A whole number of seconds, because header timestamps are
+/// in seconds.
 const EPOCH_NS: i64 = 1_000_000 * 1_000_000_000;
 
 fn header_age_ms(header_time: u32, steps_ns: i64) -> Option<i64> {
@@ -310,7 +310,8 @@ fn check_of_the_database_leaves_a_block_as_it_was_counted() {
     assert_eq!(arrivals(&blocks), [("compact_complete", 1)]);
     let (last, _) = blocks.last();
     assert_eq!((last.len(), blocks.counts().connected), (1, 1));
-    // The tracker's state of a node is cleared when the node ends, and the next node may connect the same block.
+    // When the node exits, the tracker forgets its blocks. The next process of the node may connect the same block
+    // again.
     blocks.node_ended();
     happen(&blocks, [(40, HASH, connected_at(1, ConnectingThread::Other))]);
     assert_eq!(blocks.counts().connected, 2);
@@ -344,7 +345,7 @@ fn block_of_fibre_without_an_earlier_announcement_is_fibres() {
     let expected = (Some("fibre"), None, Some(10_000), Some(5));
     assert_eq!((last[0].arrival, last[0].announced_by, last[0].fibre_us, last[0].race_udp_ns), expected);
 
-    // The announcement comes between FIBRE's block and its connection.
+    // The block is announced after FIBRE has reconstructed it and before the node connects it.
     let blocks = BlockTracker::default();
     let announced = BlockEventKind::Announced { peer: 1, by: Announcement::Headers(1) };
     let events = [

@@ -37,7 +37,7 @@ impl ArrivalMethod {
 }
 
 /// Values of the label `mode` of compact blocks: `high_bandwidth` for a compact block sent as the announcement,
-/// `low_bandwidth` for one that the node requested.
+/// `low_bandwidth` for a compact block that the node requested.
 pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 
 /// Times and contents of the messages that the node and one peer have exchanged about one block.
@@ -63,13 +63,15 @@ pub struct Timeline {
     pub hash: RawBlockHash,
     /// Value of `clock::epoch_ns` when the block was announced.
     pub epoch_ns: i64,
-    /// Time of the first announcement. `first_peer` and `first_by` are its peer and message type.
+    /// Time of the first announcement. `first_peer` and `first_by` are the peer and the message type of this
+    /// announcement.
     pub first_ns: u64,
     pub first_peer: i64,
     pub first_by: Announcement,
     /// Timestamp in the block's header, Unix seconds.
     pub header_time: Option<u32>,
-    /// Time of the first message with the header. It is before the first announcement if the node could not use that header.
+    /// Time of the first message with the block's header. The time is before `first_ns` if the node did not accept the
+    /// header of that message.
     pub header_ns: Option<u64>,
     pub peers: Vec<PeerActivity>,
     /// Number of announcements before the block's connection, by message type.
@@ -78,12 +80,13 @@ pub struct Timeline {
     pub compact_blocks: [u64; MODES.len()],
     /// Messages after which the block may have been complete: for each the time, the peer, and the method of arrival.
     pub deliveries: VecDeque<(u64, i64, ArrivalMethod)>,
-    /// Whether the node has requested the block or parts of it, has accepted its header, or has reconstructed it. The
-    /// hash of such a block was not invented by a peer.
+    /// Whether the node has requested the block or parts of it, has accepted its header, or has reconstructed it. A
+    /// peer cannot have invented the hash of a block that the node has requested, accepted or reconstructed.
     pub is_wanted: bool,
     /// Whether the node has reported the peer from which it accepted the header.
     pub has_header: bool,
-    /// Time of the node's report that it has reconstructed a compact block, the peer that sent the compact block, and the report.
+    /// The node's report that it has reconstructed the block: the time, the peer that sent the compact block, and the
+    /// numbers of transactions by source.
     pub reconstructed: Option<(u64, i64, Reconstruction)>,
     /// Time at which FIBRE reconstructed the block.
     pub fibre_ns: Option<u64>,
@@ -128,8 +131,8 @@ impl Timeline {
         came.filter(|time| *time >= self.first_ns).min()
     }
 
-    /// The activity of this peer, added if the timeline has none; `None` if the timeline already has [`MAX_PEERS`]
-    /// other peers.
+    /// The activity of this peer, added if the timeline has no activity of this peer; `None` if the timeline already
+    /// has [`MAX_PEERS`] other peers.
     pub fn peer(&mut self, id: i64) -> Option<&mut PeerActivity> {
         let position = match self.peers.iter().position(|peer| peer.id == id) {
             Some(position) => position,
@@ -142,8 +145,8 @@ impl Timeline {
         self.peers.get_mut(position)
     }
 
-    /// Applies an event that occurred before the block was connected. `reports_reconstruction` is whether the node reports reconstructed
-    /// compact blocks.
+    /// Applies an event that occurred before the block was connected. `reports_reconstruction` is true if the node
+    /// reports reconstructed compact blocks.
     pub fn apply(&mut self, time_ns: u64, kind: BlockEventKind, reports_reconstruction: bool) {
         self.is_wanted |=
             !matches!(kind, BlockEventKind::TransactionsReceived { .. } | BlockEventKind::FullBlock { .. });
@@ -200,8 +203,8 @@ impl Timeline {
         }
     }
 
-    /// Records a message after which the block may have been complete. If there are [`MAX_DELIVERIES`], the oldest one
-    /// is dropped.
+    /// Records a message after which the block may have been complete. If there are already [`MAX_DELIVERIES`]
+    /// deliveries, the oldest delivery is dropped.
     pub fn deliver(&mut self, time_ns: u64, peer: i64, arrival: ArrivalMethod) {
         if self.deliveries.len() == MAX_DELIVERIES {
             self.deliveries.pop_front();
@@ -218,8 +221,8 @@ impl Timeline {
         if self.fibre_ns.is_some_and(|time| time <= start_ns.min(reconstructed_ns)) {
             return (ArrivalMethod::Fibre, None);
         }
-        // The reconstruction of a compact block completes the block. Messages after the reconstruction did not complete
-        // it.
+        // The reconstruction of a compact block completes the block. Messages after the reconstruction did not
+        // complete the block.
         if let Some((_, id, from)) = self.reconstructed.filter(|_| reconstructed_ns <= start_ns) {
             let by = if from.requested == 0 {
                 ArrivalMethod::CompactComplete

@@ -24,21 +24,22 @@ pub const MAX_BLOCKS: usize = 64;
 const MAX_CONNECTIONS: usize = 2048;
 /// Name of the tracepoint that fires when the node has reconstructed a compact block.
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
-/// Number of most recent blocks and of most recent races that are kept for the page. Also the number of most recent
-/// flushes that are kept.
+/// Number of most recent blocks, races and flushes that are kept. The page shows the blocks and the races.
 const LAST_BLOCKS_LIMIT: usize = 20;
 /// Time after a block's connection during which announcements of the block still count. Announcements after this time
 /// come from peers that have just connected and announce blocks that they already have.
 const LATE_LIMIT: Duration = Duration::from_secs(60);
-/// The wall clock counts as set if it moved by more than this against the monotonic clock while a block arrived. Time services adjust it by
-/// at most 500 µs in a second, and the arrival of a block takes seconds.
+/// Maximum change of the wall clock against the monotonic clock while a block arrives. After a larger change, the wall
+/// clock counts as set. Time services adjust the wall clock by at most 500 µs in a second, and the arrival of a block
+/// takes seconds.
 const MAX_CLOCK_DRIFT: Duration = Duration::from_millis(5);
 
 /// Maximum age of a header's timestamp at the first announcement. A greater age is omitted, because it does not measure
 /// propagation: the block was announced long after it was found, or a clock is wrong.
 const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// The state of a [`BlockTracker`]: timelines and counts of blocks, queued events, and recent blocks, races and flushes.
+/// The state of a [`BlockTracker`]: timelines and counts of blocks, queued events, and recent blocks, races and
+/// flushes.
 #[derive(Default)]
 pub struct TrackerState {
     chain: ActiveChain<(u64, RawBlockHash, ConnectedBlock)>,
@@ -51,8 +52,8 @@ pub struct TrackerState {
     counts: BlockCounts,
     /// Events that are not processed yet.
     queue: Vec<BlockEvent>,
-    /// Whether the node reports reconstructed compact blocks. If so, these reports decide when a compact block was
-    /// complete. If not, the messages decide.
+    /// Whether the tracepoint `RECONSTRUCTED` is attached, which then determines when a compact block was complete. If
+    /// it is not attached, the P2P messages determine the time.
     reports_reconstruction: bool,
     /// Reports of blocks that were connected since [`BlockTracker::process_queue`] last returned reports.
     connected: Vec<BlockReport>,
@@ -66,11 +67,13 @@ pub struct TrackerState {
     last: VecDeque<BlockReport>,
     /// The last races between FIBRE and compact blocks, newest first.
     races: VecDeque<Race>,
-    /// The last blocks that FIBRE reconstructed, with the times. FIBRE can be faster than all announcements.
+    /// The last blocks that FIBRE reconstructed, with the times of the reconstructions. FIBRE can reconstruct a block
+    /// before any peer announces it.
     fibre_blocks: VecDeque<(RawBlockHash, u64)>,
 }
 
-/// Tracker of the arrival of blocks. It processes the events of blocks, and counts the blocks that the node connects.
+/// Tracker of the arrival of blocks. The tracker processes the events of blocks, and counts the blocks that the node
+/// connects.
 #[derive(Default)]
 pub struct BlockTracker(Mutex<TrackerState>);
 
@@ -80,7 +83,7 @@ impl BlockTracker {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// A copy of the counts at one moment.
+    /// A copy of the current counts.
     pub fn counts(&self) -> BlockCounts {
         self.state().counts
     }
@@ -98,7 +101,8 @@ impl BlockTracker {
         self.process_queue_at(epoch_ns, sys::clock_error())
     }
 
-    /// Like [`BlockTracker::process_queue`], but with `epoch_ns` instead of the result of [`clock::epoch_ns`] and this error of the wall clock.
+    /// Like [`BlockTracker::process_queue`], but with the given values instead of the results of [`clock::epoch_ns`]
+    /// and [`sys::clock_error`].
     pub fn process_queue_at(&self, epoch_ns: i64, clock_error: Option<ClockError>) -> Vec<BlockReport> {
         let state = &mut *self.state();
         state.epoch_ns = epoch_ns;
@@ -119,7 +123,7 @@ impl BlockTracker {
     }
 
     /// Called after the programs were attached to a node. `has` returns whether a tracepoint is attached. Records
-    /// whether the node reports reconstructed compact blocks.
+    /// whether the tracepoint `RECONSTRUCTED` is attached.
     pub fn attached(&self, has: impl Fn(&str) -> bool) {
         self.state().reports_reconstruction = has(RECONSTRUCTED);
     }
@@ -143,12 +147,12 @@ impl BlockTracker {
 }
 
 impl TrackerState {
-    /// The newest timeline of a block.
+    /// The newest timeline of the block with this hash.
     pub fn find(&mut self, hash: &RawBlockHash) -> Option<&mut Timeline> {
         self.timelines.iter_mut().rfind(|it| it.hash == *hash)
     }
 
-    /// The timeline of an announced block, added if the block has none.
+    /// The timeline of an announced block, added if the block has no timeline.
     fn open(&mut self, hash: RawBlockHash, time_ns: u64, peer: i64, by: Announcement) -> &mut Timeline {
         let position = match self.timelines.iter().rposition(|it| it.hash == hash) {
             Some(position) => position,
@@ -163,10 +167,11 @@ impl TrackerState {
         &mut self.timelines[position]
     }
 
-    /// Evicts a timeline if there are [`MAX_BLOCKS`]. If a timeline of a connected block exists, the oldest of them is
-    /// evicted. Otherwise the candidates are the timelines without `is_wanted`, or all timelines if all have it. Of the
-    /// peer that was the first to announce most of the candidates, the oldest candidate is evicted. A peer that
-    /// announces many invented hashes therefore evicts only its own blocks.
+    /// Evicts a timeline if there are [`MAX_BLOCKS`] timelines. If there are timelines of connected blocks, the oldest
+    /// of them is evicted. If no timeline is of a connected block, the candidates are the timelines without
+    /// `is_wanted`, or all timelines if all have `is_wanted`. Of the peer that was the first to announce most of the
+    /// candidates, the oldest candidate is evicted. A peer that announces many invented hashes therefore evicts only
+    /// its own blocks.
     fn make_room(&mut self) {
         if self.timelines.len() < MAX_BLOCKS {
             return;
@@ -221,7 +226,8 @@ impl TrackerState {
                     push_recent(&mut self.fibre_blocks, (hash, time_ns));
                 }
                 let reports_reconstruction = self.reports_reconstruction;
-                // These events add no timeline. During a sync, the node requests blocks that no peer has announced.
+                // Events of these kinds add no timeline, because during a sync the node requests many blocks that no
+                // peer has announced.
                 if let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) {
                     timeline.apply(time_ns, kind, reports_reconstruction);
                 }
@@ -314,12 +320,13 @@ impl TrackerState {
         }
     }
 
-    /// The time at which FIBRE reconstructed one of the last blocks.
+    /// The time at which FIBRE reconstructed this block; `None` if the block is not among the last blocks of FIBRE.
     fn fibre_ns(&self, hash: &RawBlockHash) -> Option<u64> {
         self.fibre_blocks.iter().find(|(other, _)| other == hash).map(|(_, time_ns)| *time_ns)
     }
 
-    /// Adds what FIBRE reported about the block. A block that no peer announced has no timeline, but FIBRE may have delivered it.
+    /// Adds the time at which FIBRE reconstructed the block, and the result of its race, to the block's report. FIBRE
+    /// may have delivered a block that no peer announced and that therefore has no timeline.
     fn add_fibre_to_report(&self, report: &mut BlockReport, hash: &RawBlockHash, connected_ns: u64) {
         if let Some(fibre_ns) = self.fibre_ns(hash).filter(|time| *time <= connected_ns) {
             let before_connection_us = ((connected_ns - fibre_ns) / 1000) as i64;
@@ -334,7 +341,7 @@ impl TrackerState {
         }
     }
 
-    /// Adds the result of a race to the report of its block, if the block is connected already.
+    /// Adds the result of a race to the report of its block, if the block is among the last connected blocks.
     fn add_race_to_report(&mut self, race: &Race) {
         let Some(report) = self.last.iter_mut().find(|report| report.block_hash == race.block_hash) else {
             return;
@@ -345,8 +352,8 @@ impl TrackerState {
         }
     }
 
-    /// Adds a timeline for a connected block that no peer had announced. Announcements of the block after its
-    /// connection are then recognized as such. Never evicts the timeline of a block that is not connected yet.
+    /// Adds a timeline for a connected block that no peer had announced. The timeline shows that later announcements
+    /// arrive after the block's connection. Never evicts the timeline of a block that is not connected yet.
     fn add_unannounced(&mut self, hash: RawBlockHash, time_ns: u64) {
         const NOBODY: i64 = -1;
         let is_room =
@@ -367,14 +374,14 @@ fn flushed_us(flushes: &VecDeque<(u64, u64)>, first_ns: u64, connected_ns: u64) 
     (!times.is_empty()).then(|| (times.iter().sum::<u64>() / 1000) as i64)
 }
 
-/// Logs if the wall clock was set since the last call. The arguments are two values of [`clock::epoch_ns`], the first one 0 before there was
-/// any.
+/// Logs a warning if the wall clock was set since the last call. The arguments are two values of [`clock::epoch_ns`];
+/// `before` is 0 at the first call.
 fn log_if_clock_was_set(before: i64, now: i64) {
     if before != 0 && before.abs_diff(now) > MAX_CLOCK_DRIFT.as_nanos() as u64 {
         warn!(
             seconds = (now - before) as f64 / 1e9,
-            "the wall clock was set, or the machine was suspended; the row of a block that arrived meanwhile counts as one of an \
-             unsynchronized clock"
+            "the wall clock was set, or the machine was suspended; the block log marks the clock as \
+             unsynchronized for blocks that arrived in the meantime"
         );
     }
 }
@@ -395,8 +402,8 @@ fn unix_time(epoch_ns: i64, moment_ns: u64) -> f64 {
     epoch_ns.saturating_add_unsigned(moment_ns) as f64 / 1e9
 }
 
-/// Time from the header's timestamp to the announcement of the block, in nanoseconds. Both arguments are Unix seconds. `None` if the
-/// announcement was not later than the timestamp, or if the time exceeds [`MAX_HEADER_AGE`].
+/// Time from the header's timestamp to the announcement of the block, in nanoseconds. Both arguments are Unix seconds.
+/// `None` if the announcement was not later than the timestamp, or if the time exceeds [`MAX_HEADER_AGE`].
 fn age_ns(header_time: u32, announced: f64) -> Option<u64> {
     let age = announced - f64::from(header_time);
     (age > 0.0 && age <= MAX_HEADER_AGE.as_secs_f64()).then_some((age * 1e9) as u64)

@@ -43,7 +43,8 @@ struct histogram {
 		__type(value, __u32);            \
 	} name SEC(".maps")
 
-/* The count of a key that peers choose, and the time of its last hit. `TallyMap` in maps.rs limits the number of keys. */
+/* The count of a key that peers choose, and the time of its last hit. `TallyMap` in maps.rs limits the number of
+ * keys. */
 struct tally {
 	__u64 number;
 	__u64 last_ns; /* monotonic */
@@ -56,7 +57,8 @@ struct tally {
 		__type(value, struct tally);     \
 	} name SEC(".maps")
 
-/* A ring buffer of `size` bytes with events for user space. Each BPF file that uses it declares its own `struct event`. */
+/* A ring buffer of `size` bytes with events for user space. Each BPF file that uses this macro declares its own
+ * `struct event`. */
 #define EVENTS_MAP(size)                                                                               \
 	const volatile struct event event_layout; /* puts the struct into the generated Rust code */ \
 	struct {                                                                                   \
@@ -77,7 +79,8 @@ struct gauge {
 	__s64 value;
 };
 
-/* Adds atomically. Per-CPU values need this too, because a program can be preempted by another program on the same CPU. */
+/* Adds `amount` atomically. Per-CPU values also need atomic additions, because another program on the same CPU can
+ * preempt a program. */
 static __always_inline void count_up(__u64 *to, __u64 amount)
 {
 	__sync_fetch_and_add(to, amount);
@@ -110,7 +113,8 @@ static __always_inline __u32 bucket_of(const volatile __u64 *bounds, __s64 value
 	return bucket & BOUNDS;
 }
 
-/* Counts a value in a histogram. Negative values are omitted: nodes measure some durations with the wall clock, which can be set back. */
+/* Counts a value in a histogram. Negative values are omitted, because nodes measure some durations with the wall
+ * clock, which can be set back. */
 static __always_inline void observe(struct histogram *histogram, const volatile __u64 *bounds, __s64 value)
 {
 	if (value < 0)
@@ -126,7 +130,7 @@ static __always_inline void set(struct gauge *gauge, __s64 value)
 	gauge->known = 1;
 }
 
-/* Adds 1 to the count of this key. Returns false if the key is new and the map is full. */
+/* Adds 1 to the count of this key, and returns true. Returns false if the key is new and the map is full. */
 static __always_inline bool count_key(void *tallies, const void *key)
 {
 	struct tally none = {}, *tally = bpf_map_lookup_elem(tallies, key);
@@ -173,7 +177,8 @@ static __always_inline void read_user_str(struct pt_regs *ctx, int number, void 
 		COUNT_ERROR(unreadable);
 }
 
-/* Defines the BPF program for a tracepoint. In its body, `counts` is the value of the file's `counts_map` for this CPU. */
+/* Defines the BPF program for a tracepoint. In its body, `counts` is the value of the file's `counts_map` for this
+ * CPU. */
 #define TRACEPOINT(name)                                                                   \
 	static __always_inline void on_##name(struct pt_regs *ctx, struct counts *counts); \
 	SEC("usdt") int name(struct pt_regs *ctx)                                          \

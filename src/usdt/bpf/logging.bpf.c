@@ -19,8 +19,8 @@ struct counts {
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
-/* An operation's sequence number, and the monotonic time at which the operation was queued or started. The time is 0 if
- * no program saw that event. */
+/* An operation's sequence number, and the monotonic time at which the operation was queued or started. The time is 0
+ * if no program recorded it. */
 struct timestamp {
 	__u64 sequence;
 	__u64 time_ns;

@@ -1,13 +1,14 @@
 /* The tracepoints of P2P messages and connections: provider `net`. */
 #include "common.h"
 
-/* Both are powers of two, because the programs then bound an index with a modulo operation. */
+/* The numbers are powers of two, because the programs then bound an index with a modulo operation. */
 enum { TYPES = 64, NETWORKS = 8, CONNECTION_TYPES = 8 };
-/* Size of the name of a connection type; the longest one has 19 characters. */
+/* Size of the name of a connection type in bytes; the longest name has 19 characters. */
 enum { CONNECTION_NAME = 24 };
-/* Size of a reason for which a peer misbehaves, a multiple of 8; the longest one has 128 characters. */
+/* Size in bytes of a reason for which a peer misbehaves, a multiple of 8; the longest reason has 128 characters. */
 enum { REASON = 136 };
-/* Size of an entry of inv, and of addr. An entry of addrv2 has at least ADDRV2_ENTRY bytes. */
+/* Sizes in bytes of an entry in an inv message and in an addr message. An entry in an addrv2 message has at least
+ * ADDRV2_ENTRY bytes. */
 enum { INV_ENTRY = 36, ADDR_ENTRY = 30, ADDRV2_ENTRY = 9 };
 /* COPIED is the maximum number of bytes copied from a message. With this number, an event and the 8-byte header of its
  * ring buffer record fill two cache lines of 64 bytes. A third cache line would cost as much as reading the message. A
@@ -28,8 +29,9 @@ struct messages {
 struct direction {
 	struct messages messages[TYPES];
 	__u64 opened[NETWORKS][CONNECTION_TYPES];
-	/* Messages of the type inv by size. They are not counted in `messages[].number`, and the sum of their entries follows from
-	 * `messages[].bytes`: an inv costs as many additions as other messages. */
+	/* Number of inv messages by size. inv messages are not counted in `messages[].number`, and the sum of their
+	 * entries is computed from `messages[].bytes`. Counting an inv message therefore needs as many additions as
+	 * counting any other message. */
 	__u64 inv_sizes[BOUNDS + 1];
 	struct histogram addr_entries;
 	struct histogram closed_age_s;
@@ -47,8 +49,8 @@ SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
 NAMES_MAP(connection_types_map, CONNECTION_TYPES, CONNECTION_NAME);
 
-/* Misbehaving peers by reason, with each digit replaced by `N`: peers choose the numbers. If the map is full, further reasons count as
- * `other`. */
+/* Number of misbehaving peers by reason. Each digit in the reason is replaced by `N`, because peers choose the
+ * numbers. If the map is full, further reasons count as `other`. */
 TALLIES_MAP(misbehaving_map, 256, char[REASON]);
 
 /* Unix time at which the monotonic clock was 0, in nanoseconds. User space measures it every few seconds. */
@@ -115,7 +117,7 @@ struct event {
 		ALIVE,
 		NEW_HEADER,
 		RECONSTRUCTED,
-		/* Messages whose entries are only counted. They are no events. */
+		/* Kinds of messages whose entries are counted, and that are not passed to user space. */
 		SENT_INV,
 		ADDR,
 		ADDRV2,
@@ -207,8 +209,8 @@ static __always_inline void copy_headers(struct pt_regs *ctx, const struct __bpf
 	}
 }
 
-/* The number of entries of an addrv2 message, which begins with the number. Peers can send a wrong number: the result is not larger than
- * the number of entries that the message has room for. */
+/* The number of entries of an addrv2 message, from its first bytes. Peers can send a wrong number, so the result is at
+ * most the number of entries that the message has room for. */
 static __always_inline __u64 addrv2_entries(const void *from, __u64 size)
 {
 	__u64 most = size / ADDRV2_ENTRY, number;
@@ -232,14 +234,14 @@ static __always_inline void message(struct pt_regs *ctx, struct direction *direc
 	__u64 size = fetch(ctx, spec, 5);
 	__u64 type[NAME_LEN / 8] = {};
 	struct messages *messages;
-	__u32 number, kind;
+	__u32 index, kind;
 	const void *from;
 
 	fetch_text(ctx, spec, 4, type);
-	number = number_of_text(&types_map, multiplier, type, TYPES - 1) % TYPES;
-	messages = &direction->messages[number];
+	index = number_of_text(&types_map, multiplier, type, TYPES - 1) % TYPES;
+	messages = &direction->messages[index];
 	count_up(&messages->bytes, size);
-	kind = kinds[number];
+	kind = kinds[index];
 	if (kind == INV || kind == SENT_INV)
 		/* An inv of N entries has more than N * INV_ENTRY bytes, and fewer than (N + 1) * INV_ENTRY. */
 		count_up(&direction->inv_sizes[bucket_of(inv_bounds, size - (INV_ENTRY - 1))], 1);
@@ -351,8 +353,8 @@ TRACEPOINT(outbound_connection)
 		opened(ctx, &connections->outbound);
 }
 
-/* Counts the age of a connection in seconds. The node passes the time at which it was established on the wall clock, which may have been
- * set back since then: the age is then 0. */
+/* Counts the age of a connection in seconds. The node measures the start of the connection with the wall clock. If the
+ * wall clock has been set back to an earlier time than the start, the age counts as 0. */
 static __always_inline void observe_age(struct histogram *ages, __u64 established)
 {
 	__s64 *epoch_ns = single_value(&epoch_map), age_s;
@@ -384,7 +386,8 @@ TRACEPOINT(closed_connection)
 	open->last_closed_ns = bpf_ktime_get_ns();
 }
 
-/* The node closes an evicted connection a moment later. Its age is counted here, and only here. */
+/* The node closes an evicted connection shortly after this tracepoint. The connection's age is counted here, and not
+ * again in closed_connection. */
 TRACEPOINT(evicted_inbound_connection)
 {
 	struct connection connection = {.peer = argument(ctx, 1), .established = argument(ctx, 5)};
@@ -395,8 +398,9 @@ TRACEPOINT(evicted_inbound_connection)
 	bpf_map_update_elem(&evicted_map, &connection, &none, BPF_ANY);
 }
 
-/* Replaces each digit in eight characters by `N`. The sums of characters and constants set the highest bit of a byte for characters above
- * '9', and for those from '0' on; characters that are not ASCII have it from the beginning. */
+/* Replaces each digit in eight characters by `N`. The first sum sets the highest bit of each byte whose character is
+ * at least '0', the second sum sets the highest bit of each byte whose character is above '9'. Bytes of characters that
+ * are not ASCII already have the highest bit set, and are excluded. */
 static __always_inline __u64 without_digits(__u64 text)
 {
 	const __u64 each = 0x0101010101010101, ascii = text & 0x7f * each;

@@ -43,7 +43,8 @@ impl NodeCapabilities {
         }
     }
 
-    /// Removes `count` references of the exporter. Returns false, and removes none, if the exporter has fewer.
+    /// Removes `count` references of the exporter. Returns false, and removes no reference, if the exporter has fewer
+    /// references.
     pub fn release(&mut self, id: u32, count: u32) -> bool {
         match self.references.get_mut(&id) {
             Some(references) if *references >= count => {

@@ -10,7 +10,7 @@
 //!   node's response, the guard forwards the `Finish` only after the response.
 //! - The guard responds to the node's calls, even if the exporter has exited.
 //! - A long poll (`waitTipChanged`) is always under way, because its response announces the node's shutdown. If the
-//!   exporter has no long poll under way, the guard makes one.
+//!   exporter has no long poll under way, the guard makes a long poll.
 //! - At most one call on a block template is under way, and the guard releases the template before it closes the
 //!   connection.
 //! - To drain (disconnect cleanly) means: disconnect one subscription after the other, wait until the node has released
@@ -45,8 +45,8 @@ use template::TemplateState;
 
 /// First question ID and first export ID that the guard allocates for itself. The exporter allocates its IDs from zero.
 const FIRST_GUARD_ID: u32 = 0x7000_0000;
-/// First ID that a replacement guard allocates. The number differs from [`FIRST_GUARD_ID`], because late responses to the
-/// killed guard's calls must not match a call of the replacement guard.
+/// First ID that a replacement guard allocates. The number differs from [`FIRST_GUARD_ID`], because late responses to
+/// the killed guard's calls must not match a call of the replacement guard.
 const REPLACEMENT_NUMBERS: u32 = FIRST_GUARD_ID + (1 << 20);
 /// Interval between the guard's `disconnect` calls while the node's thread is busy with another call.
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
@@ -65,7 +65,7 @@ pub enum NodeMessageAction {
     AnswerUnimplemented(u32),
     /// Forward the message to the exporter.
     Forward,
-    /// Do not forward the message, because it concerns only the guard.
+    /// Do not forward the message, because the exporter does not need it.
     Keep,
 }
 
@@ -86,8 +86,9 @@ pub enum ExporterMessageAction {
     Violation(&'static str),
 }
 
-/// The protocol state of one connection. The state determines how the guard handles each message, and which messages
-/// the guard itself sends.
+/// The protocol state of one connection: unfinished calls, the node's capabilities, the long polls, the block template
+/// and the subscriptions. The state determines how the guard handles each message, and which messages the guard itself
+/// sends.
 #[derive(Default)]
 pub struct ProtocolState {
     questions: Questions,
@@ -174,23 +175,24 @@ impl ProtocolState {
         }
     }
 
-    /// Whether the guard reads the exporter's messages at present. The guard does not read them during the clean disconnect,
-    /// and not while the node handles a `disconnect` call of the guard: another call of the exporter for the same
-    /// subscription would run on the same thread in the middle of the `disconnect`, wait for a lock that the
-    /// `disconnect` holds, and hang the node.
+    /// Whether the guard reads the exporter's messages at present. The guard reads no messages of the exporter during
+    /// the clean disconnect, or while the node handles a `disconnect` call of the guard. During that call, a call of
+    /// the exporter for the same subscription would run on the same thread in the middle of the `disconnect`, wait for
+    /// a lock that the `disconnect` holds, and hang the node.
     pub fn reads_exporter(&self) -> bool {
         self.draining_since.is_none() && !self.subscriptions.has_own_disconnect()
     }
 
-    /// Starts the clean disconnect. The caller calls this if the exporter has closed its connection or has broken the
-    /// protocol.
+    /// Starts the clean disconnect. The relay calls this method if the exporter has closed its connection, has broken
+    /// the protocol, or does not read its socket.
     pub fn drain(&mut self, now: Duration) {
         if self.draining_since.is_some() {
             return;
         }
         self.draining_since = Some(now);
-        // The guard no longer reads `Finish` messages of the exporter, and therefore sends them itself. The node keeps
-        // the callback object of a subscription until the call that created the subscription is finished.
+        // The guard no longer reads `Finish` messages of the exporter, and therefore sends them itself. The node
+        // releases the callback object of a subscription only after it has received the `Finish` for the call that
+        // created the subscription.
         let answered = self.questions.finish_all().into_iter();
         self.finishes.extend(answered.map(|question| GuardMessage::Finish { question, releases: false }));
         self.release_unused_template();
@@ -208,8 +210,8 @@ impl ProtocolState {
         self.drain(now);
     }
 
-    /// Whether the process at the other end is known to be a node: it has sent a response, or this guard is a
-    /// replacement for a guard that used the connection.
+    /// Whether the process at the other end of the node's socket is known to be a node: the process has sent a
+    /// response, or this guard is a replacement for a guard that used the connection.
     pub fn is_node(&self) -> bool {
         self.has_answered || self.replacing_since.is_some()
     }

@@ -10,15 +10,18 @@ use crate::ipc::guard::message::{self, Call, CallTarget, Message, PassedCapabili
 
 /// Maximum number of threads of the node that the exporter may request. The exporter requests at most five threads.
 pub(super) const MAX_THREADS: u32 = 16;
-/// Number of rejected calls after which the guard disconnects. The exporter makes such calls only if it has a bug.
+/// Number of rejected calls after which the guard disconnects. The guard rejects a call only if the exporter has a bug.
 pub(super) const MAX_REJECTED: u32 = 16;
-/// Maximum number of calls that the exporter has not finished. The node keeps their results in memory.
+/// Maximum number of unfinished calls. The node keeps the results of unfinished calls in memory.
 pub(super) const MAX_CALLS: usize = 64;
 /// Maximum number of the exporter's references to capabilities of the node.
 pub(super) const MAX_REFERENCES: usize = 256;
 
 impl ProtocolState {
     /// Returns the action for a message from the exporter, and updates the state.
+    ///
+    /// # Errors
+    /// The parameters or the capability table of a call have an invalid encoding.
     pub fn on_exporter(&mut self, message: &Message, now: Duration) -> capnp::Result<ExporterMessageAction> {
         let action = match message {
             Message::Bootstrap { question } => self.start_call(*question, CallPurpose::Handshake, None, now),
@@ -57,8 +60,9 @@ impl ProtocolState {
         ))
     }
 
-    /// Checks that the exporter has the capability that the call is made on, and that it passes only threads of the node, and a callback or
-    /// its thread map if the method takes one.
+    /// Checks that the exporter has the capability on which the call is made, and that the call passes no capabilities
+    /// except a thread of the node, and a callback or the exporter's thread map if the method takes one. The inner
+    /// error is the rule that the call breaks.
     fn check_capabilities(&self, call: &Call) -> capnp::Result<Result<PassedCapabilities, &'static str>> {
         let has_target = match call.target {
             CallTarget::Export(id) => self.capabilities.has(id),
@@ -75,8 +79,8 @@ impl ProtocolState {
         Ok(if is_thread { Ok(passed) } else { Err("unexpected capability in a call") })
     }
 
-    /// The purpose of a call on a block template; `None` for a call on anything else. The exporter may address templates only by export ID,
-    /// because the guard does not know which template the response to another call has.
+    /// The purpose of a call on a block template; `None` for a call on any other capability. The exporter may address a
+    /// template only by its export ID, because the guard cannot determine the template of a [`CallTarget::Answer`].
     fn on_template_call(&self, call: &Call) -> Option<Result<CallPurpose, &'static str>> {
         match call.target {
             CallTarget::Export(id) if self.template.export() == Some(id) => {
@@ -88,8 +92,8 @@ impl ProtocolState {
         }
     }
 
-    /// Returns the purpose of a call that may be forwarded. For any other call, returns the action instead of
-    /// forwarding.
+    /// Returns the purpose of a call that may be forwarded. For any other call, the inner error is the action that
+    /// replaces forwarding.
     fn purpose(
         &mut self,
         call: &Call,
@@ -99,7 +103,7 @@ impl ProtocolState {
             return Ok(Err(self.reject(call.question, rejection)));
         }
         Ok(match (call.method, call.target) {
-            // The node calls the thread map before it makes a callback.
+            // The exporter must pass a thread map, because the node calls the thread map before it makes a callback.
             (message::CONSTRUCT, _) => match passed.hosted {
                 Some(_) => Ok(CallPurpose::Handshake),
                 None => Err(ExporterMessageAction::Violation("handshake without a thread map")),
@@ -113,8 +117,9 @@ impl ProtocolState {
             }
             (message::DISCONNECT, CallTarget::Export(handler)) => {
                 let callback = self.subscriptions.disconnectable_callback(handler);
-                // `None` means that the subscription is already disconnected, or a `disconnect` is under way. The guard
-                // then responds itself, because a second `disconnect` can hang the node.
+                // `None` means that no subscription has this handler, that the subscription is already disconnected, or
+                // that a `disconnect` is under way. The guard then responds itself, because a second `disconnect` can
+                // hang the node.
                 callback
                     .map(|callback| CallPurpose::Disconnect { callback })
                     .ok_or(ExporterMessageAction::Answer(call.question))
@@ -142,11 +147,12 @@ impl ProtocolState {
     }
 
     fn on_subscribe(&self, call: &Call, passed: PassedCapabilities) -> Result<CallPurpose, &'static str> {
-        // When the node releases the callback, the guard could not tell which of the two subscriptions is over.
+        // If two subscriptions had the same callback, the guard could not determine which subscription ends when the
+        // node releases the callback.
         if passed.hosted.is_some_and(|callback| self.subscriptions.has_callback(callback)) {
             return Err("second subscription of a callback");
         }
-        // The guard could not end the subscription without them.
+        // The guard needs the callback and the thread to end the subscription.
         let (Some(callback), Some(thread)) = (passed.hosted, passed.thread) else {
             return Err("subscription without a callback or a thread");
         };
@@ -166,8 +172,8 @@ impl ProtocolState {
         }
     }
 
-    /// Records a call of the exporter that is to be forwarded. `thread` is the node's thread that runs the call, if the
-    /// parameters name one.
+    /// Records a call of the exporter that is to be forwarded, or returns the rule of the protocol that the call
+    /// breaks. `thread` is the node's thread that runs the call, if the parameters name a thread.
     fn start_call(
         &mut self,
         number: u32,

@@ -9,6 +9,9 @@ use crate::ipc::guard::message::{self, Message, Outcome, Return};
 
 impl ProtocolState {
     /// Returns the action for a message from the node, and updates the state.
+    ///
+    /// # Errors
+    /// The results of a response have an invalid encoding.
     pub fn on_node(&mut self, message: &Message, now: Duration) -> capnp::Result<NodeMessageAction> {
         self.last_message_at = now;
         Ok(match message {
@@ -39,8 +42,8 @@ impl ProtocolState {
                 NodeMessageAction::Forward
             }
             Message::Abort => NodeMessageAction::Forward,
-            // The exporter is not given this message, because it would respond to the node that it does not implement
-            // the message.
+            // The guard does not forward this message, because the exporter would respond to the node with an
+            // `Unimplemented` message.
             Message::Other => NodeMessageAction::Keep,
         })
     }

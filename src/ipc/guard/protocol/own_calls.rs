@@ -10,12 +10,12 @@ use super::{
 /// Minimum time between the node's last message and the guard's close of the connection. The node's worker thread may
 /// still be cleaning up after the last call.
 pub(super) const SETTLE_TIME: Duration = Duration::from_millis(20);
-/// Time without a message from the node after which a replacement guard starts to send. If the killed guard had a
-/// `disconnect` call under way, the node's `destroy` call for it would have arrived within this time. A second
-/// `disconnect` in the middle of the first one hangs the node.
+/// Time without a message from the node after which a replacement guard sends its first message. If the killed guard
+/// had a `disconnect` call under way, the `destroy` call that the node makes during a `disconnect` would have arrived
+/// within this time. A second `disconnect` in the middle of the first one hangs the node.
 pub(super) const QUIET_TIME: Duration = Duration::from_millis(500);
-/// Time since the start of a replacement guard after which it starts to send, even if the node is never silent for
-/// [`QUIET_TIME`].
+/// Time since the start of a replacement guard after which the guard sends its first message even if the node was never
+/// silent for [`QUIET_TIME`].
 pub(super) const MAX_QUIET_WAIT: Duration = Duration::from_secs(5);
 /// Time without a message from the node after which a replacement guard closes the connection. The time is longer than
 /// a long poll, because the killed guard may have forwarded a long poll that the replacement guard has no record of.
@@ -63,8 +63,8 @@ impl ProtocolState {
         self.begin_call(number, purpose, None, now);
     }
 
-    /// Maximum time for which the poll loop may wait for a message, because a call of the guard is due then; `None` for
-    /// no limit.
+    /// Maximum time for which the poll loop may wait for a message, because the guard then has to make a call or to
+    /// check whether it may close the connection; `None` for no limit.
     pub fn next_wakeup(&self, now: Duration) -> Option<Duration> {
         if self.is_draining() {
             let waits_for_node = self.questions.any_unanswered();
@@ -93,8 +93,8 @@ impl ProtocolState {
             && now.saturating_sub(self.last_message_at) >= silence
     }
 
-    /// Whether a replacement guard may send, because the node was silent for [`QUIET_TIME`] or the replacement has
-    /// waited for [`MAX_QUIET_WAIT`]. Always true for a guard that is not a replacement.
+    /// Whether a replacement guard may send messages, because the node was silent for [`QUIET_TIME`] or the replacement
+    /// has waited for [`MAX_QUIET_WAIT`]. Always true for a guard that is not a replacement.
     fn is_quiet(&self, now: Duration) -> bool {
         let Some(since) = self.replacing_since else { return true };
         now.saturating_sub(self.last_message_at) >= QUIET_TIME || now.saturating_sub(since) >= MAX_QUIET_WAIT

@@ -31,7 +31,7 @@ pub(super) enum CallPurpose {
     Other,
 }
 
-/// State of a call to the node that is not finished.
+/// An unfinished call to the node: its purpose, the thread that runs it, and what is known of its response.
 #[derive(Debug)]
 struct Question {
     purpose: CallPurpose,
@@ -47,7 +47,7 @@ struct Question {
     asked_at: Duration,
 }
 
-/// State of a call to the node whose response has just arrived.
+/// A call to the node whose response has just arrived.
 pub(super) struct AnsweredQuestion {
     pub purpose: CallPurpose,
     /// Whether the guard itself made the call.
@@ -71,8 +71,8 @@ pub(super) enum FinishAction {
 #[derive(Default)]
 pub(super) struct Questions {
     all: HashMap<u32, Question>,
-    /// Question IDs of the exporter's calls to which the node responded with `noFinishNeeded`. A `Finish` for them is
-    /// still valid, because the exporter may have sent it before it received the response.
+    /// Question IDs of the exporter's calls to which the node responded with `noFinishNeeded`. A `Finish` for such a
+    /// call is still valid, because the exporter may have sent the `Finish` before it received the response.
     finished_by_node: HashSet<u32>,
 }
 
@@ -103,7 +103,8 @@ impl Questions {
         self.all.values().any(|question| !question.answered && question.thread == Some(thread))
     }
 
-    /// Number of calls of which the exporter may still send a `Finish`, and of the guard's own.
+    /// Number of the exporter's calls for which it may still send a `Finish`, plus the number of the guard's own
+    /// unfinished calls.
     pub fn count(&self) -> usize {
         self.all.len() + self.finished_by_node.len()
     }
@@ -137,7 +138,10 @@ impl Questions {
         Some(AnsweredQuestion { purpose, own, finished, asked_at })
     }
 
-    /// Records a `Finish` of the exporter. The error text is the rule that the `Finish` breaks.
+    /// Records a `Finish` of the exporter, and returns the guard's action.
+    ///
+    /// # Errors
+    /// The exporter has made no such call, or has already sent a `Finish` for the call.
     pub fn finish(&mut self, number: u32, releases: bool) -> Result<FinishAction, &'static str> {
         const NOT_ASKED: &str = "finish of an unknown question";
         if number >= FIRST_GUARD_ID {

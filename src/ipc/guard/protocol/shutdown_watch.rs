@@ -12,11 +12,11 @@ use crate::schema::mining_capnp::mining;
 /// poll immediately, so without this minimum the guard would repeat the call in a tight loop.
 pub(super) const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Minimum time between the starts of two long polls of the guard while there are subscriptions. The guard has to end
-/// subscriptions before the node has shut down, which takes 40 to 90 ms on regtest.
+/// the subscriptions before the node has shut down, which takes 40 to 90 ms on regtest.
 pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Time after the end of the exporter's long poll after which the guard starts a long poll, if the exporter has not
-/// started another one. The delay is shorter than a shutdown of the node, so the guard's long poll can still announce
-/// the shutdown.
+/// started another long poll. The delay is shorter than a shutdown of the node, so the guard's long poll can still
+/// announce the shutdown.
 pub(super) const TAKEOVER_DELAY: Duration = Duration::from_millis(10);
 
 /// Parameters of the exporter's last long poll, which the guard uses for its own long polls.
@@ -29,6 +29,9 @@ pub(super) struct LongPoll {
 impl LongPoll {
     /// Reads the parameters of a `waitTipChanged` call; `None` if the target of the call is not an export ID but a
     /// result of another call.
+    ///
+    /// # Errors
+    /// The parameters of the call have an invalid encoding.
     pub fn read(call: &Call) -> capnp::Result<Option<Self>> {
         let CallTarget::Export(mining) = call.target else { return Ok(None) };
         let params: mining::wait_tip_changed_params::Reader = call.parameters()?.get_as()?;
@@ -47,6 +50,10 @@ pub(super) enum LongPollResult {
 }
 
 impl LongPollResult {
+    /// Reads the node's response to a `waitTipChanged` call.
+    ///
+    /// # Errors
+    /// The results have an invalid encoding.
     pub fn read(outcome: &Outcome) -> capnp::Result<Self> {
         let Outcome::Results(_, content) = outcome else { return Ok(LongPollResult::Failed) };
         let results: mining::wait_tip_changed_results::Reader = content.get_as()?;
@@ -58,7 +65,7 @@ impl LongPollResult {
     }
 }
 
-/// State of the thread of the node that runs the guard's long polls.
+/// The thread of the node that runs the guard's long polls: not requested, requested, or created (its export ID).
 #[derive(Debug, Default)]
 enum WatchThread {
     #[default]
@@ -67,8 +74,9 @@ enum WatchThread {
     Made(u32),
 }
 
-/// State of the long polls of a connection. The guard uses it to keep a long poll always under way, from the first
-/// response to a long poll of the exporter on, because that response shows that the node has loaded its chain state.
+/// The parameters, the thread, the last result and the next time of the long polls of a connection. After the node's
+/// first response to a long poll of the exporter, a long poll is always under way. The first response shows that the
+/// node has loaded its chain state.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
     thread_map: Option<u32>,
@@ -83,7 +91,7 @@ pub(super) struct ShutdownWatch {
 }
 
 impl ShutdownWatch {
-    /// Whether the guard needs this capability of the node for its long polls: it is the thread map, or Mining.
+    /// Whether this capability of the node is the thread map or Mining, which the guard needs for its long polls.
     pub fn is_pinned(&self, id: u32) -> bool {
         self.thread_map == Some(id) || self.long_poll.is_some_and(|poll| poll.mining == id)
     }

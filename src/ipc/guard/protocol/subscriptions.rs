@@ -19,7 +19,7 @@ struct RequestedSubscription {
     released: bool,
 }
 
-/// A subscription that the node has accepted. The node may make callbacks for it.
+/// A subscription that the node has accepted. The node may make callbacks of this subscription.
 #[derive(Debug)]
 struct ActiveSubscription {
     ids: SubscriptionIds,
@@ -60,8 +60,8 @@ impl SubscriptionTable {
         SubscriptionTable { all: ids.iter().map(inherited).collect(), ..SubscriptionTable::default() }
     }
 
-    /// Whether the guard needs this capability of the node to end a subscription: it is the handler or the thread of a
-    /// subscription.
+    /// Whether this capability of the node is the handler or the thread of a subscription, which the guard needs to end
+    /// the subscription.
     pub fn is_pinned(&self, id: u32) -> bool {
         self.all.iter().any(|subscription| [subscription.ids.handler, subscription.ids.thread].contains(&id))
             || self.requested.iter().any(|requested| requested.thread == id)
@@ -102,7 +102,7 @@ impl SubscriptionTable {
         Some(ids)
     }
 
-    /// Records that the node released `count` references to a callback object. Returns whether this ends the
+    /// Records that the node released `count` references to a callback object. Returns whether the release ends the
     /// subscription.
     pub fn on_release(&mut self, callback: u32, count: u32) -> bool {
         for requested in self.requested.iter_mut().filter(|requested| requested.callback == callback) {
@@ -160,9 +160,9 @@ impl SubscriptionTable {
         };
     }
 
-    /// Returns the subscription that the guard has to disconnect next, and the earliest time for it. During the clean
-    /// disconnect (`leaves`), this is any subscription that is not disconnected. Before the clean disconnect, it is the
-    /// UTXO cache trace if the trace has exceeded its budget.
+    /// Returns the subscription that the guard has to disconnect next, and the earliest time for the `disconnect` call.
+    /// During the clean disconnect (`leaves`), the guard disconnects every subscription. Before the clean disconnect,
+    /// the guard disconnects only a UTXO cache trace that has exceeded its budget.
     pub fn next_disconnect(&self, leaves: bool) -> Option<(SubscriptionIds, Duration)> {
         let is_next = |subscription: &&ActiveSubscription| {
             !subscription.disconnected && (leaves || self.over_budget && subscription.traces)

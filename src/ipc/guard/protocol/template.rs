@@ -3,13 +3,14 @@
 //! The node keeps the transactions of a template in memory until the template is destroyed or released. A node reads
 //! freed memory if it destroys a template while it handles another call on the template, or if it handles a call after
 //! `destroy`. Therefore the exporter has at most one template, makes one call on it at a time, and makes no call after
-//! `destroy`. Only the guard releases the template, as soon as the exporter has released it or has exited and no call
-//! on the template is under way. The node destroys a released template on a separate thread and sends no message when
-//! that is done; the guard does not wait for it.
+//! `destroy`. Only the guard releases the template. The guard releases the template as soon as no call on the template
+//! is under way and the exporter has released the template or has exited. The node destroys a released template on a
+//! separate thread. The guard does not wait for the destruction, because the node sends no message when the template is
+//! destroyed.
 
 use crate::ipc::guard::message::{self, Method};
 
-/// State of the exporter's only block template in the node's memory.
+/// The exporter's only block template in the node's memory: none, requested, or created.
 #[derive(Debug, Default, PartialEq)]
 pub(super) enum TemplateState {
     #[default]
@@ -34,7 +35,11 @@ impl TemplateState {
         }
     }
 
-    /// Checks that the exporter may request a template: it must have none, and no request under way.
+    /// Checks that the exporter may request a template: the exporter must have no template, and no request for a
+    /// template under way.
+    ///
+    /// # Errors
+    /// The exporter already has a template, or has already requested a template.
     pub fn may_be_created(&self) -> Result<(), &'static str> {
         if *self == TemplateState::None { Ok(()) } else { Err("request for a second block template") }
     }
@@ -54,6 +59,9 @@ impl TemplateState {
     }
 
     /// Checks that the exporter may call this method of the template now. Returns whether the method is `destroy`.
+    ///
+    /// # Errors
+    /// Another call on the template is under way, the template is destroyed, or the method is not permitted.
     pub fn may_be_called(&self, method: Method) -> Result<bool, &'static str> {
         let destroys = method == message::DESTROY_TEMPLATE;
         match self {
@@ -76,8 +84,8 @@ impl TemplateState {
         }
     }
 
-    /// If the exporter no longer uses the template and no call on it is under way, removes it from the state and
-    /// returns its export ID. The caller has to release it.
+    /// If the exporter no longer uses the template and no call on it is under way, removes the template from the state
+    /// and returns the template's export ID. The caller has to release the template.
     pub fn take_unused(&mut self, is_used: impl FnOnce(u32) -> bool) -> Option<u32> {
         match *self {
             TemplateState::Held { export, called: false, .. } if !is_used(export) => {

@@ -1,4 +1,4 @@
-//! One test for each rule of the protocol, and for each fault that a real node has shown.
+//! One test for each rule of the guard, and for each fault of a real node that was found in tests.
 
 mod templates;
 
@@ -28,7 +28,7 @@ const TRACE_HANDLER: u32 = 6;
 const CALLBACK: u32 = 70;
 const TRACE_CALLBACK: u32 = 71;
 const OWN_THREAD: u32 = 8;
-/// A permitted method to which no special rule applies.
+/// A method on the allow-list to which no special rule of the guard applies.
 const GET_HEIGHT: Method = (chain::Client::TYPE_ID, 1);
 const TIP: [u8; 32] = [9; 32];
 const OTHER_TIP: [u8; 32] = [8; 32];
@@ -64,12 +64,14 @@ fn call(
         for (i, id) in imported.iter().enumerate() {
             table.reborrow().get((hosted.len() + i) as u32).set_receiver_hosted(*id);
         }
-        // The callback or thread map comes first, then the thread.
+        // In the message's table of capabilities, hosted capabilities (a callback or the thread map) are before the
+        // thread.
         set_parameters(params.get_content(), (interface, method), !hosted.is_empty(), !imported.is_empty());
     })
 }
 
-/// Sets the parameters of a call, which refer to the first thread and the first hosted capability of the message.
+/// Sets the parameters of a call, which refer to the first thread and to the first hosted capability in the message's
+/// table of capabilities.
 fn set_parameters(mut content: any_pointer::Builder, method: Method, hosts: bool, has_thread: bool) {
     let mut table = Vec::new();
     let mut content = content.reborrow();
@@ -142,7 +144,7 @@ fn release(export: u32, count: u32) -> Vec<u8> {
     })
 }
 
-/// A guard's protocol state without sockets. The test sets the current time.
+/// The protocol state of a guard without sockets, and the current time, which the test sets.
 struct TestGuard {
     protocol: ProtocolState,
     now: Duration,
@@ -188,14 +190,15 @@ impl TestGuard {
         self.protocol.may_close(self.now)
     }
 
-    /// Whether the guard may close the connection after the node was silent for `SETTLE_TIME`.
+    /// Asserts that the guard may not close the connection yet. Returns whether the guard may close the connection
+    /// after `SETTLE_TIME` without a message from the node.
     fn may_close_soon(&mut self) -> bool {
         assert!(!self.may_close(), "the node's thread may still be busy with the last call");
         self.passes(SETTLE_TIME);
         self.may_close()
     }
 
-    /// Passes a call of the exporter, the node's response, and the exporter's `Finish` to the guard.
+    /// Passes three messages to the guard: a call of the exporter, the node's response, and the exporter's `Finish`.
     fn asks(&mut self, frame: Vec<u8>, answer: Vec<u8>) {
         let question = match Message::parse(&message::open(&frame).unwrap()).unwrap() {
             Message::Bootstrap { question } => question,
@@ -207,7 +210,7 @@ impl TestGuard {
         assert_eq!(self.exporter(finish(question, false)), ExporterMessageAction::Forward);
     }
 
-    /// A guard after the exporter's handshake, before any other call.
+    /// A guard whose exporter has completed the handshake and has made no other call.
     fn connected() -> Self {
         let mut guard = TestGuard::new();
         guard.connect();
@@ -224,7 +227,7 @@ impl TestGuard {
         assert_eq!(self.calls(), []);
     }
 
-    /// Returns a guard that has a long poll of its own under way, and the question ID of the long poll.
+    /// A guard that has sent its own long poll to the node, and the question ID of this long poll.
     fn watching() -> (Self, u32) {
         let mut guard = TestGuard::connected();
         let question = guard.watch();
@@ -273,8 +276,7 @@ impl TestGuard {
         assert_eq!(self.node(call(1000, CALLBACK, method, &[], &[])), NodeMessageAction::AnswerCallback);
     }
 
-    /// Checks that the guard makes exactly one call, a `disconnect` of this handler. Returns the question ID of the
-    /// call.
+    /// Asserts that the guard now makes one call, a `disconnect` of this handler. Returns the question ID of the call.
     fn disconnects(&mut self, expected: u32) -> u32 {
         let [GuardMessage::Disconnect { question, handler, thread: THREAD }] = self.calls()[..] else {
             panic!("no disconnect")
@@ -431,7 +433,8 @@ fn unanswered_subscription_ends_after_its_answer() {
     );
 }
 
-/// An exporter that exits before the response to its request for a subscription sends `Finish` for the request.
+/// An exporter that exits before the node has responded to its request for a subscription sends `Finish` for the
+/// request.
 #[test]
 fn cancelled_subscription_keeps_its_handler() {
     let mut guard = TestGuard::connected();
@@ -479,7 +482,8 @@ fn exporter_is_not_read_during_the_guards_disconnect() {
     assert!(!guard.protocol.reads_exporter(), "a nested disconnect would hang the node");
     guard.node(results(question, &[]));
     assert!(guard.protocol.reads_exporter());
-    // The guard has already sent a `disconnect` for this handler, so it responds to the exporter's `disconnect` itself.
+    // The guard responds to the exporter's `disconnect` itself, because it has already sent a `disconnect` of this
+    // handler to the node.
     assert_eq!(
         guard.exporter(call(20, TRACE_HANDLER, message::DISCONNECT, &[], &[THREAD])),
         ExporterMessageAction::Answer(20)
@@ -499,8 +503,9 @@ fn exporters_disconnect_is_forwarded_once() {
     assert_eq!(guard.calls(), [GuardMessage::Finish { question: 20, releases: false }], "it is done");
 }
 
-/// If the exporter could end the subscription before the node's response to the request, the guard would have no record
-/// of the end and would end the subscription again, which hangs the node.
+/// The exporter must not end a subscription before the node has responded to the request for the subscription.
+/// Otherwise the guard would have no record of the exporter's `disconnect`, and would send a second `disconnect`, which
+/// makes a node hang.
 #[test]
 fn subscription_cannot_end_before_it_begins() {
     let mut guard = TestGuard::connected();
@@ -574,15 +579,15 @@ fn exporters_long_poll_reports_the_shutdown() {
 #[test]
 fn long_poll_continues_at_an_interval() {
     let (mut guard, watch) = TestGuard::watching();
-    // The node returns another tip. The guard starts the next long poll soon, with that tip as its parameter.
+    // The node returns another tip. After `MIN_POLL_INTERVAL` the guard starts its next long poll, with the new tip.
     guard.node(tip_results(watch, Some(OTHER_TIP)));
     assert_eq!(guard.calls(), [GuardMessage::Finish { question: watch, releases: false }]);
     guard.passes(MIN_POLL_INTERVAL);
     let [GuardMessage::WaitTipChanged { question, tip, .. }] = &guard.calls()[..] else { panic!() };
     assert_eq!(tip, &OTHER_TIP);
     let question = *question;
-    // The node returns the same tip immediately, as during a reorganization. The guard starts the next long poll soon,
-    // because without a long poll it could miss a shutdown.
+    // The node returns the same tip immediately, as during a reorg. The guard starts its next long poll after
+    // `MIN_POLL_INTERVAL`, because without a long poll it could miss a shutdown of the node.
     guard.node(tip_results(question, Some(OTHER_TIP)));
     guard.calls();
     guard.passes(MIN_POLL_INTERVAL - Duration::from_millis(1));
@@ -590,13 +595,13 @@ fn long_poll_continues_at_an_interval() {
     assert_eq!(guard.protocol.next_wakeup(guard.now), Some(Duration::from_millis(1)));
     guard.passes(Duration::from_millis(1));
     let [GuardMessage::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
-    // With a subscription, the interval between long polls is shorter.
+    // If the exporter has a subscription, the guard's interval between long polls is shorter.
     guard.subscribe();
     guard.node(tip_results(question, Some(OTHER_TIP)));
     guard.calls();
     guard.passes(MIN_SUBSCRIBED_POLL_INTERVAL);
     let [GuardMessage::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
-    // The node responds to the long poll with an error.
+    // The node responds to the guard's long poll with an error.
     guard.node(failure(question, "no"));
     guard.calls();
     guard.passes(RETRY_INTERVAL - Duration::from_millis(1));
@@ -613,15 +618,16 @@ fn guard_polls_only_without_the_exporters_long_poll() {
     guard.calls();
     guard.passes(Duration::from_secs(3600));
     assert_eq!((guard.calls(), guard.protocol.next_wakeup(guard.now)), (vec![], None));
-    // The node responds to the exporter's long poll, and the exporter starts another one before `TAKEOVER_DELAY` has
-    // passed.
+    // After the node's response to its long poll, the exporter starts another long poll within `TAKEOVER_DELAY`. The
+    // guard starts no long poll.
     guard.node(tip_results(20, Some(TIP)));
     guard.passes(TAKEOVER_DELAY - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.passes(Duration::from_secs(3600));
     assert_eq!(guard.calls(), []);
-    // The node responds to the exporter's long poll, and the exporter does not start another one.
+    // After the node's response to its long poll, the exporter does not start another long poll. The guard starts one
+    // after `TAKEOVER_DELAY`.
     guard.node(failure(21, "no"));
     assert_eq!(guard.protocol.next_wakeup(guard.now), Some(TAKEOVER_DELAY));
     guard.passes(TAKEOVER_DELAY);
@@ -709,7 +715,7 @@ fn question_number_is_free_if_no_finish_is_needed() {
     assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), ExporterMessageAction::Forward);
 }
 
-/// The exporter sends `Finish` and the node sends the response before either has received the other's message.
+/// The exporter sends `Finish` for a call, and the node at the same time sends the response to the call.
 #[test]
 fn finish_that_crosses_an_answer_is_tolerated() {
     let mut guard = TestGuard::connected();
@@ -735,7 +741,7 @@ fn pinned_capabilities_are_not_released() {
             "{needed}"
         );
     }
-    // A `Finish` that releases the capabilities in the response also does not release a pinned capability.
+    // The guard also does not forward the release of a pinned capability that is part of a `Finish` message.
     guard.exporter(call(20, CHAIN, GET_HEIGHT, &[], &[]));
     guard.node(results(20, &[MINING]));
     assert_eq!(guard.exporter(finish(20, true)), ExporterMessageAction::Keep);
@@ -782,7 +788,7 @@ fn replacement_waits_until_the_node_is_silent() {
         guard.protocol.drain(now);
         guard
     };
-    // Case 1: a `disconnect` of the killed guard is under way. The replacement does not repeat it.
+    // Case 1: the node is handling a `disconnect` of the killed guard. The replacement guard does not repeat it.
     let mut guard = start();
     guard.passes(QUIET_TIME - Duration::from_millis(1));
     guard.is_called_back(DESTROY);
@@ -794,7 +800,7 @@ fn replacement_waits_until_the_node_is_silent() {
     guard.passes(Duration::from_millis(1));
     assert!(guard.may_close());
 
-    // Case 2: the killed guard had not sent the `disconnect`.
+    // Case 2: the killed guard has not sent the `disconnect`. The replacement guard sends it.
     let mut guard = start();
     guard.passes(QUIET_TIME);
     let question = guard.disconnects(HANDLER);
@@ -805,7 +811,8 @@ fn replacement_waits_until_the_node_is_silent() {
     guard.passes(SILENCE_TIMEOUT);
     assert!(guard.may_close(), "the node may have released the callback before");
 
-    // Case 3: the node is never silent.
+    // Case 3: the node keeps making callbacks. The replacement guard does not wait for silence for more than a limited
+    // time.
     let mut guard = start();
     let mut waited = Duration::ZERO;
     while guard.calls().is_empty() {
@@ -851,7 +858,8 @@ fn only_threads_and_callbacks_are_passed_to_the_node() {
     }
 }
 
-/// A call of `handleNotifications` whose capabilities `describe` sets, with a thread and a callback at these positions.
+/// A call of `handleNotifications`. `describe` sets the message's table of capabilities, and `thread` and `callback`
+/// are positions in this table.
 fn subscribes_with(
     describe: impl FnOnce(rpc::payload::Builder),
     thread: Option<usize>,
@@ -885,7 +893,8 @@ fn subscribes_with(
     })
 }
 
-/// The node uses the capabilities to which the parameters refer. Without a callback it crashes at the next block.
+/// The guard must find the same callback and thread in the parameters of a subscription as the node finds. A node whose
+/// subscription has no callback crashes at the next block.
 #[test]
 fn parameters_refer_to_the_capabilities_of_the_message() {
     const OTHER_THREAD: u32 = 99;
@@ -938,7 +947,8 @@ fn parameters_refer_to_the_capabilities_of_the_message() {
     assert_eq!(verdict, ExporterMessageAction::Violation("handshake without a thread map"));
 }
 
-/// A node closes the connection because of some of these, in the middle of other calls.
+/// The guard rejects calls with options of Cap'n Proto. Some options make a node close the connection while other calls
+/// are under way.
 #[test]
 fn calls_have_no_options() {
     let with = |set: fn(rpc::call::Builder)| {
@@ -978,7 +988,7 @@ fn calls_have_no_options() {
     assert_eq!(verdict, ExporterMessageAction::Violation("unsupported message"));
 }
 
-/// The node keeps the results of calls that are not finished, and capabilities that are not released.
+/// The guard limits the number of unfinished calls and unreleased capabilities, because they take memory in the node.
 #[test]
 fn calls_and_capabilities_of_the_node_are_limited() {
     let too_many = ExporterMessageAction::Violation("too many unfinished calls or unreleased capabilities");
@@ -1015,7 +1025,7 @@ fn threads_of_the_node_are_limited() {
     let mut guard = TestGuard::connected();
     for question in 20..20 + MAX_THREADS {
         let verdict = guard.exporter(call(question, THREAD_MAP, message::MAKE_THREAD, &[], &[]));
-        // `MAX_THREADS` is reached one call earlier, because the handshake requested one thread.
+        // One of the `MAX_THREADS` threads was requested in the handshake.
         let ends = question == 19 + MAX_THREADS;
         assert_eq!(
             verdict == ExporterMessageAction::Violation("request for too many threads"),
@@ -1025,7 +1035,7 @@ fn threads_of_the_node_are_limited() {
     }
 }
 
-/// Bitcoin Core 30 aborts when it has to queue a second call on a thread.
+/// Bitcoin Core 30 aborts when a client makes a second call on a thread whose first call is unfinished.
 #[test]
 fn node_thread_has_one_call_at_a_time() {
     let mut guard = TestGuard::connected();
@@ -1033,7 +1043,7 @@ fn node_thread_has_one_call_at_a_time() {
     assert_eq!(guard.exporter(asked(20)), ExporterMessageAction::Forward);
     let verdict = guard.exporter(asked(21));
     assert_eq!(verdict, ExporterMessageAction::Violation("two concurrent calls on one thread"));
-    // The exporter sends `Finish` for the first call, but the node still runs the call.
+    // After the exporter's `Finish` for the first call, the node still runs the call until it responds.
     guard.exporter(finish(20, true));
     assert!(matches!(guard.exporter(asked(22)), ExporterMessageAction::Violation(_)));
     guard.node(results(20, &[]));

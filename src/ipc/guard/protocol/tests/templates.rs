@@ -18,7 +18,7 @@ fn on_template(question: u32, method: Method) -> Vec<u8> {
 }
 
 impl TestGuard {
-    /// A guard whose exporter has a block template and has made no call on it.
+    /// A guard whose exporter has a block template and has made no call on the template.
     fn with_template() -> Self {
         let mut guard = TestGuard::connected();
         guard.asks(create(30), results(30, &[TEMPLATE]));
@@ -36,7 +36,7 @@ fn guard_releases_a_dropped_template() {
     assert_eq!(guard.calls(), []);
     assert_eq!(guard.exporter(release(TEMPLATE, 1)), ExporterMessageAction::Keep);
     assert_eq!(guard.calls(), RELEASED);
-    guard.asks(create(31), results(31, &[TEMPLATE])); // the node reuses the export ID
+    guard.asks(create(31), results(31, &[TEMPLATE])); // The node uses the export ID again for a new template.
     assert_eq!(guard.calls(), []);
 }
 
@@ -141,7 +141,7 @@ fn template_allows_only_reads() {
     guard.is_refused(on_template(31, SUBMIT_SOLUTION), why);
     guard.is_refused(on_template(31, (block_template::Client::TYPE_ID, 8)), why); // waitNext of Core 31
     for other in [(7, 7), message::MAKE_THREAD, message::WAIT_TIP_CHANGED, message::CREATE_NEW_BLOCK] {
-        guard.is_refused(on_template(31, other), why); // methods of other interfaces, which the allow-list permits
+        guard.is_refused(on_template(31, other), why); // The allow-list permits these methods, but they belong to other interfaces.
     }
     assert_eq!(guard.exporter(on_template(31, GET_TX_FEES)), ExporterMessageAction::Forward);
 }
@@ -178,7 +178,8 @@ fn template_calls_before_its_answer_are_rejected() {
     guard.is_refused(pipelined(), why);
     guard.node(results(30, &[TEMPLATE]));
     guard.is_refused(pipelined(), why);
-    // The node keeps the template of an answer that is not finished, after the guard has released it.
+    // After the guard has released the template, the node keeps the template until it receives the `Finish` for the
+    // `createNewBlock` call.
     guard.exporter(release(TEMPLATE, 1));
     assert_eq!(guard.calls(), RELEASED);
     guard.is_refused(pipelined(), why);
@@ -203,13 +204,14 @@ fn endless_build_delays_no_shutdown_or_unsubscribe() {
     guard.calls();
     guard.passes(Duration::from_secs(60));
     assert!(!guard.may_close(), "the guard waits for the build, as for every call");
-    guard.node(results(30, &[])); // the shutdown of the node interrupted the build
+    guard.node(results(30, &[])); // The node is shutting down, stops the build and returns no template.
     guard.calls();
     assert!(guard.may_close_soon());
 }
 
-/// The killed guard's exporter had a template. The replacement does not release it, because the node frees the template
-/// when the connection closes. A late response of the node restarts the replacement's wait for silence.
+/// The exporter had a template when its guard was killed. The replacement guard does not release the template, because
+/// the node frees it when the connection is closed. After a late response of the node, the replacement guard waits for
+/// another `SILENCE_TIMEOUT` before it may close the connection.
 #[test]
 fn replacement_has_no_template() {
     let now = Duration::from_secs(1);

@@ -1,5 +1,5 @@
-//! JSON-RPC over IPC, through the method `executeRpc` of the Rpc or the Node interface. Unlike HTTP, it needs no cookie
-//! and no port.
+//! JSON-RPC over IPC, through the method `executeRpc` of the Rpc or the Node interface. Unlike JSON-RPC over HTTP,
+//! JSON-RPC over IPC needs no cookie and no port.
 
 use futures::future::LocalBoxFuture;
 use serde_json::Value;
