@@ -1,17 +1,21 @@
 //! Tests of the subcommand `setup` with real nodes. The subcommand writes to a temporary directory instead of `/`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use bitcoind_exporter::supervisor::IN_CONTAINER;
+use nix::sys::signal::Signal;
 use nix::unistd::Uid;
+use procfs::process::{Process, all_processes};
 use tempfile::TempDir;
 
+use crate::eventually;
 use crate::exporter::{Exporter, command};
-use crate::node::{Node, bitcoin_node};
+use crate::node::{Node, bitcoin_node, free_port};
 
 const CONF: &str = "# of the operator\n[regtest]\nmaxmempool=50\n";
 const ENVIRONMENT: &str = "etc/default/bitcoind-ipc-exporter";
@@ -159,7 +163,50 @@ fn bitcoin_node_without_ipc_gets_a_socket() {
     assert_eq!((contents(root.path()), read(node.dir(), "bitcoin.conf")), before);
 }
 
-/// Asserts that `setup --write` fails with an error message that contains `problem`, and that it changes no file.
+#[test]
+fn check_gets_no_other_environment() {
+    let (node, root) = (Node::start(&[]), root());
+    // The check waits for the stopped node.
+    node.signal(Signal::SIGSTOP);
+    let mut command = setup_command(root.path(), &["--node", &node.pid().to_string()]);
+    command.env("SECRET", "of root").stdout(Stdio::null()).stderr(Stdio::null());
+    let mut setup = command.spawn().unwrap();
+    let url = node.rpc_url();
+    let is_check = |process: &Process| {
+        let arguments = process.cmdline().unwrap_or_default();
+        ["--check", &url].iter().all(|argument| arguments.iter().any(|it| it == argument))
+    };
+    let environment = eventually("the check runs", || {
+        let check = all_processes().unwrap().flatten().find(is_check)?;
+        check.environ().ok()
+    });
+    node.signal(Signal::SIGCONT);
+    assert!(setup.wait().unwrap().success());
+    assert_eq!(environment, HashMap::from([(IN_CONTAINER.into(), "0".into())]));
+}
+
+#[test]
+fn configuration_file_can_name_another_data_directory() {
+    let (home, root) = (TempDir::new().unwrap(), root());
+    let [conf, data] = [".bitcoin/bitcoin.conf", "data"].map(|path| home.path().join(path));
+    fs::create_dir(conf.parent().unwrap()).unwrap();
+    fs::create_dir(&data).unwrap();
+    fs::write(&conf, format!("datadir={}\n", data.display())).unwrap();
+    let mut node = Command::new(bitcoin_node())
+        .args(["-regtest", "-listen=0", "-connect=0", "-printtoconsole=0"])
+        .arg(format!("-rpcport={}", free_port()))
+        .env("HOME", home.path())
+        .spawn()
+        .unwrap();
+    eventually("the node has started", || data.join("regtest/.cookie").exists().then_some(()));
+    let (_, text) = setup(root.path(), &["--node", &node.id().to_string()]);
+    node.kill().unwrap();
+    node.wait().unwrap();
+    assert!(text.contains(&format!("  configuration  {}\n", conf.display())), "{text}");
+    assert!(text.contains(&format!("regtest in {}/regtest\n", data.display())), "{text}");
+}
+
+/// Asserts that `--write` fails with this problem, and changes nothing.
 fn assert_rejected(root: &Path, node: Option<&Node>, problem: &str) {
     let before = contents(root);
     let conf = node.map(|node| fs::read(node.dir().join("bitcoin.conf")).ok());

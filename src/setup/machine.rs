@@ -1,9 +1,10 @@
 //! Inspects the machine and its running nodes, to collect all facts on which the plan of the changes depends. This
 //! module changes nothing.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -19,8 +20,12 @@ use crate::bitcoin_core::{CHAINS, ChainParams};
 use crate::files;
 use crate::node_process::without_mark;
 
-/// The facts about the machine on which the plan depends. The operator's lines in a file are all lines that no earlier
-/// setup has added.
+/// The environment of `--check`: the variables by which the supervisor detects a container.
+const CONTAINER_VARIABLES: [&str; 2] = [crate::supervisor::IN_CONTAINER, "KUBERNETES_SERVICE_HOST"];
+/// The characters before the program in `ExecStart=`.
+pub const PREFIXES: [char; 4] = ['-', ':', '+', '!'];
+
+/// The facts about the machine on which the plan depends.
 #[derive(Default)]
 pub struct Machine {
     /// `/`, or a directory that replaces it in tests.
@@ -112,8 +117,11 @@ pub struct Node {
     pub gid: u32,
     /// Name of the user that runs the node.
     pub user: String,
-    /// Path of the running binary.
+    /// Path of the running binary, without symbolic links.
     pub binary: PathBuf,
+    /// Path of the running binary as the operator names it in the unit or on the command line. With a symbolic link in it, it stays the
+    /// same after an upgrade.
+    pub named_binary: PathBuf,
     /// Whether the operator has selected this node, or has selected no node.
     pub is_selected: bool,
     /// Whether this process has permission to inspect the node. Without the permission, the fields below are
@@ -123,8 +131,8 @@ pub struct Node {
     pub is_in_container: bool,
     /// The systemd unit of the system manager in which the node runs.
     pub unit: Option<Unit>,
-    /// Path of the `bitcoin-node` that is installed with the running binary.
-    pub node_binary: Option<PathBuf>,
+    /// The `bitcoin-node` that is installed with the program that the operator starts.
+    pub node_binary: Option<NodeBinary>,
     pub chain: &'static ChainParams,
     pub datadir: PathBuf,
     /// The directory of the chain, which contains the cookie.
@@ -144,6 +152,17 @@ pub struct Node {
     pub exporter: Exporter,
     /// The output of `bitcoind-ipc-exporter --check` for this node, or its error.
     pub check: Result<String, String>,
+}
+
+/// A `bitcoin-node` that is installed with another program.
+#[derive(Clone)]
+pub struct NodeBinary {
+    /// Its path, with as few symbolic links resolved as possible.
+    pub path: PathBuf,
+    /// The program, if it is a symbolic link whose target has to be changed at an upgrade, and `path` would still be the old version.
+    pub pinned_by: Option<PathBuf>,
+    /// Why it cannot run in place of the unit's `bitcoind`: it has another version, or does not start.
+    pub difference: Option<String>,
 }
 
 /// A unit of systemd.
@@ -259,13 +278,18 @@ impl Node {
         let arguments = process.cmdline().unwrap_or_default();
         let uid = status.euid;
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-        let (chain, chain_dir, datadir) = directories(&arguments, open.chain_dir(), user.as_ref());
+        let started_with = datadir_at_start(process, &arguments, user.as_ref());
+        let (chain, chain_dir, datadir) = directories(&arguments, open.chain_dir(), &started_with);
         let conf =
             Settings::new(&arguments, "", chain.name).value("conf").unwrap_or("bitcoin.conf").to_string();
-        let conf = datadir.join(conf);
+        let conf = started_with.join(conf);
         let (text, previous) = read_split(&conf);
         let unit = service(process).filter(|_| root == Path::new("/"));
         let unit = unit.and_then(|name| Some(Unit::parse(&name, &unit_text(&name)?)));
+        let program = unit.as_ref().and_then(Unit::program).map(PathBuf::from);
+        let program = program.or_else(|| arguments.first().map(PathBuf::from));
+        let program = program.filter(|path| path.is_absolute()).unwrap_or_else(|| binary.clone());
+        let node_binary = bitcoin_node(&program);
         let mut node = Node {
             pid: process.pid,
             uid,
@@ -276,7 +300,8 @@ impl Node {
             is_in_container: is_in_other_pid_namespace(process.pid),
             exporter: Exporter::inspect(unit.as_ref(), root),
             unit,
-            node_binary: bitcoin_node(&binary, root),
+            named_binary: named_binary(&binary, &program, node_binary.as_ref()),
+            node_binary,
             tracepoints: tracepoints(process.pid),
             settings: Settings::new(&arguments, &text, chain.name),
             sockets: open.sockets.clone(),
@@ -292,6 +317,10 @@ impl Node {
         node.is_selected = selected.is_none_or(|selected| node.is_named(selected));
         if is_accessible && node.is_selected && !node.is_in_container {
             node.check = node.run_check();
+            let difference = node.node_binary.as_ref().and_then(|binary| node.compare(&binary.path, process));
+            if let Some(binary) = &mut node.node_binary {
+                binary.difference = difference;
+            }
         }
         Some(node)
     }
@@ -322,6 +351,12 @@ impl Node {
         Some(line.trim_start_matches(name).trim_start().starts_with("yes"))
     }
 
+    /// Why `--check` could not use JSON-RPC over HTTP beside IPC; `None` if it could, or had no need to.
+    pub fn http_error(&self) -> Option<&str> {
+        let mut lines = self.check.as_deref().ok()?.lines();
+        lines.find_map(|line| line.strip_prefix("JSON-RPC over HTTP is not used: "))
+    }
+
     /// The version of the node, for example `320000`; `None` if the node does not report it.
     pub fn version(&self) -> Option<u32> {
         let node = self.check.as_deref().ok()?.lines().find_map(|line| line.strip_prefix("node: "))?;
@@ -329,21 +364,59 @@ impl Node {
         label.trim_matches('"').parse().ok()
     }
 
+    /// A command that runs as the node's user. This user can read the environment of the process, which therefore is empty.
+    fn command_as_user(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear();
+        if Uid::effective().is_root() && self.uid != 0 {
+            command.uid(self.uid).gid(self.gid);
+        }
+        command
+    }
+
+    /// Compares the versions of the unit's `bitcoind` and of `bitcoin-node`, both with the environment of the running node. Returns why
+    /// `bitcoin-node` cannot replace `bitcoind`; `None` if it can, or if the unit runs another program.
+    fn compare(&self, bitcoin_node: &Path, process: &Process) -> Option<String> {
+        let bitcoind = self.unit.as_ref()?.program().filter(|program| program.ends_with("/bitcoind"))?;
+        let version = |program: &Path| {
+            let mut command = self.command_as_user(program);
+            // Without these options, -version would create a data directory in the home of the user, and replace settings.json.
+            command
+                .args(["-version", "-datadir=/", "-nosettings"])
+                .envs(process.environ().unwrap_or_default());
+            let output = command.output().map_err(|error| error.to_string())?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            // Some versions end with the name of the program.
+            let version = |line: &str| {
+                let name = BINARIES.iter().find_map(|name| line.strip_suffix(name));
+                name.unwrap_or(line).trim().to_string()
+            };
+            let line = text.lines().next().map(version);
+            line.filter(|_| output.status.success()).ok_or_else(|| {
+                String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("no output").to_string()
+            })
+        };
+        let at = bitcoin_node.display();
+        match (version(Path::new(bitcoind)), version(bitcoin_node)) {
+            (Ok(old), Ok(new)) if old == new => None,
+            (Ok(old), Ok(new)) => Some(format!("{at} is {new}, but {bitcoind} is {old}")),
+            (_, Err(error)) => Some(format!("the node's user cannot run {at} -version: {error}")),
+            (Err(error), _) => Some(format!("the node's user cannot run {bitcoind} -version: {error}")),
+        }
+    }
+
     /// Runs `--check`, which connects to the node as the exporter does, over IPC and over HTTP with the node's cookie.
     /// `--check` runs as the node's user, because that user chooses the path of the cookie, which is sent to the node.
     fn run_check(&self) -> Result<String, String> {
         let cookie = self.settings.value("rpccookiefile").unwrap_or(".cookie");
-        let mut command = Command::new("/proc/self/exe");
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name != crate::supervisor::IN_CONTAINER) {
-            if name.to_string_lossy().starts_with("BITCOIN") || name == "RUST_LOG" || name == "LISTEN_FDS" {
-                command.env_remove(name);
-            }
-        }
-        if Uid::effective().is_root() && self.uid != 0 {
-            command.uid(self.uid).gid(self.gid);
-        }
+        let mut command = self.command_as_user(Path::new("/proc/self/exe"));
+        command
+            .env_clear()
+            .envs(CONTAINER_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         let cookie = self.chain_dir.join(cookie);
         command.args(self.sockets.first()).args(["--check", "--chain", self.chain.name]);
+        // Without a socket, the check must not use that of another node in ~/.bitcoin.
+        command.arg("--datadir").arg(&self.datadir);
         command.arg("--rpc-url").arg(self.rpc_url()).arg("--rpc-cookie-file").arg(cookie);
         let output = command.output().map_err(|error| error.to_string())?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_string();
@@ -393,12 +466,26 @@ impl Node {
     }
 }
 
+/// The data directory on the command line or the default, which has `bitcoin.conf`. The setting `datadir` in `bitcoin.conf` names another.
+fn datadir_at_start(process: &Process, arguments: &[String], user: Option<&User>) -> PathBuf {
+    let home = || {
+        let variable = process.environ().ok().and_then(|mut variables| variables.remove(OsStr::new("HOME")));
+        variable.map(PathBuf::from).or_else(|| Some(user?.dir.clone())).unwrap_or("/".into())
+    };
+    let settings = Settings::new(arguments, "", "main");
+    match settings.value("datadir").map(Path::new) {
+        Some(path) if path.is_absolute() => path.into(),
+        Some(path) => process.cwd().unwrap_or_default().join(path),
+        None => home().join(".bitcoin"),
+    }
+}
+
 /// The chain, the directory of the chain and the data directory. The result is derived from `locked`, which is the
 /// directory of the node's lock, or if `locked` is `None`, from the node's arguments.
 fn directories(
     arguments: &[String],
     locked: Option<PathBuf>,
-    user: Option<&User>,
+    started_with: &Path,
 ) -> (&'static ChainParams, PathBuf, PathBuf) {
     if let Some(dir) = locked {
         let by_folder = ChainParams::from_path(&dir.join(".lock"));
@@ -409,9 +496,7 @@ fn directories(
     let flags = [("testnet", "test"), ("testnet4", "testnet4"), ("signet", "signet"), ("regtest", "regtest")];
     let by_flag = flags.iter().find(|(flag, _)| settings.value(flag).is_some()).map(|(_, name)| *name);
     let chain = ChainParams::from_name(settings.value("chain").or(by_flag).unwrap_or("main"));
-    let home = user.map_or(PathBuf::from("/"), |user| user.dir.clone());
-    let datadir = settings.value("datadir").map_or_else(|| home.join(".bitcoin"), PathBuf::from);
-    (chain, chain.folder(&datadir), datadir)
+    (chain, chain.folder(started_with), started_with.into())
 }
 
 fn is_in_other_pid_namespace(pid: i32) -> bool {
@@ -434,14 +519,30 @@ fn systemd_version() -> Option<u32> {
     String::from_utf8_lossy(&output.stdout).split(' ').nth(1)?.parse().ok().filter(|_| runs)
 }
 
-/// The text of a unit with its drop-ins; `None` if there is no such unit.
+/// The text of a unit with its drop-ins, each after a comment with its path; `None` if there is no such unit. (`systemctl cat` fails if a
+/// drop-in was removed and systemd has not been reloaded.)
 fn unit_text(name: &str) -> Option<String> {
-    let output = Command::new("systemctl").args(["cat", "--no-pager", "--", name]).output().ok()?;
-    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    let arguments = ["show", "--property=FragmentPath,DropInPaths", "--", name];
+    let output =
+        Command::new("systemctl").args(arguments).output().ok().filter(|output| output.status.success())?;
+    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    let property = |name: &str| output.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    let unit = Some(property("FragmentPath=")).filter(|path| !path.is_empty())?;
+    let drop_ins = property("DropInPaths=").split(' ').filter(|path| !path.is_empty());
+    let texts = std::iter::once(unit).chain(drop_ins).filter_map(|path| {
+        let text = files::read_text(Path::new(path)).ok()?;
+        Some(format!("# {path}\n{text}\n"))
+    });
+    Some(texts.collect())
 }
 
 impl Unit {
-    /// Parses the output of `systemctl cat`: the unit's file and its drop-ins, each after a comment with its path.
+    /// The program in `ExecStart=`.
+    pub fn program(&self) -> Option<&str> {
+        self.command.as_deref()?.trim_start_matches(PREFIXES).split_whitespace().next()
+    }
+
+    /// Parses the unit's file and its drop-ins, each after a comment with its path.
     pub fn parse(name: &str, text: &str) -> Self {
         let mut unit = Unit { name: name.into(), ..Unit::default() };
         let mut commands: Vec<String> = Vec::new();
@@ -472,14 +573,45 @@ impl Unit {
     }
 }
 
-/// The `bitcoin-node` that is installed with this binary. Releases of Bitcoin Core have `bitcoin-node` in `libexec`.
-fn bitcoin_node(binary: &Path, root: &Path) -> Option<PathBuf> {
-    if binary.ends_with("bitcoin-node") {
-        return Some(binary.into());
+/// The `bitcoin-node` that is installed with this program: Bitcoin Core's releases have it in `libexec`. If the program is a symbolic link,
+/// follows it step by step, because `bitcoin-node` is often only beside the target.
+fn bitcoin_node(program: &Path) -> Option<NodeBinary> {
+    /// The kernel's limit.
+    const MAX_LINKS: usize = 40;
+    let links = std::iter::successors(Some(program.to_path_buf()), |path| target(path));
+    let found = links.take(MAX_LINKS).find_map(|path| {
+        let bin = path.parent()?;
+        let beside = [bin.join("bitcoin-node"), bin.parent()?.join("libexec/bitcoin-node")];
+        let itself = path.ends_with("bitcoin-node").then(|| path.clone());
+        let found = itself.into_iter().chain(beside).find(|path| path.is_file())?;
+        Some((path, found))
+    });
+    let (link, path) = found?;
+    let is_pinned = link != program && path.canonicalize().is_ok_and(|real| real == path);
+    Some(NodeBinary { path, pinned_by: is_pinned.then(|| program.into()), difference: None })
+}
+
+/// The target of a symbolic link; `None` if the path is no symbolic link.
+fn target(link: &Path) -> Option<PathBuf> {
+    let path = link.parent()?.join(std::fs::read_link(link).ok()?);
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            part => plain.push(part),
+        }
     }
-    let bin = binary.parent()?;
-    let candidates = [bin.join("bitcoin-node"), bin.parent()?.join("libexec/bitcoin-node")];
-    candidates.into_iter().find(|path| root.join(path.strip_prefix("/").unwrap_or(path)).is_file())
+    // Without `..` the path has another meaning if the directory before it is a symbolic link.
+    let real = path.canonicalize().ok()?;
+    Some(if plain.canonicalize().is_ok_and(|plain| plain == real) { plain } else { real })
+}
+
+/// The path of the running binary: that of the operator's program, or of the `bitcoin-node` that the wrapper `bitcoin` starts, if they lead
+/// to it.
+fn named_binary(binary: &Path, program: &Path, node_binary: Option<&NodeBinary>) -> PathBuf {
+    let paths = [Some(program), node_binary.map(|node| node.path.as_path())];
+    let named = paths.into_iter().flatten().find(|path| path.canonicalize().is_ok_and(|real| real == binary));
+    named.unwrap_or(binary).to_path_buf()
 }
 
 #[cfg(feature = "usdt")]
@@ -491,4 +623,50 @@ fn tracepoints(pid: i32) -> Option<usize> {
 #[cfg(not(feature = "usdt"))]
 fn tracepoints(_pid: i32) -> Option<usize> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn bitcoin_node_is_named_by_a_path_that_survives_an_upgrade() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let [local, opt] = ["local/bin", "opt"].map(|path| root.join(path));
+        let release = opt.join("bitcoin-31.0");
+        for path in [&local, &release.join("bin"), &release.join("libexec")] {
+            fs::create_dir_all(path).unwrap();
+        }
+        let (bitcoind, node) = (release.join("bin/bitcoind"), release.join("libexec/bitcoin-node"));
+        fs::write(&bitcoind, "").unwrap();
+        fs::write(&node, "").unwrap();
+        let found = |program: &Path| bitcoin_node(program).map(|found| (found.path, found.pinned_by));
+        assert_eq!(found(&bitcoind), Some((node.clone(), None)), "the operator names the version");
+        assert_eq!(found(&local.join("bitcoind")), None);
+
+        // The directory is a link, and the program a link into it.
+        symlink("bitcoin-31.0", opt.join("bitcoin")).unwrap();
+        symlink("../../opt/bitcoin/bin/bitcoind", local.join("bitcoind")).unwrap();
+        let by_dir = opt.join("bitcoin/libexec/bitcoin-node");
+        assert_eq!(found(&opt.join("bitcoin/bin/bitcoind")), Some((by_dir.clone(), None)));
+        assert_eq!(found(&local.join("bitcoind")), Some((by_dir.clone(), None)));
+        assert_eq!(
+            named_binary(&node, &local.join("bitcoind"), bitcoin_node(&local.join("bitcoind")).as_ref()),
+            by_dir
+        );
+        assert_eq!(named_binary(&bitcoind, &local.join("bitcoind"), None), local.join("bitcoind"));
+        assert_eq!(named_binary(&bitcoind, Path::new("/usr/bin/env"), None), bitcoind);
+
+        // Only the program is a link, to the version.
+        fs::remove_file(local.join("bitcoind")).unwrap();
+        symlink(&bitcoind, local.join("bitcoind")).unwrap();
+        assert_eq!(found(&local.join("bitcoind")), Some((node.clone(), Some(local.join("bitcoind")))));
+        symlink(&node, local.join("bitcoin-node")).unwrap();
+        assert_eq!(found(&local.join("bitcoind")), Some((local.join("bitcoin-node"), None)));
+        symlink(local.join("loop"), local.join("loop")).unwrap();
+        assert_eq!(found(&root.join("loop/x")), None);
+    }
 }

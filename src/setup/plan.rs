@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use ring::hmac;
 
 use super::block::Block;
-use super::machine::{Machine, Node, Unit};
+use super::machine::{Machine, Node, NodeBinary, PREFIXES, Unit};
 use crate::json_rpc::methods::whitelist_line;
 
 /// File name of the drop-ins. The name sorts after the names of operators' drop-ins, because the last `ExecStart=` is
@@ -77,7 +77,7 @@ impl Plan {
             Ok(node) => node,
             Err(problem) => return Plan { problems: vec![problem], ..Plan::default() },
         };
-        let mut planner = Planner { machine, node, plan: Plan::default() };
+        let mut planner = Planner { machine, node, binary: node.named_binary.clone(), plan: Plan::default() };
         planner.check_machine();
         if node.is_accessible && !node.is_in_container {
             planner.plan_all(Secret::of_earlier_setup(node).unwrap_or(secret));
@@ -102,6 +102,8 @@ fn select<'a>(machine: &'a Machine, wanted: Option<&str>) -> Result<&'a Node, St
 struct Planner<'a> {
     machine: &'a Machine,
     node: &'a Node,
+    /// Path of the binary that the node runs after the changes.
+    binary: PathBuf,
     plan: Plan,
 }
 
@@ -140,7 +142,8 @@ impl Planner<'_> {
                     .into(),
             );
         }
-        let named = [Some(&node.chain_dir), node.node_binary.as_ref(), node.sockets.first()];
+        let binary = node.node_binary.as_ref().map(|binary| &binary.path);
+        let named = [Some(&node.chain_dir), binary, node.sockets.first()];
         for path in named.into_iter().flatten().filter(|path| !is_plain(path)) {
             self.problem(format!(
                 "{path:?} has a character that setup cannot write to a unit; write the drop-ins by hand"
@@ -191,13 +194,13 @@ impl Planner<'_> {
             self.problem(format!("-ipcbind={value} is set already, but {} does not listen there; run bitcoin-node, or remove the setting", node.binary.display()));
             return None;
         }
-        match node.unit.as_ref().map(|unit| drop_in(unit, node.node_binary.as_deref())) {
-            Some(Ok((text, socket))) => {
-                let unit = node.unit.as_ref().map_or("", |unit| &unit.name);
-                self.add(&format!("etc/systemd/system/{unit}.d/{DROP_IN}"), text);
+        match node.unit.as_ref().map(|unit| (unit, drop_in(unit, node.node_binary.as_ref()))) {
+            Some((unit, Ok((text, socket)))) => {
+                self.replace_binary(unit);
+                self.add(&format!("etc/systemd/system/{}.d/{DROP_IN}", unit.name), text);
                 return Some(socket);
             }
-            Some(Err(why)) => self.note(why),
+            Some((_, Err(why))) => self.note(why),
             None => {}
         }
         if node.binary.ends_with("bitcoin-node") {
@@ -208,6 +211,30 @@ impl Planner<'_> {
         }
         self.note("the exporter will poll this node over HTTP only, because bitcoind has no IPC. For IPC, start bitcoin-node -ipcbind=unix (Bitcoin Core 30 or later) in its place".into());
         None
+    }
+
+    /// Records that the unit will run `bitcoin-node` in place of `bitcoind`.
+    fn replace_binary(&mut self, unit: &Unit) {
+        let is_bitcoind = unit.program().is_some_and(|program| program.ends_with("/bitcoind"));
+        let Some(binary) = self.node.node_binary.as_ref().filter(|_| is_bitcoind) else { return };
+        let NodeBinary { path, pinned_by, difference } = binary;
+        self.binary.clone_from(path);
+        if let Some(difference) = difference {
+            self.problem(format!(
+                "{difference}; install bitcoin-node of the same release, or set noipcbind=1 in {} to keep bitcoind, which the exporter \
+                 polls over HTTP",
+                self.node.conf.display()
+            ));
+        }
+        if let Some(link) = pinned_by {
+            self.problem(format!(
+                "{0} is a symbolic link, and bitcoin-node has no such link: after an upgrade, the unit would still run the old {1}. \
+                 Run: ln -s {1} {2} (and at an upgrade, change both links); then run setup again",
+                link.display(),
+                path.display(),
+                link.with_file_name("bitcoin-node").display()
+            ));
+        }
     }
 
     /// Whether the exporter needs JSON-RPC over HTTP. If JSON-RPC over HTTP is needed, adds the lines for the
@@ -239,6 +266,9 @@ impl Planner<'_> {
             if node.settings.all(name).iter().any(|value| value.split(':').next() == Some(RPC_USER)) {
                 self.problem(format!("{name}={RPC_USER}:… is set already; remove it, or configure the exporter by hand (docs/json-rpc.md)"));
             }
+        }
+        if let Some(error) = node.http_error() {
+            self.note(format!("JSON-RPC over HTTP did not work with the node's cookie: {error}"));
         }
         conf.push(secret.rpcauth.clone());
         // Without `rpcwhitelistdefault=0`, a whitelist for one user would lock out all other users. If the operator
@@ -310,14 +340,12 @@ impl Planner<'_> {
     }
 
     fn usdt_exporter(&mut self) {
-        let binary =
-            self.node.node_binary.as_ref().filter(|_| self.node.unit.is_some()).unwrap_or(&self.node.binary);
         if self.node.tracepoints.unwrap_or(0) == 0 || self.node.exporter.instance.is_some() {
             return;
         }
         let name = "BITCOIND_USDT_EXPORTER_BITCOIND";
         if !self.machine.usdt_environment.contains(name) {
-            self.add("etc/default/bitcoind-usdt-exporter", format!("{name}={}\n", binary.display()));
+            self.add("etc/default/bitcoind-usdt-exporter", format!("{name}={}\n", self.binary.display()));
         }
         self.plan.commands.push(
             "systemctl enable --now bitcoind-usdt-exporter.service   # optional: the tracepoints".into(),
@@ -358,27 +386,35 @@ impl Planner<'_> {
         }
         match &exporter.instance {
             Some(_) => {
-                commands.push(format!("systemctl enable {0} && systemctl restart {0}", exporter.unit()))
+                commands.push(format!("systemctl enable {0} && systemctl restart {0}", exporter.unit()));
+                if self.machine.nodes.iter().all(|node| node.exporter.instance.is_some()) {
+                    let socket = "bitcoind-ipc-exporter.socket";
+                    commands.push(format!(
+                        "systemctl disable --now {socket}   # no node of this machine uses it"
+                    ));
+                }
             }
             None => {
                 commands.push("systemctl enable --now bitcoind-ipc-exporter.socket".into());
                 commands.push("systemctl try-restart bitcoind-ipc-exporter.service".into());
             }
         }
-        commands.push(format!("curl http://{}/metrics", self.address()));
+        commands.push(format!(
+            "curl http://{}/metrics   # the first scrape starts the exporter; if bitcoin_up is 0, repeat it",
+            self.address()
+        ));
         self.plan.commands.splice(..0, commands);
     }
 }
 
 /// The drop-in with which the node's unit runs `bitcoin-node` with IPC, and the path of the socket.
-fn drop_in(unit: &Unit, node_binary: Option<&Path>) -> Result<(String, PathBuf), String> {
+fn drop_in(unit: &Unit, node_binary: Option<&NodeBinary>) -> Result<(String, PathBuf), String> {
     let Unit { name, command, .. } = unit;
     let unsupported = format!(
         "setup cannot add -ipcbind to ExecStart= of {name}, which does not run bitcoind or bitcoin-node; add it by hand"
     );
     let command = command.as_deref().ok_or(&unsupported)?;
-    let (prefix, rest) =
-        command.split_at(command.len() - command.trim_start_matches(['-', ':', '+', '!']).len());
+    let (prefix, rest) = command.split_at(command.len() - command.trim_start_matches(PREFIXES).len());
     let (program, arguments) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
     let name_of_program = program.rsplit_once('/').filter(|_| program.starts_with('/')).map(|(_, name)| name);
     let program = match name_of_program {
@@ -388,7 +424,7 @@ fn drop_in(unit: &Unit, node_binary: Option<&Path>) -> Result<(String, PathBuf),
         Some("bitcoin") if arguments.trim_start().starts_with("-m node ") => program.to_string(),
         Some("bitcoin") if arguments.trim_start().starts_with("node ") => format!("{program} -m"),
         Some("bitcoind") => match node_binary {
-            Some(binary) => binary.display().to_string(),
+            Some(binary) => binary.path.display().to_string(),
             None => {
                 return Err(format!(
                     "there is no bitcoin-node in the folder of {program} or in libexec beside it; releases of Bitcoin Core 30 and later have it"
@@ -412,7 +448,12 @@ fn exporter_drop_in(node: &Node, socket: Option<&Path>, by_path: bool, uses_http
     let mut text = String::new();
     let is_instance = node.exporter.instance.is_some();
     if let (true, Some(unit)) = (is_instance, &node.unit) {
-        text += &format!("[Unit]\nAfter={}\n[Service]\nUser={}\n", unit.name, node.user);
+        text += &format!("[Unit]\nAfter={}\n[Service]\n", unit.name);
+        text += &match socket {
+            Some(_) => format!("User={}\n", node.user),
+            // Over HTTP, the exporter needs no access to the node's files. With the path of the template unit, it would wait for a socket.
+            None => "User=\nDynamicUser=yes\nUnsetEnvironment=BITCOIND_IPC_EXPORTER_SOCKET_PATH\n".into(),
+        };
     } else {
         match socket {
             None => text += "OpenFile=\n",
@@ -467,11 +508,16 @@ mod tests {
             gid: 101,
             user: "bitcoin".into(),
             binary: "/usr/bin/bitcoind".into(),
+            named_binary: "/usr/bin/bitcoind".into(),
             is_selected: true,
             is_accessible: true,
             is_in_container: false,
             unit: Some(Unit::parse("bitcoind.service", UNIT)),
-            node_binary: Some("/usr/libexec/bitcoin-node".into()),
+            node_binary: Some(NodeBinary {
+                path: "/usr/libexec/bitcoin-node".into(),
+                pinned_by: None,
+                difference: None,
+            }),
             chain: ChainParams::from_name("main"),
             datadir: "/var/lib/bitcoind".into(),
             chain_dir: "/var/lib/bitcoind".into(),
@@ -620,6 +666,38 @@ mod tests {
     }
 
     #[test]
+    fn http_that_does_not_work_is_reported() {
+        let mut with = node("");
+        with.sockets = vec![DEFAULT_SOCKET.into()];
+        with.check = check(310_000, "mining")
+            .map(|text| text + "JSON-RPC over HTTP is not used: there is no cookie\n");
+        let plan = plan(with);
+        assert!(plan.notes.iter().any(|note| note.ends_with("cookie: there is no cookie")), "{plan:?}");
+        assert!(text(&plan, CONF).is_some());
+    }
+
+    #[test]
+    fn usdt_exporter_gets_the_binary_that_will_run() {
+        const USDT: &str = "/etc/default/bitcoind-usdt-exporter";
+        let without_ipc = plan(node("noipcbind=1"));
+        assert_eq!(text(&without_ipc, USDT), Some("BITCOIND_USDT_EXPORTER_BITCOIND=/usr/bin/bitcoind\n"));
+        let link = NodeBinary {
+            path: "/opt/31/libexec/bitcoin-node".into(),
+            pinned_by: Some("/usr/bin/bitcoind".into()),
+            difference: None,
+        };
+        let pinned = problem(Node { node_binary: Some(link.clone()), ..node("") });
+        assert!(
+            pinned.contains("Run: ln -s /opt/31/libexec/bitcoin-node /usr/bin/bitcoin-node "),
+            "{pinned}"
+        );
+        let other = NodeBinary { difference: Some("it is v30".into()), ..link.clone() };
+        let other = problem(Node { node_binary: Some(other), ..node("") });
+        assert!(other.contains("it is v30; install bitcoin-node of the same release"), "{other}");
+        plan(Node { node_binary: Some(link), ..node("noipcbind=1") }); // bitcoind stays
+    }
+
+    #[test]
     fn old_systemd_and_other_ports_use_the_path() {
         let nodes = || vec![node("")];
         let mut machine =
@@ -661,6 +739,21 @@ mod tests {
             Some("[Unit]\nAfter=bitcoind@signet.service\n[Service]\nUser=bitcoin\n")
         );
         assert!(plan.notes.iter().any(|note| note.contains("is not installed")), "{plan:?}");
+        let without_ipc = Node { node_binary: None, unit: Some(Unit::parse(name, UNIT)), ..node("") };
+        let exporter = Exporter { instance: Some("signet".into()), ..Exporter::default() };
+        let without_ipc = self::plan(Node { exporter, ..without_ipc });
+        assert!(
+            text(&without_ipc, unit)
+                .unwrap()
+                .ends_with("UnsetEnvironment=BITCOIND_IPC_EXPORTER_SOCKET_PATH\n")
+        );
+        assert!(
+            without_ipc
+                .commands
+                .iter()
+                .any(|line| line.starts_with("systemctl disable --now bitcoind-ipc-exporter.socket")),
+            "{without_ipc:?}"
+        );
         let target = text(&plan, "/etc/prometheus/targets/ipc-signet.yml").unwrap();
         assert!(target.contains("9334") && target.contains("\"box-signet\""), "{target}");
     }

@@ -46,23 +46,31 @@ start_all()
 put("/etc/systemd/system/bitcoind.service", UNIT)
 put("/etc/bitcoin/bitcoin.conf", CONF)
 # As in a release of Bitcoin Core, bitcoind is in the folder bin, and bitcoin-node is in the folder libexec. The file
-# bitcoind is a copy of bitcoin-node, which has no IPC socket without -ipcbind.
-machine.succeed("mkdir -p /usr/local/libexec /etc/prometheus && chgrp bitcoin /etc/bitcoin && chmod 710 /etc/bitcoin",
-                "cp /usr/bin/bitcoin-node /usr/local/libexec/bitcoin-node && cp /usr/bin/bitcoin-node /usr/local/bin/bitcoind",
-                "rm /usr/bin/bitcoin-node; systemctl daemon-reload")
+# bitcoind is a copy of bitcoin-node, which has no IPC socket without -ipcbind. The unit starts bitcoind by a symbolic link.
+RELEASE = "/opt/bitcoin-31.0"
+machine.succeed(f"mkdir -p {RELEASE}/bin {RELEASE}/libexec /etc/prometheus && chgrp bitcoin /etc/bitcoin && chmod 710 /etc/bitcoin",
+                f"cp /usr/bin/bitcoin-node {RELEASE}/libexec && cp /usr/bin/bitcoin-node {RELEASE}/bin/bitcoind",
+                f"ln -s {RELEASE}/bin/bitcoind /usr/local/bin/bitcoind; rm /usr/bin/bitcoin-node; systemctl daemon-reload")
 
 with subtest("no node runs"):
     output = machine.fail(f"{SETUP} --write")
     assert "no node is running; start the node" in output, output
 
-with subtest("the findings are printed, and nothing changes"):
+with subtest("a path that would stay with the old version after an upgrade is a problem"):
     machine.succeed("systemctl start bitcoind.service")
     before = digest()
+    output = machine.fail(f"{SETUP} --write")
+    command = f"ln -s {RELEASE}/libexec/bitcoin-node /usr/local/bin/bitcoin-node"
+    assert "/usr/local/bin/bitcoind is a symbolic link" in output and f"Run: {command} " in output, output
+    assert digest() == before
+    machine.succeed(command)
+
+with subtest("the findings are printed, and nothing changes"):
     output = machine.succeed(SETUP)
     print(output)
     for line in ["runs in        bitcoind.service", "IPC socket     none", "RuntimeDirectory=bitcoind",
                  "-startupnotify='systemd-notify --ready' -shutdownnotify='systemd-notify --stopping' "
-                 "-ipcbind=unix:/run/bitcoind/node.sock", "ExecStart=/usr/local/libexec/bitcoin-node -pid="]:
+                 "-ipcbind=unix:/run/bitcoind/node.sock", "ExecStart=/usr/local/bin/bitcoin-node -pid="]:
         assert line in output, f"{line} is missing"
     assert digest() == before
 
@@ -88,6 +96,14 @@ with subtest("after the commands that it prints there are metrics over IPC"):
     machine.succeed(f"{SCRAPE} | grep -F 'bitcoin_peers '")
     assert "Nothing has to be changed." in machine.succeed(f"{SETUP} --write")
 
+with subtest("an upgrade changes the links, and the unit runs the new version"):
+    machine.succeed("cp -r /opt/bitcoin-31.0 /opt/bitcoin-32.0 && ln -sf /opt/bitcoin-32.0/bin/bitcoind /usr/local/bin/",
+                    "ln -sf /opt/bitcoin-32.0/libexec/bitcoin-node /usr/local/bin/", "systemctl restart bitcoind.service",
+                    "readlink /proc/$(systemctl show -P MainPID bitcoind.service)/exe | grep -x /opt/bitcoin-32.0/libexec/bitcoin-node",
+                    "grep -x BITCOIND_USDT_EXPORTER_BITCOIND=/usr/local/bin/bitcoin-node /etc/default/bitcoind-usdt-exporter")
+    assert "Nothing has to be changed." in machine.succeed(f"{SETUP} --write")
+    machine.wait_until_succeeds(f"{SCRAPE} | grep -x 'bitcoin_up 1'")
+
 with subtest("an address that has no effect under socket activation is logged, and the documented drop-in changes it"):
     machine.succeed("echo BITCOIND_IPC_EXPORTER_METRICS_ADDR=127.0.0.1:9400 >> /etc/default/bitcoind-ipc-exporter",
                     "systemctl restart bitcoind-ipc-exporter.service")
@@ -106,11 +122,23 @@ with subtest("an address that has no effect under socket activation is logged, a
 
 with subtest("undone, everything is as before"):
     print(machine.succeed(f"{SETUP} --undo"))
+    output = machine.succeed(SETUP)  # before systemd knows that the drop-ins are gone
+    assert "runs in        bitcoind.service" in output and "is not installed" not in output, output
     machine.succeed("systemctl disable bitcoind-ipc-exporter.socket 2>/dev/null; systemctl enable bitcoind-ipc-exporter.socket")
     after = digest()
     assert after == before, f"{before}\n{after}"
     machine.succeed("systemctl daemon-reload", "systemctl restart bitcoind.service")
     assert "IPC socket     none" in machine.succeed(SETUP)
+
+with subtest("a bitcoin-node of another release does not replace bitcoind"):
+    script = "#!/bin/sh\n[ \"$1\" != -version ] || exec echo daemon version v29\nexec /opt/bitcoin-32.0/bin/bitcoind \"$@\"\n"
+    machine.succeed("mv /usr/local/bin/bitcoind /root/link")
+    put("/usr/local/bin/bitcoind", script)
+    machine.succeed("chmod 755 /usr/local/bin/bitcoind", "systemctl restart bitcoind.service")
+    output = machine.fail(f"{SETUP} --write")
+    assert "but /usr/local/bin/bitcoind is daemon version v29; install bitcoin-node of the same release" in output, output
+    assert digest() == before
+    machine.succeed("mv /root/link /usr/local/bin/bitcoind", "systemctl restart bitcoind.service")
 
 with subtest("a node without IPC is polled over HTTP, by a user that may call nothing else"):
     machine.succeed("sed -i 1inoipcbind=1 /etc/bitcoin/bitcoin.conf", "systemctl restart bitcoind.service")
@@ -130,8 +158,22 @@ with subtest("a node without IPC is polled over HTTP, by a user that may call no
     machine.succeed(f"{SETUP} --undo")
     assert digest() == before
 
+with subtest("a node with another unit and without IPC is polled over HTTP by an instance of the template unit"):
+    machine.succeed("systemctl stop bitcoind.service", "mv /etc/systemd/system/bitcoind.service /etc/systemd/system/mynode.service",
+                    "systemctl daemon-reload", "systemctl start mynode.service")
+    machine.wait_until_succeeds(f"{SETUP} | grep -F 'metrics now, over http-rpc'")
+    output = machine.succeed(f"{SETUP} --write")
+    assert "systemctl disable --now bitcoind-ipc-exporter.socket" in output, output
+    machine.succeed("systemctl daemon-reload", "systemctl restart mynode.service",
+                    "systemctl enable bitcoind-ipc-exporter@mynode.service && systemctl restart bitcoind-ipc-exporter@mynode.service")
+    machine.wait_until_succeeds("curl -sf http://127.0.0.1:9333/metrics | grep -x 'bitcoin_up 1'")
+    machine.fail("test $(stat -c %U /proc/$(systemctl show -P MainPID bitcoind-ipc-exporter@mynode.service)) = bitcoin")
+    machine.succeed(f"{SETUP} --undo", "systemctl disable --now bitcoind-ipc-exporter@mynode.service",
+                    "systemctl stop mynode.service", "rm -f /etc/systemd/system/mynode.service; systemctl daemon-reload")
+    before = digest()
+
 with subtest("a node in another PID namespace counts as one in a container"):
-    machine.succeed("systemctl stop bitcoind.service", "mkdir /root/other",
+    machine.succeed("mkdir /root/other",
                     "LD_LIBRARY_PATH=/opt/node/lib setsid unshare --pid --fork --kill-child /usr/local/bin/bitcoind -regtest "
                     "-datadir=/root/other -connect=0 -listen=0 >/dev/null 2>&1 </dev/null &")
     machine.wait_until_succeeds(f"{SETUP} --write | grep -F 'the node runs in a container, which setup cannot change'")
