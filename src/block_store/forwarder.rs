@@ -81,7 +81,7 @@ struct Forwarder {
     rank_times: VecDeque<Instant>,
     /// Whether the ranks are read: false after more than [`MAX_RANKED_NODES`] nodes had a rank for one block.
     reads_ranks: bool,
-    /// Whether the last attempt to read the ranks failed. The rows arrive nevertheless.
+    /// Whether the last attempt to read the ranks failed. A failure does not affect the forwarding of rows.
     ranks_failed: bool,
     /// Height of the last sent block.
     last_height: Option<i32>,

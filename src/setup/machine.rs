@@ -119,8 +119,8 @@ pub struct Node {
     pub user: String,
     /// Path of the running binary, without symbolic links.
     pub binary: PathBuf,
-    /// Path of the running binary as the operator names it in the unit or on the command line. With a symbolic link in it, it stays the
-    /// same after an upgrade.
+    /// Path of the running binary as the operator names it in the unit or on the command line. If the path contains a
+    /// symbolic link, it remains valid after an upgrade.
     pub named_binary: PathBuf,
     /// Whether the operator has selected this node, or has selected no node.
     pub is_selected: bool,
@@ -157,11 +157,11 @@ pub struct Node {
 /// A `bitcoin-node` that is installed with another program.
 #[derive(Clone)]
 pub struct NodeBinary {
-    /// Its path, with as few symbolic links resolved as possible.
+    /// Path of the `bitcoin-node`, in which as few symbolic links as possible are resolved.
     pub path: PathBuf,
-    /// The program, if it is a symbolic link whose target has to be changed at an upgrade, and `path` would still be the old version.
+    /// The other program, if it is a symbolic link that an upgrade changes, while `path` would remain the old version.
     pub pinned_by: Option<PathBuf>,
-    /// Why it cannot run in place of the unit's `bitcoind`: it has another version, or does not start.
+    /// The reason why this `bitcoin-node` cannot replace the unit's `bitcoind`: another version, or a failing start.
     pub difference: Option<String>,
 }
 
@@ -351,7 +351,8 @@ impl Node {
         Some(line.trim_start_matches(name).trim_start().starts_with("yes"))
     }
 
-    /// Why `--check` could not use JSON-RPC over HTTP beside IPC; `None` if it could, or had no need to.
+    /// The reason why `--check` could not use JSON-RPC over HTTP in addition to IPC; `None` if it used HTTP or did not
+    /// need it.
     pub fn http_error(&self) -> Option<&str> {
         let mut lines = self.check.as_deref().ok()?.lines();
         lines.find_map(|line| line.strip_prefix("JSON-RPC over HTTP is not used: "))
@@ -386,7 +387,7 @@ impl Node {
                 .envs(process.environ().unwrap_or_default());
             let output = command.output().map_err(|error| error.to_string())?;
             let text = String::from_utf8_lossy(&output.stdout);
-            // Some versions end with the name of the program.
+            // In some versions, the line ends with the name of the program.
             let version = |line: &str| {
                 let name = BINARIES.iter().find_map(|name| line.strip_suffix(name));
                 name.unwrap_or(line).trim().to_string()
@@ -466,7 +467,8 @@ impl Node {
     }
 }
 
-/// The data directory on the command line or the default, which has `bitcoin.conf`. The setting `datadir` in `bitcoin.conf` names another.
+/// The directory that contains `bitcoin.conf`: the data directory on the command line, or the default data directory.
+/// The setting `datadir` in `bitcoin.conf` can select another data directory.
 fn datadir_at_start(process: &Process, arguments: &[String], user: Option<&User>) -> PathBuf {
     let home = || {
         let variable = process.environ().ok().and_then(|mut variables| variables.remove(OsStr::new("HOME")));
@@ -576,7 +578,7 @@ impl Unit {
 /// The `bitcoin-node` that is installed with this program: Bitcoin Core's releases have it in `libexec`. If the program is a symbolic link,
 /// follows it step by step, because `bitcoin-node` is often only beside the target.
 fn bitcoin_node(program: &Path) -> Option<NodeBinary> {
-    /// The kernel's limit.
+    /// The kernel's limit on symbolic links in a path.
     const MAX_LINKS: usize = 40;
     let links = std::iter::successors(Some(program.to_path_buf()), |path| target(path));
     let found = links.take(MAX_LINKS).find_map(|path| {
@@ -601,13 +603,13 @@ fn target(link: &Path) -> Option<PathBuf> {
             part => plain.push(part),
         }
     }
-    // Without `..` the path has another meaning if the directory before it is a symbolic link.
+    // A path without `..` is a different path if the directory before the `..` is a symbolic link.
     let real = path.canonicalize().ok()?;
     Some(if plain.canonicalize().is_ok_and(|plain| plain == real) { plain } else { real })
 }
 
-/// The path of the running binary: that of the operator's program, or of the `bitcoin-node` that the wrapper `bitcoin` starts, if they lead
-/// to it.
+/// A path of the running binary: the path of the operator's program, or of the `bitcoin-node` that the wrapper `bitcoin`
+/// starts, if one of them leads to the running binary; otherwise `binary`.
 fn named_binary(binary: &Path, program: &Path, node_binary: Option<&NodeBinary>) -> PathBuf {
     let paths = [Some(program), node_binary.map(|node| node.path.as_path())];
     let named = paths.into_iter().flatten().find(|path| path.canonicalize().is_ok_and(|real| real == binary));
@@ -647,7 +649,7 @@ mod tests {
         assert_eq!(found(&bitcoind), Some((node.clone(), None)), "the operator names the version");
         assert_eq!(found(&local.join("bitcoind")), None);
 
-        // The directory is a link, and the program a link into it.
+        // The directory is a symbolic link, and the program is a symbolic link into this directory.
         symlink("bitcoin-31.0", opt.join("bitcoin")).unwrap();
         symlink("../../opt/bitcoin/bin/bitcoind", local.join("bitcoind")).unwrap();
         let by_dir = opt.join("bitcoin/libexec/bitcoin-node");
@@ -660,7 +662,7 @@ mod tests {
         assert_eq!(named_binary(&bitcoind, &local.join("bitcoind"), None), local.join("bitcoind"));
         assert_eq!(named_binary(&bitcoind, Path::new("/usr/bin/env"), None), bitcoind);
 
-        // Only the program is a link, to the version.
+        // Only the program is a symbolic link, which leads into the directory of a version.
         fs::remove_file(local.join("bitcoind")).unwrap();
         symlink(&bitcoind, local.join("bitcoind")).unwrap();
         assert_eq!(found(&local.join("bitcoind")), Some((node.clone(), Some(local.join("bitcoind")))));

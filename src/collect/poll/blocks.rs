@@ -150,14 +150,16 @@ async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
 
 /// The last block of a range.
 struct LastBlock {
-    /// `None` if the node cannot give the statistics of this block. It may have those of its ancestors: the error code for a block that
-    /// cannot be read is also that of any other fault of one call.
+    /// Response of getblockstats for this block; `None` if the node responded with an error. The node may still have
+    /// the statistics of the block's ancestors: the error code for one unreadable block is the same as for other
+    /// failures.
     stats: Option<Value>,
-    /// `None` if it is not needed, or if the node does not know the block.
+    /// The parent of this block; `None` if the range has no more blocks, or if the node does not know this block.
     parent: Option<BlockRef>,
 }
 
-/// Reads the statistics of the last block of a range, and its parent if the range has more blocks. Returns `None` if there is no response.
+/// Reads the statistics of the last block of a range, and its parent if the range has more blocks. Returns `None` if
+/// the node does not respond.
 async fn count_last(calls: &mut RateLimitedCalls, range: BlockRange, tip: Option<&str>) -> Option<LastBlock> {
     let hash = range.last.hash.to_string();
     let stats = block_stats(calls, &hash, tip).await?;

@@ -200,7 +200,7 @@ fn report_has_the_winner_of_fibres_race() {
     happen(&blocks, [(1, HASH, compact(1)), (2, HASH, won), (10, HASH, connected())]);
     assert_eq!(blocks.last().0[0].race_winner, Some("fibre_udp"));
 
-    // As FIBRE reports it: when the block is connected already. No peer has announced this block.
+    // FIBRE reports the winner after it has connected the block. No peer has announced this block.
     let blocks = BlockTracker::default();
     let won = BlockEventKind::RaceWon { height: 1, mechanism: "bip152_cmpct" };
     let raced = BlockEventKind::RaceFinished { height: 1, udp_ns: None, compact_ns: Some(7) };
