@@ -25,7 +25,7 @@ const BLOCKED_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum number of unfinished attempts on one path.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Unfinished attempts: path and start time. Each attempt has a thread, which may block indefinitely.
+/// Path and start time of each attempt to read a file that has not finished. Each attempt has a thread, which may block indefinitely.
 static ATTEMPTS: Mutex<Vec<(PathBuf, Instant)>> = Mutex::new(Vec::new());
 
 /// Reads a file of at most 4 MiB. Blocks for at most five seconds.

@@ -165,7 +165,7 @@ fn log_failure(error: &std::io::Error) {
 pub struct Heartbeat(Arc<AtomicU64>);
 
 impl Heartbeat {
-    /// Interval between two increments of the counter.
+    /// Interval at which [`beat`](Self::beat) increments the counter.
     const BEAT_INTERVAL: Duration = Duration::from_millis(500);
 
     /// Increments the counter periodically, in a loop that never returns. The counter stops if the runtime that runs

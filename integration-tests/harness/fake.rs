@@ -525,7 +525,7 @@ struct Init {
 }
 
 impl Init {
-    /// Records a fault if the node is still loading its chain.
+    /// Called when the exporter requests data of the chain. Fails the test if this fake node is still loading its chain.
     fn chain_is_loaded(&self) {
         if self.state.loading.get() {
             self.state.counts.fault("asked for its chain before it was loaded");

@@ -9,7 +9,7 @@ use super::settings::StoreSettings;
 use crate::block_log::read::{Rows, Value};
 use crate::text;
 
-/// Number of last blocks whose ranks are read. The query reads the rows of all nodes for each of these blocks.
+/// Number of most recent blocks for which the node's rank among all nodes, by time of arrival, is read. The query reads the rows of all nodes for each of these blocks.
 const RANKED_BLOCKS: i32 = 5;
 
 /// The ranks of a node for its last blocks up to this height, newest first.

@@ -7,9 +7,9 @@ use crate::ipc::BlockRef;
 /// Maximum number of queued ranges. Each tip change adds one range, and each poll counts the blocks of several ranges.
 const MAX_RANGES: usize = 1024;
 
-/// The totals of a connected block that still have to be added to the counters.
+/// Selects the totals of a connected block that getblockstats still has to provide for the counters.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum CountedContents {
+pub enum ContentsToCount {
     /// All totals.
     All,
     /// Only the fees. The other totals were counted from a notification. The block in the notification does not
@@ -25,7 +25,7 @@ pub struct BlockRange {
     /// Number of blocks in the range that are not counted yet.
     pub blocks: u64,
     /// The totals that are to be counted for each block.
-    pub contents: CountedContents,
+    pub contents: ContentsToCount,
 }
 
 /// The queue of connected blocks whose contents are not counted yet. Blocks of initial block download are not queued.
@@ -83,7 +83,7 @@ mod tests {
     }
 
     fn range(height: i32, blocks: u64) -> BlockRange {
-        BlockRange { last: block(height), blocks, contents: CountedContents::All }
+        BlockRange { last: block(height), blocks, contents: ContentsToCount::All }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use tracing::{debug, warn};
 
-use super::connected_blocks::{BlockRange, CountedContents};
+use super::connected_blocks::{BlockRange, ContentsToCount};
 use super::context::Context;
 use crate::bitcoin_core::REMOVAL_REASONS;
 use crate::ipc::{BlockHash, BlockRef, ChainEvent};
@@ -48,7 +48,7 @@ pub fn count(event: ChainEvent, context: &Context) -> &'static str {
             blocks.height.set(Some(height));
             if let Some(hash) = hash {
                 let last = BlockRef { hash: BlockHash(hash), height };
-                context.queue_connected(BlockRange { last, blocks: 1, contents: CountedContents::Fees });
+                context.queue_connected(BlockRange { last, blocks: 1, contents: ContentsToCount::Fees });
             }
             match contents {
                 Some(contents) => {

@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 
 use super::block_counting::{CountingAction, CountingConditions, HeaderAccess, ReconnectState, next_action};
 use super::chain_diff::{ChainDiff, diff_tips, is_final, is_known};
-use super::connected_blocks::{BlockRange, CountedContents};
+use super::connected_blocks::{BlockRange, ContentsToCount};
 use super::context::{Context, NewTip};
 use super::node_start::UptimeReading;
 use crate::block_log::BlockReport;
@@ -378,7 +378,7 @@ impl TipFollower {
                 if connected > 0 {
                     blocks.height.set(Some(tip.height));
                 }
-                let range = BlockRange { last: tip, blocks: connected, contents: CountedContents::All };
+                let range = BlockRange { last: tip, blocks: connected, contents: ContentsToCount::All };
                 self.context.queue_connected(range);
                 self.advance(tip);
             }

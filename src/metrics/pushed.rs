@@ -73,14 +73,14 @@ pub(super) struct PushedFamily {
     state: Mutex<SampleState>,
 }
 
-/// The current samples of a pushed family, and their expiry time.
+/// The current samples of a family whose values pollers set between scrapes, and the time at which the samples expire.
 #[derive(Default)]
 struct SampleState {
     /// Sorted by labels. A scrape clones the `Arc`, and an update therefore does not wait while the scrape writes the
     /// samples.
     samples: Arc<Vec<Sample>>,
     /// Time at which the samples expire, in milliseconds since boot; `None` if they do not expire.
-    hidden_from: Option<u64>,
+    expires_at: Option<u64>,
 }
 
 impl PushedFamily {
@@ -98,7 +98,7 @@ impl PushedFamily {
     /// Locks and returns the state, after removing the samples if they have expired.
     fn state(&self) -> MutexGuard<'_, SampleState> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if state.hidden_from.is_some_and(|time| time <= since_boot()) {
+        if state.expires_at.is_some_and(|time| time <= since_boot()) {
             *state = SampleState::default();
         }
         state
@@ -190,7 +190,7 @@ impl PushedFamily {
 
 impl SampleState {
     fn show_for(&mut self, time: Duration) {
-        self.hidden_from = since_boot().checked_add(milliseconds(time));
+        self.expires_at = since_boot().checked_add(milliseconds(time));
     }
 }
 

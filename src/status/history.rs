@@ -58,7 +58,8 @@ fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
 /// One row of the history: the values of the `COLUMNS`, then the values of the `BANDS`.
 type Row = [Option<f64>; COLUMNS.len() + BANDS.len()];
 
-/// The rows of the last hour, each with its time in Unix seconds. A value that the node has not reported is `None`.
+/// The values of the page's charts in the last hour: rows with one value for each chart, and the time of each row in
+/// Unix seconds. A value that the node has not reported is `None`.
 #[derive(Default)]
 pub struct History(Mutex<VecDeque<(f64, Row)>>);
 

@@ -39,8 +39,8 @@ pub fn is_pid_1() -> bool {
     getpid() == Pid::from_raw(1)
 }
 
-/// Whether a container runtime started this process. False for a service of a systemd that runs inside a container,
-/// because systemd keeps the guard alive when the service's main process exits.
+/// Whether a container runtime started this process, so that the guard dies when this process exits. If a systemd inside
+/// the container started this process, the result is false, because systemd does not kill the guard in this case.
 fn is_in_container() -> bool {
     std::env::var_os("INVOCATION_ID").is_none()
         && (std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()

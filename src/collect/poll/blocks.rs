@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::RateLimitedCalls;
-use crate::collect::connected_blocks::{BlockRange, CountedContents};
+use crate::collect::connected_blocks::{BlockRange, ContentsToCount};
 use crate::collect::json::{count, number};
 use crate::collect::rate_limit::RateLimit;
 use crate::ipc::{BlockHash, BlockRef};
@@ -174,10 +174,10 @@ async fn count_last(calls: &mut RateLimitedCalls, range: BlockRange, tip: Option
 }
 
 /// Adds the contents of a connected block to the counters.
-fn show_contents(calls: &RateLimitedCalls, stats: &Value, contents: CountedContents) {
+fn show_contents(calls: &RateLimitedCalls, stats: &Value, contents: ContentsToCount) {
     let metrics = &calls.context.metrics.blocks;
     metrics.connected_fees.inc_by(count(stats, "totalfee").unwrap_or(0));
-    if contents == CountedContents::Fees {
+    if contents == ContentsToCount::Fees {
         return;
     }
     for (counter, field) in [

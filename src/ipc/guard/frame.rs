@@ -13,7 +13,7 @@ use nix::poll::PollFlags;
 /// guard truncates a message above this limit.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Maximum size in bytes of a message that the guard truncates. The guard rejects a message above this limit as
-/// invalid, because the largest text in a Cap'n Proto message has 512 MiB.
+/// invalid: no valid message is as large, because it contains one text of at most 512 MiB, and little else.
 pub const MAX_SKIPPED_BYTES: usize = 1 << 30;
 /// Maximum number of segments of a message, equal to the limit in Cap'n Proto's own readers.
 const MAX_SEGMENTS: usize = 512;

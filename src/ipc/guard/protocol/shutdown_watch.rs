@@ -74,9 +74,10 @@ enum WatchThread {
     Made(u32),
 }
 
-/// The parameters, the thread, the last result and the next time of the long polls of a connection. After the node's
-/// first response to a long poll of the exporter, a long poll is always under way. The first response shows that the
-/// node has loaded its chain state.
+/// The guard's watch for the node's shutdown on one connection: the parameters, the thread, the last result and the
+/// start time of the guard's long polls, which the node answers when it shuts down. After the node's first response to a
+/// long poll of the exporter, a long poll is always under way. The first response shows that the node has loaded its
+/// chain state.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
     thread_map: Option<u32>,
