@@ -1,4 +1,5 @@
-//! Counts the contents of a block in the buffer in which it was received, without a copy and without an allocation.
+//! Counts the transactions, inputs and outputs of a serialized block. The block is parsed in its receive buffer,
+//! without a copy and without an allocation.
 
 use std::ops::ControlFlow;
 
@@ -44,8 +45,8 @@ impl Visitor for BlockVisitor {
         ControlFlow::Continue(())
     }
     fn visit_tx_ins(&mut self, total_inputs: usize) {
-        // The block states the number of inputs before the inputs, and the number is not validated yet, so the sum
-        // could overflow.
+        // A serialized transaction contains the number of its inputs before the inputs. This number is not validated
+        // yet, so the sum could overflow.
         self.contents.inputs = self.contents.inputs.saturating_add(total_inputs as u64);
     }
     fn visit_tx_outs(&mut self, total_outputs: usize) {

@@ -1,5 +1,5 @@
-//! Client of the Chain interface: height, initial block download, pruning, and Core's validation notifications
-//! (`CValidationInterface`).
+//! Client of the Chain interface: height of the tip, initial block download, pruning, and Core's validation
+//! notifications (`CValidationInterface`).
 
 use serde::{Deserialize, Serialize};
 
@@ -27,8 +27,8 @@ pub enum ChainEvent {
         historical: bool,
         /// Size of the serialized block in bytes; 0 if the node omitted the block.
         bytes: usize,
-        /// Totals of the block's contents. `None` if the block cannot be parsed, or if it is `historical`: the contents
-        /// of historical blocks are not counted.
+        /// Totals of the block's transactions. `None` if the block cannot be parsed, or if it is `historical`: the
+        /// contents of historical blocks are not counted.
         contents: Option<BlockContents>,
     },
     /// `blockDisconnected`: a block was disconnected from the active chain.
@@ -53,8 +53,9 @@ impl Chain {
 
     /// Whether the node's Chain interface has the method ordinals of the exporter's schema; `None` if the capability is
     /// not a Chain. The ordinals differ between public branches of the node. On a branch with the exporter's schema,
-    /// this call runs `relayMinFee`, which returns bytes. On the other branches with Mining, the same ordinal is
-    /// `estimateMaxBlocks`, which returns a number. Both methods are safe to call at any time, and change nothing.
+    /// this call runs `relayMinFee`, which returns bytes. On the public branches with another schema and with the
+    /// Mining interface, the same ordinal is `estimateMaxBlocks`, which returns a number. Both methods are safe to call
+    /// at any time, and change nothing.
     pub(super) async fn has_our_schema(&self) -> Result<Option<bool>, CallError> {
         let answer = ok_if_offered(call!(self.0, relay_min_fee_request))?;
         Ok(answer.map(|answer| {

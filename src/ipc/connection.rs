@@ -19,10 +19,11 @@ use crate::schema::proxy_capnp::{thread, thread_map};
 
 /// Handle to a thread of the node that runs the exporter's calls one at a time, with the deadline of each call.
 ///
-/// The exporter sends a second call only after the response to the first call, even if that response arrives after the
-/// deadline. Bitcoin Core 30 aborts when it has to queue a second call (`Waiter::post`: `Assertion '!m_fn'`). Later
-/// versions reject the second call with the error `thread busy`. A call that may block for long (a long poll) needs its
-/// own thread.
+/// The exporter sends the next call on the thread only after the node's response to the previous call, even if that
+/// response arrives after the deadline. Bitcoin Core 30 aborts when it has to queue a second call on a thread
+/// (`Waiter::post`: `Assertion '!m_fn'`). Later versions reject the second call with the error `thread busy`. A call
+/// that may block for long (a long poll) needs its own thread, because no other call can run on its thread until the
+/// node has responded.
 #[derive(Clone)]
 pub struct NodeThread {
     pub(super) client: thread::Client,
@@ -30,14 +31,14 @@ pub struct NodeThread {
     calls: Rc<ThreadCalls>,
 }
 
-/// The lock for the calls on one thread of the node, and the task that waits for the last response. All clones of the
-/// thread's [`NodeThread`] share this value.
+/// Limits the exporter to one unanswered call on a thread of the node. All clones of the thread's [`NodeThread`] share
+/// this value.
 #[derive(Default)]
 struct ThreadCalls {
     /// A lock that the exporter holds from before it sends a call until the response to the call arrives.
     slot: Arc<Mutex<()>>,
-    /// The task that waits for the response to the last call. The task is aborted when the last clone of the
-    /// [`NodeThread`] is dropped, because the task would keep the connection open.
+    /// The task that waits for the response to the last call on the thread. The task is aborted when the last clone of
+    /// the [`NodeThread`] is dropped, because the task would keep the connection open.
     last: RefCell<Option<AbortOnDropHandle<()>>>,
 }
 
@@ -95,7 +96,7 @@ async fn wait_for_answer<T>(deadline: Duration, answer: Promise<T, capnp::Error>
     }
 }
 
-/// A capability of the node, and the node's thread that runs calls on the capability.
+/// A capability of the node, and the node's thread that runs the exporter's calls on the capability.
 #[derive(Clone)]
 pub(super) struct BoundCapability<C> {
     pub client: C,
@@ -103,7 +104,7 @@ pub(super) struct BoundCapability<C> {
 }
 
 impl<C: Clone> BoundCapability<C> {
-    /// Returns the same capability, bound to `thread`.
+    /// Returns the same capability with calls that run on `thread`.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
         BoundCapability { client: self.client.clone(), thread: thread.clone() }
     }
@@ -195,8 +196,8 @@ impl IpcConnection {
     }
 }
 
-/// The exporter's thread map, an object that the handshake passes to the node. The implementation has no methods,
-/// because the guard responds to the node's calls to this object.
+/// The exporter's thread map, a Cap'n Proto object that the exporter passes to the node in the handshake. The
+/// implementation has no methods, because the guard responds to the node's calls to this object.
 struct ExporterThreadMap;
 
 impl thread_map::Server for ExporterThreadMap {}

@@ -1,4 +1,4 @@
-//! Opens connections to a node: an inherited connection, or new connections to a socket path.
+//! Opens connections to a node: a connection inherited at the exporter's start, or new connections to a socket path.
 
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -12,7 +12,7 @@ use nix::unistd::{Uid, User};
 use crate::bitcoin_core::{ChainParams, default_datadir};
 use crate::supervisor::{ConnectFailure, GuardedSockets, InheritedConnection, SupervisorClient};
 
-/// Default path of the socket of `bitcoin-node -ipcbind=unix`.
+/// Default path of the socket on which `bitcoin-node -ipcbind=unix` listens.
 fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
     ChainParams::from_name(chain).folder(datadir).join("node.sock")
 }
@@ -33,9 +33,9 @@ pub fn socket_path(
     }
 }
 
-/// The configured way to reach a node: an inherited connection, a socket path, or both. If both are configured, the
-/// inherited connection is used first, and the socket path for every later connection. The supervisor process owns the
-/// inherited connection and opens new connections.
+/// The configured way to reach a node: a connection that the exporter inherited at its start (for example from
+/// systemd), a socket path, or both. If both are configured, the inherited connection is used first, and the socket
+/// path for every later connection. The supervisor process owns the inherited connection and opens new connections.
 pub struct NodeEndpoint {
     supervisor: Rc<SupervisorClient>,
     inherited: Option<InheritedConnection>,
@@ -62,7 +62,7 @@ impl NodeEndpoint {
         self.path.is_some()
     }
 
-    /// Path of the node's socket, if it is known.
+    /// Path of the node's socket; `None` if no path is configured and the path of the inherited connection is unknown.
     pub fn socket(&self) -> Option<PathBuf> {
         self.path.clone().or_else(|| self.inherited.as_ref()?.path.clone())
     }
@@ -73,20 +73,21 @@ impl NodeEndpoint {
     }
 
     /// Inode and change time (seconds, nanoseconds) of the socket file, if the path is known and the file exists. A
-    /// restarted node creates a new file, so these values change.
+    /// restarted node creates a new socket file, so these values change.
     pub fn file(&self) -> Option<(u64, i64, i64)> {
         let file = self.path.as_ref()?.metadata().ok()?;
         Some((file.ino(), file.ctime(), file.ctime_nsec()))
     }
 
-    /// The client that sends the exporter's requests to the supervisor.
+    /// The client that sends the exporter's requests to the supervisor process, which opens connections and starts
+    /// guards.
     pub fn supervisor(&self) -> Rc<SupervisorClient> {
         self.supervisor.clone()
     }
 
     /// Starts a guard on a connection to the node: on the inherited connection if it was not used yet, otherwise on a
     /// new connection to the socket path. `trace_budget` is the time for which the UTXO cache trace may delay the node
-    /// in ten minutes; `None` sets no limit.
+    /// in a period of ten minutes; `None` sets no limit.
     ///
     /// # Errors
     /// No process listens at the socket path, the inherited connection was already used and there is no socket path, or

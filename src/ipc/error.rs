@@ -20,8 +20,8 @@ impl From<capnp::Error> for CallError {
     }
 }
 
-/// Whether this error text means that the node's thread is still running another call, or is still cleaning up after
-/// another call.
+/// Whether the node rejected a call with this error text because the thread that the call names is still running
+/// another call, or is still cleaning up after another call.
 pub(super) fn is_thread_busy(text: &str) -> bool {
     text.contains("thread busy")
 }

@@ -12,16 +12,19 @@ use crate::json_rpc::http::HttpRpc;
 /// An interface that a node can offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interface {
-    /// Tip and initial block download. Every node with IPC has this interface once its chain state is loaded.
+    /// Tip, initial block download and block templates. Every node with IPC has this interface once its chain state is
+    /// loaded.
     Mining,
     /// All JSON-RPC methods over IPC. Bitcoin Core 32 has this interface.
     Rpc,
-    /// Chain notifications. Nodes of development branches have this interface.
+    /// Notifications about blocks and mempool transactions, height, and pruning. Nodes built from development branches
+    /// of Bitcoin Core have this interface.
     Chain,
-    /// Node state, per-peer statistics and all JSON-RPC methods over IPC. Nodes of development branches have this
-    /// interface.
+    /// Node state, per-peer statistics and all JSON-RPC methods over IPC. Nodes built from development branches of
+    /// Bitcoin Core have this interface.
     Node,
-    /// UTXO cache trace. Nodes of one development branch have this interface.
+    /// A callback for each coin that enters or leaves a UTXO cache of the node. Nodes built from one development branch
+    /// of Bitcoin Core have this interface.
     Tracing,
     /// All JSON-RPC methods over HTTP. Every node with an RPC port and an RPC password or cookie has this interface.
     HttpRpc,
@@ -77,7 +80,7 @@ pub struct Interfaces {
     /// whether the client can make calls.
     pub http: Option<HttpRpc>,
     /// JSON-RPC over IPC: through [`Interface::Rpc`] if the node has this interface, otherwise through
-    /// [`Interface::Node`].
+    /// [`Interface::Node`]; `None` if the node has neither interface.
     pub(super) execute_rpc: Option<ExecuteRpc>,
 }
 
@@ -183,8 +186,8 @@ impl Interfaces {
         {
             let client = BoundCapability { client, thread: thread.clone() };
             let rpc = ExecuteRpc::Node(client.clone());
-            // If the node's schema of Node has other ordinals than the exporter's schema, this call runs another
-            // method, and the response is not JSON.
+            // If the ordinals of the Node interface differ between the node's schema and the exporter's schema, this
+            // `executeRpc` call runs another method, and the response is not JSON.
             let is_node = match JsonRpc::new(rpc.clone()).is_offered().await {
                 Err(CallError::Malformed(_)) => false,
                 offered => offered?,

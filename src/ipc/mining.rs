@@ -17,7 +17,8 @@ use crate::schema::mining_capnp::{MAX_DOUBLE, mining};
 pub struct BlockHash(pub [u8; 32]);
 
 impl BlockHash {
-    /// The last 13 hexadecimal digits of the displayed hash as a number. An f64 represents 13 digits (52 bits) exactly.
+    /// The last 13 hexadecimal digits of the displayed hash as a number. An f64 represents 13 hexadecimal digits (52
+    /// bits) exactly.
     pub fn suffix(&self) -> f64 {
         const DIGITS: u32 = 13;
         let low = u64::from_le_bytes(*self.0.first_chunk().expect("32 bytes"));
@@ -91,7 +92,7 @@ impl MiningSchema {
     pub fn encode_timeout(self, timeout: Duration) -> f64 {
         let milliseconds = timeout.as_secs_f64() * 1000.0;
         match self {
-            // This XOR cancels the XOR with the default value in the exporter's schema.
+            // This XOR cancels the XOR that Cap'n Proto applies because of the default value in the exporter's schema.
             MiningSchema::Core30 => f64::from_bits(milliseconds.to_bits() ^ MAX_DOUBLE.to_bits()),
             MiningSchema::Core31 => milliseconds,
         }
@@ -105,8 +106,8 @@ pub struct Mining {
 }
 
 impl Mining {
-    /// Requests the Mining interface with the method ordinal of Core 31 and later. Core 31 and later respond only when
-    /// their chain state is loaded, which can take a long time. `None` if the node does not have this method.
+    /// Requests the Mining interface with the ordinal of `makeMining` in Core 31 and later. Core 31 and later respond
+    /// only when their chain state is loaded, which can take a long time. `None` if the node does not have this method.
     ///
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
@@ -119,8 +120,8 @@ impl Mining {
         Ok(client.map(|client| Self::new(client, thread, MiningSchema::Core31)))
     }
 
-    /// Requests the Mining interface with the method ordinal of Core 30. Core 30 responds at any time, but aborts if
-    /// the interface is used before the chain state is loaded. `None` if the node does not have this method.
+    /// Requests the Mining interface with the ordinal of `makeMining` in Core 30. Core 30 responds at any time, but
+    /// aborts if the interface is used before the chain state is loaded. `None` if the node does not have this method.
     ///
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).

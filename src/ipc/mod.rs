@@ -1,11 +1,13 @@
 //! The client of a node's IPC: Cap'n Proto over a Unix socket.
 //!
-//! - [`endpoint`] opens connections to the node: an inherited connection, or new connections to a socket path.
+//! - [`endpoint`] opens connections to the node: a connection inherited at the exporter's start, or new connections to
+//!   a socket path.
 //! - `connection` contains the Cap'n Proto handshake, the handles to the node's threads, and the deadline of each call.
-//! - `interfaces` lists the interfaces and discovers which of them a node has.
+//! - `interfaces` lists the interfaces that a node can have, and discovers which of them the connected node has.
 //! - `mining`, `execute_rpc`, `chain`, `node` and `tracing` are the clients of the node's interfaces. `template` is the
 //!   client of a block template. `subscription` is a subscription to the callbacks of Chain or Tracing.
-//! - `block` counts the contents of a block. `error` converts Cap'n Proto errors to `CallError`.
+//! - `block` counts the transactions, inputs and outputs of a block. `error` converts Cap'n Proto errors to
+//!   `CallError`.
 //! - [`guard`] is the process that relays Cap'n Proto messages between the node and the exporter.
 
 mod block;

@@ -35,9 +35,9 @@ pub struct PeerStats {
     /// Height of the best block that the peer has announced and whose header the node has; `None` if there is no such
     /// block.
     pub best_header: Option<i64>,
-    /// Round-trip time of the last ping.
+    /// Round-trip time of the last ping to the peer.
     pub ping: Option<Duration>,
-    /// Shortest round-trip time of a ping.
+    /// Shortest round-trip time of all pings to the peer.
     pub min_ping: Option<Duration>,
     /// Time since the node sent a ping that the peer has not answered yet; `None` if no ping is unanswered.
     pub ping_wait: Option<Duration>,
@@ -45,7 +45,7 @@ pub struct PeerStats {
     pub high_bandwidth_to: bool,
     /// Whether the peer selected the node as a BIP 152 high-bandwidth peer.
     pub high_bandwidth_from: bool,
-    /// Whether the peer takes part in address relay.
+    /// Whether the node relays addresses of other nodes to the peer and accepts addresses from the peer.
     pub addr_relay: bool,
     /// Number of addresses from the peer that the node has processed; `None` if the call that returned these statistics
     /// does not report the number.

@@ -2,7 +2,7 @@
 //!
 //! The subscription is over when three steps have happened in this order: the node has responded to `disconnect`, has
 //! called `destroy` on the callback object, and has released the callback object. If the connection closes before the
-//! `destroy` call, the node aborts at its next event.
+//! `destroy` call, the node aborts when it has to make its next callback.
 
 use std::time::Duration;
 

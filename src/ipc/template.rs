@@ -51,7 +51,7 @@ impl Mining {
 }
 
 impl BlockTemplate {
-    /// Fee of each transaction except the coinbase, in satoshis.
+    /// Fee of each transaction of the template except the coinbase, in satoshis.
     ///
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
@@ -60,7 +60,8 @@ impl BlockTemplate {
         Ok(answer.get()?.get_result()?.iter().collect())
     }
 
-    /// Signature operations cost of each transaction except the coinbase. The consensus limit for a block is 80,000.
+    /// Signature operations cost of each transaction of the template except the coinbase. The consensus limit for a
+    /// block is 80,000.
     ///
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).

@@ -141,8 +141,8 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// Checks the method of a call against the allow-list. Also checks the method and the parameters of a JSON-RPC request,
-/// and the timeout of `waitTipChanged`.
+/// Checks the method of a call of the exporter against the allow-list. Also checks the method and the parameters of a
+/// JSON-RPC request, and the timeout of `waitTipChanged`.
 ///
 /// # Errors
 /// The parameters are not a valid Cap'n Proto struct of the method's parameter type.
@@ -153,7 +153,7 @@ pub fn check(call: &Call) -> capnp::Result<Result<(), Rejection>> {
         return Ok(Err(Rejection { call: "other".into(), reason }));
     };
     let Some((_, name, _)) = interface.methods.iter().find(|(number, ..)| *number == ordinal) else {
-        /// Upper bound of the method ordinals in the schemas of all known nodes.
+        /// Upper bound of the method ordinals in the IPC schemas of all known versions of the node.
         const MAX_ORDINAL: u16 = 63;
         let call = match ordinal {
             0..=MAX_ORDINAL => format!("{}.{ordinal}", interface.name),
@@ -221,7 +221,7 @@ fn check_command(method: &str, parameters: &str, uri: &str) -> Result<(), String
     if written == parameters { Ok(()) } else { Err("parameters in an unexpected form".into()) }
 }
 
-/// Checks the size of the JSON text, and that the URI is empty. A URI could select a wallet.
+/// Checks the size of the JSON text, and that the URI is empty, because a URI could select a wallet.
 fn check_size(json: &str, uri: &str) -> Result<(), String> {
     if !uri.is_empty() {
         return Err("a URI".into());
@@ -280,7 +280,7 @@ mod tests {
         })
     }
 
-    /// The comments at the ends of the lines name the node's method with that ordinal.
+    /// The comment at the end of a line is the name of the node's method that has the ordinal in this line.
     #[test]
     fn methods_that_change_the_node_are_rejected() {
         for (method, call_name) in [

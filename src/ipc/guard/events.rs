@@ -95,11 +95,11 @@ impl GuardEvent {
 /// The Cap'n Proto IDs that the guard needs to end a subscription.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SubscriptionIds {
-    /// The exporter's export ID for the callback.
+    /// The exporter's export ID for the callback object.
     pub callback: u32,
     /// The node's export ID for the subscription's handler.
     pub handler: u32,
-    /// The node's export ID for the thread that runs the calls on the handler.
+    /// The node's export ID for its thread that runs the calls on the handler.
     pub thread: u32,
 }
 
@@ -118,7 +118,8 @@ impl FromStr for SubscriptionIds {
     }
 }
 
-/// An event, with the time for which the node waited for the guard's response to the callback.
+/// An event of the guard, with the time for which the node waited for the response to the callback that caused the
+/// event.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub struct TimedEvent {
     /// The callback, or the change of the connection's state.
@@ -178,8 +179,8 @@ impl EventQueue {
                 self.append_dropped();
                 self.append(TimedEvent { event, waited });
             }
-            // The guard has already responded to this callback. A callback that cannot be decoded also counts as
-            // dropped.
+            // The guard has already responded to this callback, so the node does not repeat it. A callback that cannot
+            // be decoded also counts as dropped.
             _ => self.dropped += 1,
         }
         if self.unsent.len() > BUFFER_BYTES {
@@ -214,7 +215,7 @@ impl EventQueue {
     }
 
     /// Makes one write with as many queued bytes as the socket accepts. A long queue, for example after the exporter
-    /// was stopped, needs several writes. The guard handles callbacks of the node between the writes.
+    /// was stopped by SIGSTOP, needs several writes. The guard handles callbacks of the node between the writes.
     pub fn flush(&mut self) {
         if self.blocked || self.unsent.is_empty() {
             return;

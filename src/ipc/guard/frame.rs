@@ -9,15 +9,16 @@ use std::os::unix::net::UnixStream;
 use capnp::Word;
 use nix::poll::PollFlags;
 
-/// Maximum size in bytes of a message from the node. A block has at most 4 MB, and responses to polls are smaller. The
-/// guard truncates a message above this limit.
+/// Maximum size in bytes of a message that the guard forwards from the node to the exporter. The guard truncates a
+/// message above this limit. The largest expected message contains a block, which has at most 4 MB.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// Maximum size in bytes of a message that the guard truncates. The guard rejects a message above this limit as
-/// invalid: no valid message is as large, because it contains one text of at most 512 MiB, and little else.
+/// Maximum size in bytes of a message that the guard truncates. The guard rejects a larger message as invalid. A valid
+/// message has at most one large text or byte string, which Cap'n Proto limits to 512 MiB, so the message always stays
+/// below this limit.
 pub const MAX_SKIPPED_BYTES: usize = 1 << 30;
 /// Maximum number of segments of a message, equal to the limit in Cap'n Proto's own readers.
 const MAX_SEGMENTS: usize = 512;
-/// Size in bytes of a read or write buffer that contains no large message.
+/// Size in bytes of a receive or send buffer while it contains no message larger than this size.
 pub const BUFFER_BYTES: usize = 64 << 10;
 
 /// The outcome of one read from a socket.
@@ -128,7 +129,7 @@ impl FrameReader {
 
     /// Makes room in the buffer for the message that is arriving: moves the unread bytes to the front, and grows the
     /// buffer to exactly the size of the message if the message does not fit. Returns false if the message fills the
-    /// buffer and is larger than the limit or the available memory.
+    /// buffer and is larger than `max_message_bytes` or the available memory.
     fn make_room(&mut self) -> bool {
         let left = self.end - self.start;
         let bytes = Word::words_to_bytes_mut(&mut self.buffer);
@@ -153,8 +154,8 @@ impl FrameReader {
         true
     }
 
-    /// Truncates a message that is too large to the bytes that have arrived, which include the question ID for the
-    /// response. The remaining bytes are skipped.
+    /// Truncates a message that cannot be stored completely. The buffer keeps the bytes that have already arrived,
+    /// which include the question ID of the call, and skips the remaining bytes.
     fn truncate(&mut self) {
         let bytes = &mut Word::words_to_bytes_mut(&mut self.buffer)[self.start..self.end];
         let Ok(Some(whole)) = length(bytes, self.max_skipped_bytes) else { return };
@@ -317,7 +318,7 @@ impl FramedSocket {
         self.outgoing.send(&self.socket, frame)
     }
 
-    /// Reserves send buffer memory for this number of bytes.
+    /// Reserves memory for this number of additional bytes in the send buffer.
     ///
     /// # Errors
     /// The memory cannot be allocated.
@@ -404,7 +405,7 @@ mod tests {
         }
     }
 
-    /// A writer that accepts this number of bytes in total and then returns `WouldBlock`.
+    /// A writer that stores the accepted bytes. After the number of bytes in the second field, it returns `WouldBlock`.
     struct Narrow(Vec<u8>, usize);
 
     impl Write for Narrow {

@@ -39,8 +39,9 @@ pub const COIN_ADDED: Method = (utxo_cache_trace::Client::TYPE_ID, 1);
 pub const COIN_SPENT: Method = (utxo_cache_trace::Client::TYPE_ID, 2);
 pub const COIN_UNCACHED: Method = (utxo_cache_trace::Client::TYPE_ID, 3);
 
-/// Whether the method reads the block, the fees, or the signature operations of a block template. Template methods with
-/// higher ordinals submit a block or wait for a change, and their ordinals differ between versions of the node.
+/// Whether the method reads the block, the fees, or the signature operations of a block template. The ordinals of the
+/// other template methods differ between versions of the node, and some of these methods submit a block or wait for a
+/// new template.
 pub fn reads_template((interface, ordinal): Method) -> bool {
     is_of_template((interface, ordinal)) && (2..=4).contains(&ordinal)
 }
@@ -161,7 +162,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// The capability whose method is called.
+/// The capability on which a call is made.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum CallTarget {
     /// A capability that the receiver hosts, identified by the receiver's export ID.
@@ -185,7 +186,7 @@ impl<'a> Call<'a> {
         let target = match reader.get_target()?.which()? {
             message_target::ImportedCap(id) => CallTarget::Export(id),
             message_target::PromisedAnswer(answer) => {
-                /// Maximum number of pointers in the path from a response to a capability in the response.
+                /// Maximum number of pointers in the path from the root of a response to a capability in the response.
                 const MAX_STEPS: u32 = 4;
                 let answer = answer?;
                 let steps = answer.get_transform()?;
@@ -303,7 +304,7 @@ pub enum Outcome<'a> {
     Results(MessageCapabilities, any_pointer::Reader<'a>),
     /// The call failed. The text is the reason in the node's response, or empty if the reason is not valid UTF-8.
     Exception(&'a str),
-    /// Any other outcome: cancelled, redirected, or too large.
+    /// Any other outcome: the call was cancelled, the results were redirected, or the response was too large to parse.
     Other,
 }
 

@@ -1,21 +1,21 @@
 //! The guard: a small process of the same binary that relays all messages of a connection between the node and the
 //! exporter.
 //!
-//! A node can crash if its client disconnects in the middle of a call or with active subscriptions, and a node waits
-//! for a client that hangs. The exporter can be killed, stopped or out of memory. Therefore the node's client is the
-//! guard, not the exporter: the guard has the node's socket. The guard responds to each callback immediately, sends the
-//! callback as an event through a bounded queue to the exporter, and relays the exporter's own calls. When the exporter
-//! exits for any reason, or the node shuts down, the guard unsubscribes, waits for the responses to unfinished calls,
-//! and closes the connection.
+//! A node can crash if its client disconnects in the middle of a call or with active subscriptions, and a node that
+//! makes a callback blocks until its client responds. The exporter can be killed, stopped or out of memory. Therefore
+//! the node's client is the guard, not the exporter: the guard has the socket that is connected to the node. The guard
+//! responds to each callback immediately, sends the callback as an event through a bounded queue to the exporter, and
+//! relays the exporter's own calls. When the exporter exits for any reason, or the node shuts down, the guard
+//! unsubscribes, waits for the responses to unfinished calls, and closes the connection.
 //!
 //! - `protocol` decides how each message is handled, without I/O; `allow_list` lists the calls that the guard forwards;
 //!   `relay` is the loop around poll(2).
 //! - `message` parses messages, `outgoing` encodes the messages that originate in the guard, and `frame` implements
 //!   Cap'n Proto's framing on sockets.
-//! - `events` defines the events for the exporter. `busy_poll` shortens the time for which the node waits for a
-//!   response, and `trace_budget` limits the time for which the UTXO cache trace delays the node.
+//! - `events` defines the events for the exporter. `busy_poll` shortens the time for which the node waits for the
+//!   response to a callback, and `trace_budget` limits the time for which the UTXO cache trace delays the node.
 //! - `process` starts and sets up the guard process, on behalf of the [`supervisor`](crate::supervisor).
-//!   `subscription_store` passes the subscriptions to a replacement guard.
+//!   `subscription_store` passes the active subscriptions of a killed guard to its replacement.
 //!
 //! This file contains the code that runs in the exporter: the exporter's handle to a guard.
 
@@ -64,11 +64,12 @@ pub struct Guard {
     /// closed.
     watch: AbortOnDropHandle<()>,
     state: Rc<GuardState>,
-    /// The guard's total run delay at the last call of `new_run_delay`.
+    /// The guard's total run delay (time for which it waited for a CPU) at the last call of `new_run_delay`.
     run_delay: Duration,
 }
 
-/// Flags of a connection and its guard, which several tasks of the exporter share.
+/// Two flags of a connection, which the tasks that read the guard's events and the supervisor's notices set, and which
+/// [`Guard::disconnect`] reads.
 #[derive(Default)]
 struct GuardState {
     node_shuts_down: Cell<bool>,
@@ -94,7 +95,8 @@ impl Guard {
         Some(total.saturating_sub(std::mem::replace(&mut self.run_delay, total)))
     }
 
-    /// Starts a task that passes each event of the guard to `sink`, until the guard closes the event socket.
+    /// Starts a task that reads the guard's events until the guard closes the event socket. The task passes callbacks,
+    /// dropped callbacks, rejected calls and an exceeded trace budget to `sink`, and does not pass on the other events.
     pub fn forward_events(&mut self, mut sink: impl FnMut(TimedEvent) + 'static) {
         let Some(mut events) = self.events.take() else { return };
         let state = self.state.clone();

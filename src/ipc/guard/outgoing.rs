@@ -15,13 +15,13 @@ use crate::schema::proxy_capnp::thread_map;
 /// A message to the node that originates in the guard, not in the exporter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GuardMessage {
-    /// A call of `ThreadMap.makeThread`.
+    /// A call of `ThreadMap.makeThread`, which creates a thread of the node for the guard's long polls.
     MakeThread { question: u32, thread_map: u32 },
     /// A call of `Mining.waitTipChanged`, with the timeout that the exporter used in its last call of this method.
     WaitTipChanged { question: u32, mining: u32, thread: u32, tip: Vec<u8>, timeout: f64 },
     /// A call of `Handler.disconnect`, which ends a subscription.
     Disconnect { question: u32, handler: u32, thread: u32 },
-    /// Cap'n Proto `Finish`: the response to the call `question` was processed.
+    /// Cap'n Proto `Finish`: the node may discard the results of the call with the ID `question`.
     Finish { question: u32, releases: bool },
     /// Cap'n Proto `Release`: drops `count` references to a block template of the node.
     Release { export: u32, count: u32 },
@@ -153,7 +153,7 @@ pub const TOO_LARGE: &str =
     "the node's response is larger than 64 MiB, or the guard has too little memory for it";
 
 /// Encodes an error response to the exporter, which replaces a node's response that is too large. The flag
-/// `no_finish_needed` of the node's response is kept, so the exporter sends the `Finish` that the node needs.
+/// `no_finish_needed` of the node's response is kept, so the exporter sends a `Finish` if the node needs a `Finish`.
 pub fn too_large(question: u32, no_finish_needed: bool) -> Vec<u8> {
     let mut message = Builder::new_default();
     let mut answer = init_return(&mut message, question);

@@ -32,7 +32,7 @@ const NAME: &std::ffi::CStr = c"bitcoind-guard";
 
 /// A running guard process, with the exporter's ends of the guard's two sockets.
 pub struct StartedGuard {
-    /// PID of the guard, a child of this process.
+    /// PID of the guard, a child of the process that called [`start`].
     pub pid: Pid,
     /// Socket for Cap'n Proto messages between the exporter and the node, which the guard relays.
     pub exporter: StdUnixStream,
@@ -110,7 +110,7 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     // Prevents other processes of the same user, for example the exporter, from reading the guard's memory.
     let _ = prctl::set_dumpable(false);
     sandbox::confine_guard();
-    // Descriptors 0 and 1 stay open as duplicates of the two sockets, so closing a socket does not end its connection.
-    // The relay therefore calls shutdown(2).
+    // Descriptors 0 and 1 stay open as duplicates of `node` and `exporter`, so closing `node` or `exporter` does not
+    // close the connection. The relay therefore calls shutdown(2).
     Ok(relay(node, exporter, events.into(), budget, files)?)
 }

@@ -23,15 +23,15 @@ use crate::{cli, sys, text};
 
 /// Maximum size in bytes of a message from the exporter. The exporter's calls are short.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
-/// Maximum number of bytes that the guard buffers for a node or an exporter that does not read its socket. If the
+/// Number of unsent bytes at which the guard's send buffer for the node or for the exporter counts as full. If the
 /// buffer for the node is full, the guard reads neither from the node nor from the exporter. If the buffer for the
 /// exporter is full, the guard does not read from the exporter.
 const MAX_UNSENT_BYTES: usize = 1 << 20;
 /// Time for which the guard collects events before it sends them to the exporter. One write for each event would delay
 /// the response to the node's next callback.
 const EVENT_FLUSH_INTERVAL: Duration = Duration::from_millis(1);
-/// Time for which the receive buffer keeps the memory of a block for the next block. Allocating the memory again takes
-/// as long as reading the block.
+/// Time for which the receive buffer for the node's messages keeps the memory that it allocated for a block, for the
+/// next block. Allocating the memory again takes as long as reading a block from the socket.
 const MEMORY_KEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Minimum interval between readings of the guard's run delay, the time for which the guard waited for a CPU.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
@@ -47,8 +47,9 @@ pub struct OpenFiles {
     pub replaces: bool,
 }
 
-/// Relays messages until the node closes the connection, or the guard has disconnected cleanly. A guard that replaces a
-/// killed guard ends the subscriptions in the store, disconnects, and relays nothing.
+/// Relays messages between the node and the exporter until the node closes the connection, or the guard has
+/// disconnected cleanly. A guard that replaces a killed guard ends the subscriptions in the store, disconnects, and
+/// relays nothing.
 ///
 /// # Errors
 /// A socket cannot be used, or the process at the other end of `node` is not a node.
@@ -113,7 +114,8 @@ fn relay_with_log(
     ended
 }
 
-/// State of the loop around poll(2): the sockets, the protocol state, and the times at which timers started.
+/// The guard's sockets to the node and to the exporter, with the state that the loop around poll(2) needs to relay
+/// messages between them.
 struct Relay {
     node: FramedSocket,
     exporter: FramedSocket,
@@ -122,7 +124,7 @@ struct Relay {
     protocol: ProtocolState,
     answer: EmptyAnswer,
     busy_poll: BusyPoll,
-    /// Time at which the last large message of the node arrived.
+    /// Time at which bytes of a message larger than `frame::BUFFER_BYTES` last arrived from the node.
     last_large_at: Duration,
     /// Time at which the guard's run delay was last read.
     run_delay_at: Duration,
@@ -297,10 +299,10 @@ impl Relay {
     }
 
     fn handle_exporter_frame(&mut self, frame: &[u8]) -> io::Result<()> {
-        /// Memory in bytes for the `Finish` messages that the guard sends before it forwards this message.
+        /// Memory in bytes for the `Finish` messages that the guard sends before it forwards a message of the exporter.
         const FINISHES_BYTES: usize = 4096;
-        // The memory is reserved first, because `ProtocolState` counts the message as sent, and the send buffer must
-        // then have room for the message.
+        // The memory is reserved first, because `on_exporter` records the message as sent to the node, and the send
+        // buffer must then have room for the message.
         self.node.reserve(frame.len() + FINISHES_BYTES)?;
         let opened = message::open(frame).map_err(malformed)?;
         let message = Message::parse(&opened).map_err(malformed)?;

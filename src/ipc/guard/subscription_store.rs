@@ -40,7 +40,7 @@ impl SubscriptionStore {
         Ok(SubscriptionStore { file: fd.into(), subscriptions: Vec::new() })
     }
 
-    /// Reads the subscriptions from the memory file whose descriptor this process inherited.
+    /// Reads the subscriptions from the memory file whose descriptor this guard process inherited from the supervisor.
     pub(super) fn inherited(fd: OwnedFd) -> Self {
         let file = File::from(fd);
         let mut bytes = [0; MAX_BYTES];

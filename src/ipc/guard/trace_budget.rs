@@ -1,8 +1,8 @@
 //! The time budget of the UTXO cache trace, which limits the time for which the trace may delay the node.
 //!
-//! The node makes a callback for every coin, and holds `cs_main` while it waits for the response. Each callback takes
-//! tens of microseconds, most of it for thread switches in the node. The waiting time is measured as the time between
-//! two callbacks of a burst.
+//! The node makes a callback for every coin that it adds, spends or uncaches, and holds `cs_main` while it waits for
+//! the response. Each callback takes tens of microseconds, most of it for thread switches in the node. The node's
+//! waiting time is measured as the time between two callbacks of a burst.
 
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use std::time::Duration;
 const BUDGET_PERIOD: Duration = Duration::from_secs(600);
 /// Maximum gap between two callbacks of a burst. A longer gap does not count as waiting time.
 const MAX_BURST_GAP: Duration = Duration::from_millis(250);
-/// Maximum waiting time that is counted for one gap. A longer gap contains other work of the node, for example script
-/// checks.
+/// Maximum waiting time that is counted for one gap between two callbacks. A longer gap contains other work of the
+/// node, for example script checks.
 const MAX_ROUND_TRIP: Duration = Duration::from_micros(500);
 
 /// Counter of the time for which the node has waited for the trace in the current period, with the budget as its limit.
@@ -22,7 +22,8 @@ pub struct TraceBudget {
     began: Duration,
     last: Duration,
     waited: Duration,
-    /// The guard's run delay at the last reading in this burst; `None` if the burst has no reading yet.
+    /// The guard's run delay at the last call of `add_run_delay` in this burst of callbacks; `None` before the first
+    /// call.
     run_delay: Option<Duration>,
 }
 
@@ -46,9 +47,9 @@ impl TraceBudget {
         self.allowed.is_some_and(|allowed| self.waited > allowed)
     }
 
-    /// Adds the time for which the guard waited for a CPU (because of a quota or other tasks) since the last reading.
-    /// The node waited for the guard during this time, so the time counts against the budget. `total` is the guard's
-    /// run delay since its start.
+    /// Adds the time for which the guard waited for a CPU (because of a quota or other tasks) since the previous call
+    /// of this method in the same burst. The node waited for the guard during this time, so the time counts against the
+    /// budget. `total` is the guard's run delay since its start.
     pub fn add_run_delay(&mut self, total: Duration) {
         let before = self.run_delay.replace(total).unwrap_or(total);
         self.waited += total.saturating_sub(before);

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-/// Table of the node's capabilities that the exporter has, keyed by the node's export IDs.
+/// Table of the node's capabilities to which the exporter has references, keyed by the node's export IDs.
 #[derive(Default)]
 pub(super) struct NodeCapabilities {
     /// Number of references that the exporter has to each capability.
@@ -43,8 +43,8 @@ impl NodeCapabilities {
         }
     }
 
-    /// Removes `count` references of the exporter. Returns false, and removes no reference, if the exporter has fewer
-    /// references.
+    /// Removes `count` of the exporter's references to the capability. Returns false, and removes no reference, if the
+    /// exporter has fewer references.
     pub fn release(&mut self, id: u32, count: u32) -> bool {
         match self.references.get_mut(&id) {
             Some(references) if *references >= count => {

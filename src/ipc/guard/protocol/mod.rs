@@ -2,24 +2,24 @@
 //! The code in this module does no I/O, and its callers pass the current time.
 //!
 //! A node can crash if a client disconnects in the middle of a call or with an active subscription. A node disconnects
-//! or aborts if a client breaks the protocol. Therefore the guard applies these rules to every message of the node and
-//! of the exporter:
+//! or aborts if a client breaks Cap'n Proto's RPC protocol. Therefore the guard applies these rules to every message of
+//! the node and of the exporter:
 //!
-//! - The guard forwards a message of the exporter only if it is valid in the current state. The guard drops an invalid
-//!   message and starts a clean disconnect. The guard never cancels a call: if the exporter sends `Finish` before the
-//!   node's response, the guard forwards the `Finish` only after the response.
+//! - The guard forwards a message of the exporter only if it is valid in the current state of the connection. The guard
+//!   drops an invalid message and starts a clean disconnect. The guard never cancels a call: if the exporter sends
+//!   `Finish` before the node's response, the guard forwards the `Finish` only after the response.
 //! - The guard responds to the node's calls, even if the exporter has exited.
-//! - A long poll (`waitTipChanged`) is always under way, because its response announces the node's shutdown. If the
-//!   exporter has no long poll under way, the guard makes a long poll.
-//! - At most one call on a block template is under way, and the guard releases the template before it closes the
-//!   connection.
+//! - The node announces its shutdown in the response to a long poll (`waitTipChanged`). Therefore the guard makes a
+//!   long poll if the exporter has no long poll under way.
+//! - At most one call on a block template is under way at a time, and the guard releases the template before it closes
+//!   the connection.
 //! - To drain (disconnect cleanly) means: disconnect one subscription after the other, wait until the node has released
 //!   each callback object, and wait for the response to each call.
 //!
 //! The state is divided into modules with their own tests. `questions` contains the unfinished calls to the node,
-//! `capabilities` the references to the node's capabilities, `shutdown_watch` the long poll, `template` the state of a
-//! block template, and `subscriptions` the subscriptions. `on_node_message` and `on_exporter_message` handle messages.
-//! `own_calls` makes the guard's own calls, and decides when the guard may close the connection.
+//! `capabilities` the exporter's references to the node's capabilities, `shutdown_watch` the long poll, `template` the
+//! state of a block template, and `subscriptions` the subscriptions. `on_node_message` and `on_exporter_message` handle
+//! messages. `own_calls` makes the guard's own calls, and decides when the guard may close the connection.
 
 mod capabilities;
 mod on_exporter_message;
@@ -43,7 +43,8 @@ use shutdown_watch::ShutdownWatch;
 use subscriptions::SubscriptionTable;
 use template::TemplateState;
 
-/// First question ID and first export ID that the guard allocates for itself. The exporter allocates its IDs from zero.
+/// First question ID of the guard's own calls, and first export ID of the guard's own objects. The exporter allocates
+/// its IDs from zero.
 const FIRST_GUARD_ID: u32 = 0x7000_0000;
 /// First ID that a replacement guard allocates. The number differs from [`FIRST_GUARD_ID`], because late responses to
 /// the killed guard's calls must not match a call of the replacement guard.
@@ -107,7 +108,7 @@ pub struct ProtocolState {
     /// `Finish` and `Release` messages that the guard has to send to the node.
     finishes: VecDeque<GuardMessage>,
     events: VecDeque<GuardEvent>,
-    /// Time at which the clean disconnect started; `None` before it.
+    /// Time at which the clean disconnect started; `None` before the start.
     draining_since: Option<Duration>,
     /// Time at which this guard was started as a replacement; `None` if this guard is not a replacement.
     replacing_since: Option<Duration>,

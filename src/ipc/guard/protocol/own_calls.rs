@@ -20,8 +20,9 @@ pub(super) const MAX_QUIET_WAIT: Duration = Duration::from_secs(5);
 /// Time without a message from the node after which a replacement guard closes the connection. The time is longer than
 /// a long poll, because the killed guard may have forwarded a long poll that the replacement guard has no record of.
 pub(super) const SILENCE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Maximum wait for responses from a process that has not sent any response yet. A process that has not responded to
-/// the handshake cannot have a thread that runs a call, so the guard may close the connection.
+/// Maximum time for which a guard that disconnects cleanly waits for responses, if the process at the other end of the
+/// node's socket has not sent any response. A process that has not responded to the handshake cannot have a thread that
+/// runs a call, so the guard may close the connection.
 pub(super) const MAX_HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 
 impl ProtocolState {

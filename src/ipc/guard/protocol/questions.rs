@@ -31,7 +31,8 @@ pub(super) enum CallPurpose {
     Other,
 }
 
-/// An unfinished call to the node: its purpose, the thread that runs it, and what is known of its response.
+/// Record of an unfinished call to the node, with which the guard handles the node's response and the exporter's
+/// `Finish`.
 #[derive(Debug)]
 struct Question {
     purpose: CallPurpose,
@@ -141,7 +142,7 @@ impl Questions {
     /// Records a `Finish` of the exporter, and returns the guard's action.
     ///
     /// # Errors
-    /// The exporter has made no such call, or has already sent a `Finish` for the call.
+    /// The exporter has made no call with this question ID, or has already sent a `Finish` for the call.
     pub fn finish(&mut self, number: u32, releases: bool) -> Result<FinishAction, &'static str> {
         const NOT_ASKED: &str = "finish of an unknown question";
         if number >= FIRST_GUARD_ID {

@@ -12,7 +12,7 @@ use crate::schema::mining_capnp::mining;
 /// poll immediately, so without this minimum the guard would repeat the call in a tight loop.
 pub(super) const MIN_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Minimum time between the starts of two long polls of the guard while there are subscriptions. The guard has to end
-/// the subscriptions before the node has shut down, which takes 40 to 90 ms on regtest.
+/// the subscriptions before the node has shut down. A node on regtest shuts down within 40 to 90 ms.
 pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Time after the end of the exporter's long poll after which the guard starts a long poll, if the exporter has not
 /// started another long poll. The delay is shorter than a shutdown of the node, so the guard's long poll can still
@@ -74,10 +74,9 @@ enum WatchThread {
     Made(u32),
 }
 
-/// The guard's watch for the node's shutdown on one connection: the parameters, the thread, the last result and the
-/// start time of the guard's long polls, which the node answers when it shuts down. After the node's first response to a
-/// long poll of the exporter, a long poll is always under way. The first response shows that the node has loaded its
-/// chain state.
+/// Schedule of the guard's own long polls on one connection, with which the guard detects the shutdown of the node. The
+/// guard makes no long poll before the node has returned a tip to a long poll of the exporter, because only this
+/// response shows that the node has loaded its chain state.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
     thread_map: Option<u32>,
@@ -92,7 +91,8 @@ pub(super) struct ShutdownWatch {
 }
 
 impl ShutdownWatch {
-    /// Whether this capability of the node is the thread map or Mining, which the guard needs for its long polls.
+    /// Whether this capability of the node is the thread map or the Mining interface, which the guard needs for its
+    /// long polls.
     pub fn is_pinned(&self, id: u32) -> bool {
         self.thread_map == Some(id) || self.long_poll.is_some_and(|poll| poll.mining == id)
     }
@@ -102,7 +102,7 @@ impl ShutdownWatch {
         self.thread_map = Some(thread_map);
     }
 
-    /// Records the node's response to the guard's `makeThread` call; `None` if the call failed.
+    /// Records the node's response to the guard's `makeThread` call. `thread` is `None` if the call failed.
     pub fn on_thread(&mut self, thread: Option<u32>, now: Duration) {
         match thread {
             Some(thread) => self.thread = WatchThread::Made(thread),

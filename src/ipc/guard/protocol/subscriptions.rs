@@ -145,7 +145,8 @@ impl SubscriptionTable {
         self.disconnects.push(PendingDisconnect { callback, own });
     }
 
-    /// Records the node's response to a `disconnect` call. The text is the node's error message if the call failed.
+    /// Records the node's response to a `disconnect` call. If the call failed, `ended` contains the node's error
+    /// message.
     pub fn on_disconnect_end(&mut self, callback: u32, ended: Result<(), &str>, now: Duration) {
         self.disconnects.retain(|disconnect| disconnect.callback != callback);
         self.retry_at = match ended {

@@ -1,4 +1,5 @@
-//! One test for each rule of the guard, and for each fault of a real node that was found in tests.
+//! One test for each rule that the guard applies to messages, and for each misbehavior of a real node that earlier
+//! tests have found.
 
 mod templates;
 
@@ -64,8 +65,8 @@ fn call(
         for (i, id) in imported.iter().enumerate() {
             table.reborrow().get((hosted.len() + i) as u32).set_receiver_hosted(*id);
         }
-        // In the message's table of capabilities, hosted capabilities (a callback or the thread map) are before the
-        // thread.
+        // `set_parameters` requires that a hosted capability (a callback or the thread map) precedes the thread in the
+        // message's table of capabilities.
         set_parameters(params.get_content(), (interface, method), !hosted.is_empty(), !imported.is_empty());
     })
 }
@@ -276,7 +277,8 @@ impl TestGuard {
         assert_eq!(self.node(call(1000, CALLBACK, method, &[], &[])), NodeMessageAction::AnswerCallback);
     }
 
-    /// Asserts that the guard now makes one call, a `disconnect` of this handler. Returns the question ID of the call.
+    /// Asserts that the guard now makes one call, a `disconnect` of the handler `expected`. Returns the question ID of
+    /// the call.
     fn disconnects(&mut self, expected: u32) -> u32 {
         let [GuardMessage::Disconnect { question, handler, thread: THREAD }] = self.calls()[..] else {
             panic!("no disconnect")
@@ -434,7 +436,7 @@ fn unanswered_subscription_ends_after_its_answer() {
 }
 
 /// An exporter that exits before the node has responded to its request for a subscription sends `Finish` for the
-/// request.
+/// request. The guard still needs the handler in the node's response to end the subscription.
 #[test]
 fn cancelled_subscription_keeps_its_handler() {
     let mut guard = TestGuard::connected();
@@ -715,7 +717,8 @@ fn question_number_is_free_if_no_finish_is_needed() {
     assert_eq!(guard.exporter(call(5, CHAIN, GET_HEIGHT, &[], &[THREAD])), ExporterMessageAction::Forward);
 }
 
-/// The exporter sends `Finish` for a call, and the node at the same time sends the response to the call.
+/// The exporter sends `Finish` for a call, and the node at the same time sends a response that needs no `Finish`. The
+/// guard must not treat the `Finish` as a violation of the protocol.
 #[test]
 fn finish_that_crosses_an_answer_is_tolerated() {
     let mut guard = TestGuard::connected();
@@ -811,8 +814,8 @@ fn replacement_waits_until_the_node_is_silent() {
     guard.passes(SILENCE_TIMEOUT);
     assert!(guard.may_close(), "the node may have released the callback before");
 
-    // Case 3: the node keeps making callbacks. The replacement guard does not wait for silence for more than a limited
-    // time.
+    // Case 3: the node keeps making callbacks. The replacement guard waits for silence for at most `MAX_QUIET_WAIT`,
+    // and then sends the `disconnect`.
     let mut guard = start();
     let mut waited = Duration::ZERO;
     while guard.calls().is_empty() {
@@ -1025,7 +1028,7 @@ fn threads_of_the_node_are_limited() {
     let mut guard = TestGuard::connected();
     for question in 20..20 + MAX_THREADS {
         let verdict = guard.exporter(call(question, THREAD_MAP, message::MAKE_THREAD, &[], &[]));
-        // One of the `MAX_THREADS` threads was requested in the handshake.
+        // `TestGuard::connected` has already requested one of the `MAX_THREADS` threads.
         let ends = question == 19 + MAX_THREADS;
         assert_eq!(
             verdict == ExporterMessageAction::Violation("request for too many threads"),

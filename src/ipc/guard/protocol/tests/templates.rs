@@ -140,8 +140,9 @@ fn template_allows_only_reads() {
     let why = "call on a block template that does not read it";
     guard.is_refused(on_template(31, SUBMIT_SOLUTION), why);
     guard.is_refused(on_template(31, (block_template::Client::TYPE_ID, 8)), why); // waitNext of Core 31
+    // Methods of an unknown interface and of interfaces other than BlockTemplate.
     for other in [(7, 7), message::MAKE_THREAD, message::WAIT_TIP_CHANGED, message::CREATE_NEW_BLOCK] {
-        guard.is_refused(on_template(31, other), why); // The allow-list permits these methods, but they belong to other interfaces.
+        guard.is_refused(on_template(31, other), why);
     }
     assert_eq!(guard.exporter(on_template(31, GET_TX_FEES)), ExporterMessageAction::Forward);
 }
