@@ -24,11 +24,11 @@ pub struct BlockContents {
     pub bytes: u64,
 }
 
-/// Visitor that counts the contents of a block while the block is parsed.
+/// Visitor that counts the transactions, inputs and outputs of a block while the block is parsed.
 #[derive(Default)]
 struct BlockVisitor {
     contents: BlockContents,
-    /// Number of transactions that have been parsed completely.
+    /// Number of the block's transactions that have been parsed completely.
     parsed: u64,
 }
 
@@ -46,7 +46,7 @@ impl Visitor for BlockVisitor {
     }
     fn visit_tx_ins(&mut self, total_inputs: usize) {
         // A serialized transaction contains the number of its inputs before the inputs. This number is not validated
-        // yet, so the sum could overflow.
+        // yet, so the sum over the transactions could overflow.
         self.contents.inputs = self.contents.inputs.saturating_add(total_inputs as u64);
     }
     fn visit_tx_outs(&mut self, total_outputs: usize) {

@@ -9,7 +9,7 @@ use super::subscription::{CallbackObject, Subscription};
 use super::{BlockContents, CallError, NodeThread};
 use crate::schema::chain_capnp::{chain, chain_notifications};
 
-/// A notification of the Chain interface, with only the values that the exporter counts.
+/// A notification of the Chain interface, reduced to the values that the exporter uses.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum ChainEvent {
     /// `transactionAddedToMempool`: a transaction entered the mempool.
@@ -25,7 +25,7 @@ pub enum ChainEvent {
         height: i32,
         /// Whether the block was connected to the background chainstate of an assumeutxo node, far below the tip.
         historical: bool,
-        /// Size of the serialized block in bytes; 0 if the node omitted the block.
+        /// Size of the serialized block in bytes; 0 if the node omitted the block from the notification.
         bytes: usize,
         /// Totals of the block's transactions. `None` if the block cannot be parsed, or if it is `historical`: the
         /// contents of historical blocks are not counted.
@@ -52,10 +52,10 @@ impl Chain {
     }
 
     /// Whether the node's Chain interface has the method ordinals of the exporter's schema; `None` if the capability is
-    /// not a Chain. The ordinals differ between public branches of the node. On a branch with the exporter's schema,
-    /// this call runs `relayMinFee`, which returns bytes. On the public branches with another schema and with the
-    /// Mining interface, the same ordinal is `estimateMaxBlocks`, which returns a number. Both methods are safe to call
-    /// at any time, and change nothing.
+    /// not a Chain. The ordinals differ between public branches of Bitcoin Core. On a branch with the exporter's
+    /// schema, this call runs `relayMinFee`, which returns bytes. On the public branches with another schema and with
+    /// the Mining interface, the same ordinal is `estimateMaxBlocks`, which returns a number. Both methods are safe to
+    /// call at any time, and change nothing.
     pub(super) async fn has_our_schema(&self) -> Result<Option<bool>, CallError> {
         let answer = ok_if_offered(call!(self.0, relay_min_fee_request))?;
         Ok(answer.map(|answer| {
@@ -123,5 +123,6 @@ impl Chain {
     }
 }
 
-/// The implementation has no methods, because the guard responds to the node's calls to this object.
+/// This implementation of the callback interface has no methods, because the guard process, not the exporter, responds
+/// to the node's callbacks.
 impl chain_notifications::Server for CallbackObject {}

@@ -38,7 +38,7 @@ struct ThreadCalls {
     /// A lock that the exporter holds from before it sends a call until the response to the call arrives.
     slot: Arc<Mutex<()>>,
     /// The task that waits for the response to the last call on the thread. The task is aborted when the last clone of
-    /// the [`NodeThread`] is dropped, because the task would keep the connection open.
+    /// the [`NodeThread`] is dropped, because a task that still waits would keep the connection open.
     last: RefCell<Option<AbortOnDropHandle<()>>>,
 }
 

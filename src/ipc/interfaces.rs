@@ -163,8 +163,9 @@ impl Interfaces {
             && let Ok(capability) =
                 answer.get()?.get_result().get_as_capability::<capnp::capability::Client>()
         {
-            // Depending on the node's version, this capability is an Rpc or a Chain. A node rejects calls that the
-            // capability does not implement, so a test call shows which of the two interfaces the capability has.
+            // Depending on the node's version, this capability implements the Rpc or the Chain interface. A node
+            // rejects calls that the capability does not implement, so a test call shows which of the two interfaces
+            // the capability has.
             let rpc = ExecuteRpc::Rpc(with_thread(&capability, thread));
             if JsonRpc::new(rpc.clone()).is_offered().await? {
                 offered.execute_rpc = Some(rpc);

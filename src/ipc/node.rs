@@ -19,7 +19,7 @@ pub struct PeerStats {
     /// IP address of the peer, if the peer has an IP address and the node reports the address. The node reports no
     /// address for a peer that was added by host name (`-addnode=host`).
     pub address: Option<IpAddr>,
-    /// Number of the autonomous system (AS) of the address, if the node uses an AS map (`-asmap`).
+    /// Number of the autonomous system (AS) of the peer's address, if the node uses an AS map (`-asmap`).
     pub mapped_as: Option<u32>,
     /// Connection type, named as in getpeerinfo, for example `inbound` or `outbound-full-relay`.
     pub connection_type: &'static str,

@@ -39,7 +39,8 @@ impl Mining {
             MiningSchema::Core31 => call!(self.capability, create_new_block_request, |params| {
                 params.reborrow().init_options();
                 // With the default value `true` of this option, the node responds only after it has caught up with the
-                // chain. The caller of this method decides when to request a template.
+                // chain. The exporter does not need this delay, because the caller of this method decides when to
+                // request a template.
                 params.set_cooldown(false)
             })?,
         };

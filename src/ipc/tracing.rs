@@ -8,7 +8,7 @@ use super::subscription::{CallbackObject, Subscription};
 use super::{CallError, NodeThread};
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 
-/// A change of one coin in a UTXO cache. The number is the coin's value in satoshis.
+/// A change of one coin in a UTXO cache of the node. The number is the coin's value in satoshis.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum CoinEvent {
     /// The coin was added to a cache.
@@ -43,5 +43,6 @@ impl Tracing {
     }
 }
 
-/// The implementation has no methods, because the guard responds to the node's calls to this object.
+/// This implementation of the callback interface has no methods, because the guard process, not the exporter, responds
+/// to the node's callbacks.
 impl utxo_cache_trace::Server for CallbackObject {}

@@ -15,8 +15,8 @@ const LONG_YIELD: Duration = Duration::from_micros(80);
 /// from poll(2) preempts the running task, but a task that yielded waits in the run queue.
 const PREEMPTED_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Times of the node's last callback and of the guard's last preemption, which determine whether the guard polls the
-/// node's socket in a loop or sleeps in poll(2).
+/// The decision whether the guard polls the node's socket in a loop or sleeps in poll(2), which depends on the times of
+/// the node's last callback and of the guard's last preemption.
 #[derive(Default)]
 pub struct BusyPoll {
     last_callback_at: Duration,

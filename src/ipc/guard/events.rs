@@ -236,7 +236,8 @@ impl EventQueue {
         }
     }
 
-    /// Sends the remaining queued events, until the socket has accepted no bytes for one second.
+    /// Sends the remaining queued events. Discards the events that are left when the socket has accepted no bytes for
+    /// one second.
     pub fn finish(mut self) {
         self.append_dropped();
         let _ = self.socket.set_nonblocking(false);

@@ -18,7 +18,7 @@ use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 /// A method, identified by its interface ID and its ordinal in the schema.
 pub type Method = (u64, u16);
 
-// Methods of the node that the exporter calls.
+// Methods of the node to which the guard applies special rules.
 pub const CONSTRUCT: Method = (init::Client::TYPE_ID, 0);
 pub const MAKE_THREAD: Method = (thread_map::Client::TYPE_ID, 0);
 pub const WAIT_TIP_CHANGED: Method = (mining::Client::TYPE_ID, 3);

@@ -88,8 +88,8 @@ impl Guard {
         (stream, Guard { pid: guard, events, reader: None, watch, state, run_delay: Duration::ZERO })
     }
 
-    /// The guard's run delay since the last call of this method, which is the time for which the guard was ready to run
-    /// and waited for a CPU. `None` if the kernel does not provide this statistic.
+    /// The guard's run delay (time for which the guard was ready to run and waited for a CPU) since the last call of
+    /// this method. `None` if the kernel does not provide this statistic.
     pub fn new_run_delay(&mut self) -> Option<Duration> {
         let total = scheduling::run_delay(&self.pid.to_string())?;
         Some(total.saturating_sub(std::mem::replace(&mut self.run_delay, total)))

@@ -21,7 +21,7 @@ use super::trace_budget::TraceBudget;
 use crate::scheduling::RunDelayFile;
 use crate::{cli, sys, text};
 
-/// Maximum size in bytes of a message from the exporter. The exporter's calls are short.
+/// Maximum size in bytes of a message from the exporter. All calls of the exporter are much shorter.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
 /// Number of unsent bytes at which the guard's send buffer for the node or for the exporter counts as full. If the
 /// buffer for the node is full, the guard reads neither from the node nor from the exporter. If the buffer for the

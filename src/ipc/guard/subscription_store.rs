@@ -14,7 +14,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::events::{GuardEvent, SubscriptionIds};
 
-/// Maximum size of the file in bytes. The exporter has at most two subscriptions, whose IDs need less than 100 bytes.
+/// Maximum size of the memory file in bytes. The exporter has at most two subscriptions, whose IDs need less than 100
+/// bytes.
 const MAX_BYTES: usize = 4096;
 
 /// The active subscriptions of one connection, with a copy in a memory file for a replacement guard.

@@ -33,7 +33,8 @@ impl TraceBudget {
         TraceBudget { allowed, ..TraceBudget::default() }
     }
 
-    /// Records a callback of the trace. Returns whether the waiting time exceeds the budget.
+    /// Records a callback of the trace. Returns whether the node's waiting time in the current period exceeds the
+    /// budget.
     pub fn on_call(&mut self, now: Duration) -> bool {
         if now.saturating_sub(self.began) > BUDGET_PERIOD {
             (self.began, self.waited) = (now, Duration::ZERO);

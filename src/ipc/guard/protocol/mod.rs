@@ -99,7 +99,7 @@ pub struct ProtocolState {
     subscriptions: SubscriptionTable,
     /// Question ID of the guard's next call.
     next_question: u32,
-    /// Export ID of the last thread that the guard hosted for the node.
+    /// Export ID of the last thread object that the guard created for a `makeThread` call of the node.
     last_thread: u32,
     /// Number of `makeThread` calls of the exporter.
     threads_requested: u32,

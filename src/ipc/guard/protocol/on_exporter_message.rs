@@ -12,7 +12,8 @@ use crate::ipc::guard::message::{self, Call, CallTarget, Message, PassedCapabili
 pub(super) const MAX_THREADS: u32 = 16;
 /// Number of rejected calls after which the guard disconnects. The guard rejects a call only if the exporter has a bug.
 pub(super) const MAX_REJECTED: u32 = 16;
-/// Maximum number of unfinished calls. The node keeps the results of unfinished calls in memory.
+/// Maximum number of unfinished calls to the node. The number is limited because the node keeps the results of
+/// unfinished calls in memory.
 pub(super) const MAX_CALLS: usize = 64;
 /// Maximum number of the exporter's references to capabilities of the node.
 pub(super) const MAX_REFERENCES: usize = 256;

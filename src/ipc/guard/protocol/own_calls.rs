@@ -7,8 +7,8 @@ use super::{
     SubscriptionIds,
 };
 
-/// Minimum time between the node's last message and the guard's close of the connection. The node's worker thread may
-/// still be cleaning up after the last call.
+/// Minimum time between the node's last message and the guard's close of the connection. During this time the node's
+/// worker thread may still be cleaning up after the last call, and a disconnect could crash the node.
 pub(super) const SETTLE_TIME: Duration = Duration::from_millis(20);
 /// Time without a message from the node after which a replacement guard sends its first message. If the killed guard
 /// had a `disconnect` call under way, the `destroy` call that the node makes during a `disconnect` would have arrived

@@ -116,7 +116,8 @@ impl SubscriptionTable {
         self.all.len() < before
     }
 
-    /// Records a callback of the UTXO cache trace. Returns whether the budget is now exceeded for the first time.
+    /// Records a callback of the UTXO cache trace. Returns whether the trace now exceeds its time budget for the first
+    /// time.
     pub fn on_trace(&mut self, now: Duration) -> bool {
         self.budget.on_call(now) && !std::mem::replace(&mut self.over_budget, true)
     }

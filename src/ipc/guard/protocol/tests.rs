@@ -211,7 +211,8 @@ impl TestGuard {
         assert_eq!(self.exporter(finish(question, false)), ExporterMessageAction::Forward);
     }
 
-    /// A guard whose exporter has completed the handshake and has made no other call.
+    /// A guard whose exporter has completed the handshake, created a thread of the node, and requested the Mining and
+    /// Chain interfaces.
     fn connected() -> Self {
         let mut guard = TestGuard::new();
         guard.connect();
@@ -597,7 +598,7 @@ fn long_poll_continues_at_an_interval() {
     assert_eq!(guard.protocol.next_wakeup(guard.now), Some(Duration::from_millis(1)));
     guard.passes(Duration::from_millis(1));
     let [GuardMessage::WaitTipChanged { question, .. }] = guard.calls()[..] else { panic!() };
-    // If the exporter has a subscription, the guard's interval between long polls is shorter.
+    // If the exporter has a subscription, the guard's interval between long polls is `MIN_SUBSCRIBED_POLL_INTERVAL`.
     guard.subscribe();
     guard.node(tip_results(question, Some(OTHER_TIP)));
     guard.calls();
@@ -620,16 +621,16 @@ fn guard_polls_only_without_the_exporters_long_poll() {
     guard.calls();
     guard.passes(Duration::from_secs(3600));
     assert_eq!((guard.calls(), guard.protocol.next_wakeup(guard.now)), (vec![], None));
-    // After the node's response to its long poll, the exporter starts another long poll within `TAKEOVER_DELAY`. The
-    // guard starts no long poll.
+    // After the node's response to the exporter's long poll, the exporter starts another long poll within
+    // `TAKEOVER_DELAY`. The guard starts no long poll.
     guard.node(tip_results(20, Some(TIP)));
     guard.passes(TAKEOVER_DELAY - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.passes(Duration::from_secs(3600));
     assert_eq!(guard.calls(), []);
-    // After the node's response to its long poll, the exporter does not start another long poll. The guard starts one
-    // after `TAKEOVER_DELAY`.
+    // After the node's response to the exporter's long poll, the exporter does not start another long poll. The guard
+    // starts a long poll after `TAKEOVER_DELAY`.
     guard.node(failure(21, "no"));
     assert_eq!(guard.protocol.next_wakeup(guard.now), Some(TAKEOVER_DELAY));
     guard.passes(TAKEOVER_DELAY);
@@ -791,7 +792,7 @@ fn replacement_waits_until_the_node_is_silent() {
         guard.protocol.drain(now);
         guard
     };
-    // Case 1: the node is handling a `disconnect` of the killed guard. The replacement guard does not repeat it.
+    // Case 1: the node is handling a `disconnect` of the killed guard. The replacement guard does not repeat the call.
     let mut guard = start();
     guard.passes(QUIET_TIME - Duration::from_millis(1));
     guard.is_called_back(DESTROY);
@@ -803,7 +804,7 @@ fn replacement_waits_until_the_node_is_silent() {
     guard.passes(Duration::from_millis(1));
     assert!(guard.may_close());
 
-    // Case 2: the killed guard has not sent the `disconnect`. The replacement guard sends it.
+    // Case 2: the killed guard has not sent the `disconnect`. The replacement guard sends the `disconnect`.
     let mut guard = start();
     guard.passes(QUIET_TIME);
     let question = guard.disconnects(HANDLER);
