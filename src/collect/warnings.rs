@@ -41,7 +41,7 @@ const KINDS: [(&str, &[&str]); 5] = [
 /// Label value of the kind of all other warnings.
 const OTHER: &str = "other";
 
-/// Maximum number of warnings that are read from a response. Bitcoin Core has fewer warnings.
+/// Maximum number of warnings that are read from a response. Bitcoin Core has fewer different warnings.
 const MAX_WARNINGS: usize = 16;
 
 fn kind(text: &str) -> &'static str {
@@ -49,7 +49,8 @@ fn kind(text: &str) -> &'static str {
     found.map_or(OTHER, |(kind, _)| kind)
 }
 
-/// The warnings in the last response, which have been logged. The list is kept from one connection to the next.
+/// The node's warnings in the last response, which the exporter has logged. The list is kept from one connection to the
+/// next, so a reconnect does not repeat the log lines.
 #[derive(Default)]
 pub struct Warnings(Vec<String>);
 
