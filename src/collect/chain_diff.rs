@@ -31,7 +31,8 @@ pub struct ChainDiff {
 }
 
 /// Maximum height difference between the tips for which all headers between them are requested. For a larger
-/// difference, one request for the hash of the active chain's block at the old tip's height is cheaper.
+/// difference, one request for the hash of the active chain's block at the old tip's height is cheaper than a request
+/// for each header.
 const MAX_STEPS: i32 = 16;
 
 /// Counts the blocks between two tips, from each of them back to their last common block. The result is exact even if

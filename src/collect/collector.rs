@@ -17,7 +17,8 @@ use crate::supervisor::GuardedSockets;
 
 /// An open connection to a node, over one of two transports.
 pub(super) enum NodeTransport {
-    /// A connection to the node's IPC socket, through a guard process.
+    /// A connection to the node's IPC socket through a guard, the process that relays between the node and the
+    /// exporter.
     Ipc(GuardedSockets),
     /// JSON-RPC over HTTP, to which the node has responded. The string is the reason why there is no connection over
     /// IPC.
@@ -135,8 +136,8 @@ impl Collector {
         }
     }
 
-    /// Repeats attempts to connect until one succeeds. Logs the reason of a failure when the reason changes. Logs the
-    /// successful connection if `is_logged` is set.
+    /// Repeats attempts to connect to the node until an attempt succeeds. Logs the reason of a failure when the reason
+    /// changes. Logs the successful connection if `is_logged` is set.
     ///
     /// Attempts on a socket are repeated every 500 ms, because a failed attempt reaches no node: attempts fail only
     /// while no node listens on the socket. If the exporter may poll over HTTP only, attempts back off, because a

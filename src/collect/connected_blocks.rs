@@ -1,4 +1,4 @@
-//! The connected blocks whose contents are still to be counted with getblockstats.
+//! The connected blocks whose contents (transactions, fees and others) are still to be counted with getblockstats.
 
 use std::collections::VecDeque;
 

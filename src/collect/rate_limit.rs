@@ -88,7 +88,7 @@ impl RateLimit {
         self.lifetime = lifetime.max(metrics::lifetime(self.interval));
     }
 
-    /// Records that the call that started at `started` was made early because of an event.
+    /// Records that the call that started at `started` was made early because of an event, for example a new tip.
     pub fn was_early(&mut self, started: Instant) {
         self.earliest_event = started + Self::MIN_EARLY_INTERVAL.min(self.interval);
     }

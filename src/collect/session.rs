@@ -178,7 +178,7 @@ impl Session {
     }
 
     /// Subscribes to the node's events, polls the node and follows its tip until the session ends. Then closes the
-    /// connection and waits until the guard has unsubscribed and disconnected.
+    /// connection, and waits until the guard has ended the subscriptions and disconnected from the node.
     pub async fn run(self) -> SessionEnd {
         self.run_until(|| false).await
     }

@@ -20,7 +20,7 @@ use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
 use crate::json_rpc::CallError;
 
 /// Handle to the task that starts and ends the subscriptions of one connection. When the connection is closed, the
-/// guard ends the subscriptions that are still active.
+/// guard (the process that relays between the node and the exporter) ends the subscriptions that are still active.
 pub struct Subscriptions {
     polled: watch::Sender<PollResult>,
     any: Rc<Cell<bool>>,

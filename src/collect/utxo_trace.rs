@@ -110,8 +110,8 @@ impl UtxoCacheTrace {
         self.show(&context.metrics);
     }
 
-    /// Stops counting if the last poll found the node in initial block download again. Returns the subscription, which
-    /// the caller has to end.
+    /// Stops counting the events of the trace if the last poll found the node in initial block download again. Returns
+    /// the subscription, which the caller has to end.
     pub fn end_in_ibd(&mut self, polled: &PollResult, metrics: &Metrics) -> Option<Subscription> {
         if polled.ibd != Some(true) || !self.is_active() {
             return None;

@@ -58,9 +58,9 @@ impl Warnings {
     /// Reads the field `warnings` of a response, and logs warnings that appeared or disappeared. Returns the number of
     /// warnings of each kind, or an empty list if the response has no such field.
     ///
-    /// The field is an array of all warnings. With `-deprecatedrpc=warnings`, and before Bitcoin Core 28, the field is
-    /// a string with only one of the warnings, or an empty string. For a non-empty string, only the kind of that
-    /// warning is returned, because the numbers of the other kinds are unknown.
+    /// The field `warnings` is an array of all warnings of the node. With `-deprecatedrpc=warnings`, and before Bitcoin
+    /// Core 28, the field is a string with only one of the warnings, or an empty string. For a non-empty string, only
+    /// the kind of that warning is returned, because the numbers of the other kinds are unknown.
     pub fn update(&mut self, warnings: &Value) -> Vec<(&'static str, f64)> {
         let (texts, complete) = match warnings {
             Value::Array(texts) => (texts.iter().filter_map(Value::as_str).collect(), true),

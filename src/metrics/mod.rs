@@ -150,7 +150,7 @@ impl Metrics {
         families.map(|family| family.declaration.name).collect()
     }
 
-    /// All declarations, for METRICS.md.
+    /// The declarations of all metrics, from which METRICS.md is generated.
     pub fn declarations(&self) -> Vec<Declaration> {
         self.families().into_iter().map(|family| family.declaration).collect()
     }

@@ -205,8 +205,8 @@ impl RateLimitedCalls {
         answer
     }
 
-    /// Makes a JSON-RPC call for which some errors are a normal response and do not count as failures. Returns `None`
-    /// if there is no response, and `Some(Err)` if the response is such an error.
+    /// Makes a JSON-RPC call for which some errors, selected by `is_normal`, are a normal response and do not count as
+    /// failures. Returns `None` if there is no response, and `Some(Err)` if the response is such an error.
     async fn rpc_tolerating<T: DeserializeOwned>(
         &mut self,
         method: Method,
