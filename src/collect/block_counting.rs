@@ -1,4 +1,5 @@
-//! Decides which blocks are counted when the tip changes. This file makes no calls to the node.
+//! Decides which blocks the exporter adds to its block counters when the node's tip changes. This file makes no calls
+//! to the node.
 
 use crate::ipc::BlockRef;
 
@@ -19,7 +20,7 @@ pub enum ReconnectState {
 /// Whether block headers can be requested from the node over JSON-RPC.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum HeaderAccess {
-    /// The node has no JSON-RPC.
+    /// JSON-RPC is available neither over IPC nor over HTTP.
     Unavailable,
     /// Headers can be requested later, when JSON-RPC over HTTP is usable.
     NotYet,
@@ -43,7 +44,8 @@ pub struct CountingConditions {
 /// The next step in counting the blocks up to a new tip.
 #[derive(Debug, PartialEq)]
 pub enum CountingAction {
-    /// Count no blocks by their headers, and make the new tip the last counted tip.
+    /// Make the new tip the last counted tip without counting blocks by their headers, because there is no block to
+    /// count, or because the node sends notifications about its blocks.
     Advance,
     /// Export only the height, because headers cannot be requested and the blocks cannot be counted.
     ShowHeight,
@@ -51,16 +53,17 @@ pub enum CountingAction {
     Wait,
     /// Check whether the node was restarted, then call [`next_action`] again.
     CheckRestart,
-    /// Check whether the node has this block, which is the last counted tip. If the node has the block, it was rolled
-    /// back to a lower height.
+    /// Check whether the node has this block, which is the last counted tip. If the node has the block, the node was
+    /// rolled back to a lower height.
     CheckKnown(BlockRef),
     /// Count no blocks, because the node was rolled back and has not reached its earlier height yet.
     StayRolledBack,
-    /// Count the blocks from this tip to the new tip.
+    /// Count the blocks between this block, which is the last counted tip, and the new tip.
     Count(BlockRef),
 }
 
-/// Decides the next step for the new tip `tip`. `counted` is the last counted tip, on this or an earlier connection.
+/// Decides the next step for the new tip `tip`. `counted` is the last counted tip: the exporter has processed the
+/// blocks up to it, on this or an earlier connection.
 pub fn next_action(
     counted: Option<BlockRef>,
     tip: BlockRef,

@@ -1,13 +1,14 @@
-//! Counts the blocks between two tips. The code follows the parent hashes in block headers, which it requests over
-//! JSON-RPC.
+//! Counts the blocks that a node disconnected and connected between two tips. The code follows the parent hashes in
+//! block headers, which it requests over JSON-RPC.
 
 use serde_json::{Value, json};
 
 use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::{CallError, JsonRpc, Method};
 
-/// Whether this error is permanent, because the node does not have the block: the node is on another chain, or its
-/// block index was rebuilt. All other errors may be temporary, including malformed responses of a proxy.
+/// Whether this error is permanent, because it shows that the node does not have the requested block: the node is on
+/// another chain, or its block index was rebuilt. All other errors may be temporary, including malformed responses of a
+/// proxy.
 pub fn is_final(error: &CallError) -> bool {
     /// `RPC_INVALID_ADDRESS_OR_KEY` in Core's rpc/protocol.h.
     const BLOCK_NOT_FOUND: i64 = -5;
@@ -30,7 +31,8 @@ pub struct ChainDiff {
 }
 
 /// Maximum height difference between the tips for which all headers between them are requested. For a larger
-/// difference, one request for the hash of the active chain's block at the old tip's height is cheaper.
+/// difference, one request for the hash of the active chain's block at the old tip's height is cheaper than a request
+/// for each header.
 const MAX_STEPS: i32 = 16;
 
 /// Counts the blocks between two tips, from each of them back to their last common block. The result is exact even if

@@ -17,7 +17,8 @@ use crate::supervisor::GuardedSockets;
 
 /// An open connection to a node, over one of two transports.
 pub(super) enum NodeTransport {
-    /// A connection to the node's IPC socket, through a guard process.
+    /// A connection to the node's IPC socket through a guard, the process that relays between the node and the
+    /// exporter.
     Ipc(GuardedSockets),
     /// JSON-RPC over HTTP, to which the node has responded. The string is the reason why there is no connection over
     /// IPC.
@@ -135,14 +136,14 @@ impl Collector {
         }
     }
 
-    /// Repeats attempts to connect until one succeeds. Logs the reason of a failure when the reason changes. Logs the
-    /// successful connection if `is_logged` is set.
+    /// Repeats attempts to connect to the node until an attempt succeeds. Logs the reason of a failure when the reason
+    /// changes. Logs the successful connection if `is_logged` is set.
     ///
     /// Attempts on a socket are repeated every 500 ms, because a failed attempt reaches no node: attempts fail only
     /// while no node listens on the socket. If the exporter may poll over HTTP only, attempts back off, because a
     /// running node may receive and reject each request.
     async fn connect(&self, source: &mut NodeEndpoint, is_logged: bool) -> NodeTransport {
-        /// Interval between two attempts to connect to the socket.
+        /// Interval between two attempts to connect to the node's IPC socket.
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
         let over_http = self.context.http_rpc.as_ref().is_some_and(|http| http.config().http_only);
         let poll_interval = self.context.config.poll_interval;
@@ -187,16 +188,16 @@ impl Collector {
 /// Waits until the node's process has exited, before the exporter connects again. A node that is shutting down still
 /// accepts connections, and aborts when a client calls an interface that the node has already destroyed.
 async fn wait_for_exit(node: SocketPeer) {
-    /// Time to wait if the exporter cannot observe the exit of the process.
+    /// Time for which the exporter waits if it cannot observe the exit of the node's process.
     const BLIND_TIMEOUT: Duration = Duration::from_secs(10);
     if node.ended().await.is_err() {
         tokio::time::sleep(BLIND_TIMEOUT).await;
     }
 }
 
-/// The delay before the exporter reconnects after a connection that was accepted and then failed. The field is the
-/// number of failures in a row. The delay doubles with each failure. Random jitter prevents many exporters from
-/// reconnecting at the same time.
+/// The delay before the exporter connects to the node again, after a connection that was accepted and then failed, or
+/// after a failed attempt to connect over HTTP. The field is the number of these failures in a row. The delay doubles
+/// with each failure. Random jitter prevents many exporters from reconnecting at the same time.
 #[derive(Default)]
 struct Backoff(u32);
 
@@ -212,8 +213,8 @@ impl Backoff {
         full.mul_f64(rand::random_range(0.5..=1.0)).max(Self::MIN)
     }
 
-    /// Like [`next`](Self::next), but at most `longest`, because a node in a crash loop is reachable only for a short
-    /// time after each start.
+    /// Like [`next`](Self::next), but limits the delay to `longest`. With a longer delay, the exporter could miss a
+    /// node in a crash loop, which is reachable only for a short time after each start.
     fn next_within(&mut self, longest: Duration) -> Duration {
         self.next().min(longest)
     }

@@ -1,10 +1,11 @@
-//! The connected blocks whose contents are still to be counted with getblockstats.
+//! The connected blocks whose contents (transactions, fees and others) are still to be counted with getblockstats.
 
 use std::collections::VecDeque;
 
 use crate::ipc::BlockRef;
 
-/// Maximum number of queued ranges. Each tip change adds one range, and each poll counts the blocks of several ranges.
+/// Maximum number of block ranges that wait in the queue to be counted. Each tip change adds one range, and each poll
+/// counts the blocks of several ranges.
 const MAX_RANGES: usize = 1024;
 
 /// Selects the totals of a connected block that getblockstats still has to provide for the counters.
@@ -12,8 +13,8 @@ const MAX_RANGES: usize = 1024;
 pub enum ContentsToCount {
     /// All totals.
     All,
-    /// Only the fees. The other totals were counted from a notification. The block in the notification does not
-    /// contain the values of the spent coins, from which the fees are computed.
+    /// Only the fees. The block's other totals were already counted from the `blockConnected` notification. The block
+    /// in the notification does not contain the values of the spent coins, from which the fees are computed.
     Fees,
 }
 
@@ -36,8 +37,8 @@ pub struct ConnectedBlocks {
 }
 
 impl ConnectedBlocks {
-    /// Adds connected blocks, unless the node is in initial block download. If the queue is full, drops the oldest
-    /// range, and returns the number of its blocks.
+    /// Adds a range of connected blocks to the queue, unless the node is in initial block download. Returns the number
+    /// of dropped blocks: if the queue is full, the blocks of its oldest range are dropped.
     pub fn push(&mut self, range: BlockRange) -> u64 {
         if self.in_ibd || range.blocks == 0 {
             return 0;
@@ -55,13 +56,14 @@ impl ConnectedBlocks {
         }
     }
 
-    /// The blocks to be counted next.
+    /// The oldest range in the queue, whose blocks are to be counted next.
     pub fn next(&self) -> Option<BlockRange> {
         self.ranges.front().copied()
     }
 
-    /// Removes the last block of the next range. `parent` is the parent of the removed block. If `parent` is `None`, removes
-    /// the whole range, and returns the number of its other blocks, which are not counted.
+    /// Removes the last block of the oldest range from the queue. If the range has more blocks, `parent`, the parent of
+    /// the removed block, becomes the last block of the range. If `parent` is `None`, removes the whole range, and
+    /// returns the number of its other blocks, which are then never counted.
     pub fn done(&mut self, parent: Option<BlockRef>) -> u64 {
         match (self.ranges.front_mut(), parent) {
             (Some(range), Some(parent)) if range.blocks > 1 => {

@@ -78,7 +78,8 @@ pub(super) struct NewTip {
 /// counted exactly once.
 #[derive(Default)]
 pub(super) struct PersistentState {
-    /// Traffic totals of each peer that were already added to the traffic counters.
+    /// The traffic totals (bytes, addresses) of each peer at the last poll, which are already included in the traffic
+    /// counters.
     pub peers: PeerTraffic,
     /// Start time, number of restarts and identity of the node's process.
     pub node_start: NodeStartTracker,
@@ -88,7 +89,7 @@ pub(super) struct PersistentState {
     pub thread_times: ThreadTimes,
     /// The last tip that the node returned.
     pub last_tip: Option<BlockRef>,
-    /// The last counted tip: all blocks up to it are counted.
+    /// The last counted tip: the next count of connected and disconnected blocks starts from this block.
     pub counted_tip: Option<BlockRef>,
     /// The connected blocks whose contents are still to be counted.
     pub connected_blocks: ConnectedBlocks,

@@ -22,8 +22,8 @@ pub struct DiskSpace {
     pub size: f64,
 }
 
-/// Paths that may be the directory of the node's chain, which contains `blocks`. The directory of mainnet is the data
-/// directory, and the directories of other chains are in the data directory.
+/// Paths that may be the directory of the node's chain, which contains the directory `blocks`. The directory of mainnet
+/// is the data directory, and the directories of other chains are in the data directory.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DatadirCandidates {
     /// The directory that the user configured.
@@ -45,9 +45,10 @@ impl DatadirCandidates {
         self.named.iter().chain(&self.found).chain(&self.of_log).map(PathBuf::as_path)
     }
 
-    /// Returns the first candidate that contains `blocks`. A candidate that the exporter has no permission to check is
-    /// accepted if the user configured it, or if it is the directory of the log file and no part of its path is `log`
-    /// or `logs` (`-debuglogfile`). The exporter therefore needs no permission for the data directory.
+    /// Returns the first candidate that contains the directory `blocks`. A candidate that the exporter has no
+    /// permission to check is accepted if the user configured it, or if it is the directory of the log file and no part
+    /// of its path is `log` or `logs` (`-debuglogfile`). With such a candidate, the exporter needs no permission to
+    /// access the data directory.
     fn data_directory(&self) -> Option<&Path> {
         let is_of_logs = |path: &Path| path.iter().any(|part| part == "log" || part == "logs");
         let log = self.of_log.as_deref();

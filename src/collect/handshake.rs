@@ -61,8 +61,8 @@ async fn handshake(
 ) -> Result<(IpcParts, Interfaces, Option<HttpRpcVerifier>), SessionEnd> {
     let connection = IpcConnection::new(stream, context.config.call_timeout).await;
     let connection = connection.map_err(|error| match error {
-        // The kernel accepts connections for a node that hangs, so a timeout does not mean that the process is not a
-        // node.
+        // The kernel accepts connections for a node that hangs, so a timeout does not show that the process behind the
+        // socket is not a node.
         CallError::TimedOut(_) => SessionEnd::Failed(error),
         error => SessionEnd::NoNode(error),
     })?;
@@ -185,7 +185,7 @@ async fn wait_for_message_handler(node: &SocketPeer) {
 
 /// Waits until a node of Bitcoin Core 30 has loaded its chain. Bitcoin Core 30 aborts if its Mining interface is called
 /// before the chain is loaded. The exporter therefore does not call Mining before the node's message handler thread
-/// exists. Returns an error if the node's threads are not visible.
+/// exists. Returns an error if the node's threads are not visible in `/proc`.
 async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
     loop {
         match node.runs_thread(MESSAGE_HANDLER) {
@@ -200,9 +200,11 @@ async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
 /// RPC_IN_WARMUP, and its other interfaces must not be called.
 ///
 /// A node that is shutting down can return the same error, and does not exit before the exporter disconnects. If the
-/// node's process is not visible, the exporter therefore disconnects after five seconds.
+/// node's process is not visible in `/proc`, the exporter cannot detect the shutdown, and therefore disconnects after
+/// five seconds.
 async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), SessionEnd> {
-    /// Maximum wait for a node whose process is not visible.
+    /// Maximum time for which the exporter waits for the end of the warmup, if the node's process is not visible in
+    /// `/proc`.
     const MAX_BLIND_WAIT: Duration = Duration::from_secs(5);
     let since = Instant::now();
     let mut is_logged = false;

@@ -44,8 +44,8 @@ impl HttpRpcVerifier {
         &self.http
     }
 
-    /// Marks HTTP as usable if it responds and leads to the right node. Marks HTTP as unusable, with the reason, if it
-    /// does not.
+    /// Marks HTTP as usable if it responds and leads to the right node. If HTTP does not respond or leads to another
+    /// node, marks HTTP as unusable, with the reason.
     pub async fn verify(&self) {
         match self.find_difference().await {
             Ok(None) => {
@@ -113,7 +113,7 @@ impl HttpRpcVerifier {
     /// over IPC. Returns a description of the difference if the node behind HTTP has another block at that height. If
     /// the blocks differ, the IPC tip is read again, because the tip may have changed during the call.
     async fn find_tip_difference(&self, mining: &Mining) -> Result<Option<String>, CallError> {
-        /// Maximum number of comparisons that are repeated because the tip changed during the call.
+        /// Maximum number of comparisons. A comparison is repeated if the tip changed during the call.
         const MAX_TIP_CHANGES: u32 = 5;
         for _ in 0..MAX_TIP_CHANGES {
             let Some(before) = mining.tip().await? else { return Ok(None) };
@@ -139,12 +139,13 @@ impl HttpRpcVerifier {
         ))
     }
 
-    /// Compares the prune heights of the two nodes. Returns a description of the difference if the node behind HTTP has
-    /// pruned more blocks than the node behind the IPC socket.
+    /// Compares the prune heights that the node behind the IPC socket and the node behind HTTP return. Returns a
+    /// description of the difference if the node behind HTTP has pruned more blocks than the node behind the IPC
+    /// socket.
     async fn find_prune_difference(&self, chain: &Chain, info: &Value) -> Result<Option<String>, CallError> {
         let Some(theirs) = number(info, "pruneheight") else { return Ok(None) };
-        // A higher prune height over IPC is no difference, because the node may have pruned blocks between the two
-        // calls.
+        // A higher prune height over IPC is no difference, because the call over IPC is made after the call over HTTP,
+        // and the node may have pruned blocks between the two calls.
         let ours = chain.prune_height().await?.map_or(0.0, |last| f64::from(last) + 1.0);
         Ok((ours < theirs).then(|| format!("it is pruned to height {theirs}, not {ours}")))
     }

@@ -41,11 +41,11 @@ pub struct TemplatePoller {
     new_tip: watch::Receiver<Option<NewTip>>,
     limit: RateLimit,
     last_parent: LastParent,
-    /// Whether the last request failed. Only the first of several failures in a row is logged.
+    /// Whether the last request for a template failed. Only the first of several failures in a row is logged.
     failing: bool,
 }
 
-/// Parent block of the last template.
+/// Parent block of the last block template that the exporter has read; `None` before the first template.
 #[derive(Default)]
 struct LastParent(Option<BlockHash>);
 
@@ -92,7 +92,7 @@ impl TemplatePoller {
     pub async fn run(mut self) {
         let mut new_tip = None;
         let mut suspensions = Suspensions::new();
-        // Creates the series with value 0 before the first response.
+        // Creates the series of failed template requests with value 0, before the first response.
         self.context.metrics.exporter.poll_failures.inc_by(["Mining.createNewBlock"], 0);
         loop {
             if self.poll(new_tip.take()).await.is_break() {
@@ -113,7 +113,8 @@ impl TemplatePoller {
     }
 
     /// Requests one template now, and exports its contents. `new_tip` is the tip that caused the request, if any.
-    /// Returns `Break` if further requests cannot succeed.
+    /// Returns `Break` if further requests cannot succeed, because the connection is closed or the node does not have
+    /// the method.
     pub async fn poll(&mut self, new_tip: Option<NewTip>) -> ControlFlow<()> {
         let context = self.context.clone();
         let metrics = &context.metrics.next_block;

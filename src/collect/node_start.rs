@@ -66,8 +66,8 @@ pub struct NodeStartTracker {
     /// Start time of the process, Unix seconds. The start time is computed once and kept until another process
     /// responds, because a later computation would give another result if the wall clock is set.
     started: Option<f64>,
-    /// Whether no uptime was read since the current connection was opened. A proxy can route a new connection to
-    /// another node.
+    /// Whether no uptime was read since the current connection was opened. The next uptime may be of another node,
+    /// because a proxy can route a new connection to another node.
     is_new_connection: bool,
     restarts: u64,
     /// The least certain of the identities that were determined since the last call of
@@ -76,8 +76,8 @@ pub struct NodeStartTracker {
 }
 
 impl NodeStartTracker {
-    /// Number of detected restarts. The number increases when the exporter detects that another process responds than
-    /// before.
+    /// Number of detected restarts of the node. The number increases when the exporter detects that another process
+    /// responds than before.
     pub fn restarts(&self) -> u64 {
         self.restarts
     }
@@ -106,8 +106,9 @@ impl NodeStartTracker {
         }
     }
 
-    /// Updates the state from a reading. Returns the start time of the current process in Unix seconds, computed from
-    /// `/proc` if the process is visible there, otherwise as `now` minus the uptime.
+    /// Updates the tracker. `process` is the node's process if it is visible in `/proc`, and `uptime` is a new reading
+    /// of the node's uptime, if the node returned one. Returns the start time of the current process in Unix seconds,
+    /// computed from `/proc` if the process is visible there, otherwise as `now` minus the uptime.
     pub fn update(
         &mut self,
         process: Option<(i32, u64)>,

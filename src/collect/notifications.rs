@@ -24,7 +24,7 @@ pub fn start(metrics: &Metrics) {
     }
 }
 
-/// Counts a notification. Returns the name of the notification's method.
+/// Counts a notification. Returns the name of the method by which the node sent the notification.
 pub fn count(event: ChainEvent, context: &Context) -> &'static str {
     let metrics = &context.metrics;
     let blocks = &metrics.blocks;

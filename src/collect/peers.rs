@@ -76,8 +76,8 @@ impl PeerTotal {
     }
 }
 
-/// The node's announcement backlog and the height of its tip, with which the values of its peers are combined or
-/// compared.
+/// Values of the node that the metrics of its peers depend on: the announcement backlog, which is added to the queues
+/// of the peers, and the height of the tip, with which the heights of the peers are compared.
 #[derive(Clone, Copy, Default)]
 pub struct NodeState {
     /// Transactions that the node holds back from all inbound or all outbound peers.
@@ -86,8 +86,9 @@ pub struct NodeState {
     pub height: Option<f64>,
 }
 
-/// The traffic totals of each peer that were already added to the traffic counters. They are kept between polls, and
-/// when the exporter reconnects.
+/// The traffic totals (bytes, addresses) that the node reported for each peer at the last poll. Each poll adds the
+/// increase of these totals since the last poll to the traffic counters. The totals are kept when the exporter
+/// reconnects.
 #[derive(Default)]
 pub struct PeerTraffic {
     /// Totals that the node reported at the last poll, by peer; `None` before the first poll.
@@ -128,8 +129,8 @@ impl PeerTraffic {
         for peer in peers {
             for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
                 for (kind, total) in totals {
-                    // The label is the string in MESSAGE_TYPES, and never the node's string, which a peer could have
-                    // chosen.
+                    // The label value is the string in MESSAGE_TYPES, and never the message type in the response, which
+                    // a peer could have chosen.
                     let kind = MESSAGE_TYPES.iter().find(|known| *known == kind).unwrap_or(&"other");
                     let key = ((peer.id, peer.connected), PeerTotal::Bytes(direction, kind));
                     let sum: &mut u64 = present.entry(key).or_insert(0);
@@ -203,8 +204,8 @@ fn show_software(peers: &[PeerStats], network: &NetworkMetrics) {
 }
 
 /// Parses a peer's user agent to two label values: the client (`core`, `knots` or `other`), and for Bitcoin Core its
-/// major version (before version 22: `0.` and the second number). A peer can claim anything, so both values are from
-/// bounded sets.
+/// major version (before version 22: `0.` and the second number). Both values are from bounded sets, because a peer can
+/// send any text as its user agent.
 fn client(user_agent: &str) -> (&'static str, String) {
     let other = ("other", String::new());
     let Some(rest) = user_agent.strip_prefix("/Satoshi:") else { return other };

@@ -24,7 +24,7 @@ pub struct RateLimit {
     in_debt: bool,
     /// Earliest time at which an event (a new tip) may cause a call before the call is due.
     earliest_event: Instant,
-    /// Number of failures in a row.
+    /// Number of failed calls in a row.
     failures: u32,
     /// Time for which the result of the last call is exported.
     lifetime: Duration,
@@ -36,8 +36,8 @@ impl RateLimit {
     const COSTLY_INTERVAL: Duration = Duration::from_secs(60);
     /// Value of `share` for costly calls: they take at most 0.1 % of the node's time.
     const COSTLY_SHARE: u32 = 1000;
-    /// Maximum wait because of the time budget, even after a very long call. This maximum is less than
-    /// [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no value expires before the next call.
+    /// Maximum time for which the time budget delays the next call, even after a very long call. This maximum is less
+    /// than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no value expires before the next call.
     const MAX_INTERVAL: Duration = Duration::from_secs(4 * 60);
     /// Maximum time for which the result of a call is exported.
     const MAX_LIFETIME: Duration = Duration::from_secs(5 * 60);
@@ -88,7 +88,7 @@ impl RateLimit {
         self.lifetime = lifetime.max(metrics::lifetime(self.interval));
     }
 
-    /// Records that the call that started at `started` was made early because of an event.
+    /// Records that the call that started at `started` was made early because of an event, for example a new tip.
     pub fn was_early(&mut self, started: Instant) {
         self.earliest_event = started + Self::MIN_EARLY_INTERVAL.min(self.interval);
     }
@@ -210,7 +210,7 @@ mod tests {
         limit.succeeded(start, start);
         limit.was_early(start);
         assert_eq!(limit.due_at_event(), start + SECOND);
-        // A limit without a time budget.
+        // Without a time budget, an event may cause a call one second after the start of the last early call.
         let (mut limit, start) = self::limit(15 * SECOND, 0);
         limit.succeeded(start, start + 10 * SECOND);
         limit.was_early(start);

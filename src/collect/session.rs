@@ -58,7 +58,8 @@ impl SessionEnd {
     /// All values that [`reason`](Self::reason) returns.
     pub const REASONS: [&str; 4] = ["shutdown", "hung", "lost", "refused"];
 
-    /// Value of the metric label `reason`; `None` if shutdown of the exporter was requested.
+    /// Value of the label `reason` of the metric `bitcoin_exporter_disconnects_total`; `None` if shutdown of the
+    /// exporter was requested.
     pub fn reason(&self) -> Option<&'static str> {
         match self {
             SessionEnd::ShutdownRequested => None,
@@ -128,7 +129,8 @@ pub struct Session {
     context: Rc<Context>,
 }
 
-/// A connection over IPC, its guard, and the node's threads that run the exporter's calls.
+/// The parts of a session that only a connection over IPC has, such as the guard and the node's threads that run the
+/// exporter's calls.
 pub(super) struct IpcParts {
     pub connection: IpcConnection,
     pub guard: Option<Guard>,
@@ -176,7 +178,7 @@ impl Session {
     }
 
     /// Subscribes to the node's events, polls the node and follows its tip until the session ends. Then closes the
-    /// connection and waits until the guard has unsubscribed and disconnected.
+    /// connection, and waits until the guard has ended the subscriptions and disconnected from the node.
     pub async fn run(self) -> SessionEnd {
         self.run_until(|| false).await
     }
@@ -258,7 +260,8 @@ impl Session {
         SessionTasks { polls, tip, subscriptions, _others: others }
     }
 
-    /// Exports that a poll succeeded, and passes its result to the subscriptions.
+    /// Updates the metrics and the status page after a successful poll, and passes the result of the poll to the
+    /// subscriptions.
     fn show(&mut self, polled: PollResult, subscriptions: Option<&Subscriptions>) {
         show_connected(&self.interfaces, &self.context);
         let (interfaces, node) = (self.interfaces.names(), polled.subversion.clone());
@@ -272,7 +275,8 @@ impl Session {
         }
     }
 
-    /// Exports that a poll failed. Values of earlier polls remain exported until they expire.
+    /// Updates the metrics and the status page after a failed poll. Values of earlier polls remain exported until they
+    /// expire.
     fn show_failed(&self, why: &PollError) {
         self.context.metrics.exporter.up.set(Some(0));
         show_interfaces(&self.interfaces, &self.context);
@@ -327,19 +331,19 @@ impl PollHealth {
         self.missed
     }
 
-    /// Whether the exporter should close the connection.
+    /// Whether at least [`MAX_MISSED_POLLS`] polls in a row have failed and all polled values have expired.
     fn is_lost(&self, now: Instant) -> bool {
         self.missed >= MAX_MISSED_POLLS && now - self.succeeded_at >= self.lifetime
     }
 }
 
-/// Exports that the node is up, and which interfaces it has.
+/// Sets `bitcoin_up` to 1, and exports the names of the node's interfaces.
 pub(super) fn show_connected(interfaces: &Interfaces, context: &Context) {
     context.metrics.exporter.up.set(Some(1));
     show_interfaces(interfaces, context);
 }
 
-/// Exports that the node is down, and removes all values that were read from the node.
+/// Sets `bitcoin_up` to 0, and removes all values that were read from the node.
 pub(super) fn show_disconnected(context: &Context) {
     context.metrics.clear_node_values();
     let http_only = context.http_rpc.as_ref().filter(|http| http.config().http_only && http.is_expected());

@@ -20,7 +20,7 @@ use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
 use crate::json_rpc::CallError;
 
 /// Handle to the task that starts and ends the subscriptions of one connection. When the connection is closed, the
-/// guard ends the subscriptions that are still active.
+/// guard (the process that relays between the node and the exporter) ends the subscriptions that are still active.
 pub struct Subscriptions {
     polled: watch::Sender<PollResult>,
     any: Rc<Cell<bool>>,
@@ -62,15 +62,15 @@ impl Subscriptions {
         self.any.get()
     }
 
-    /// Passes the result of a successful poll to the task. The task starts the UTXO cache trace when the node is not in
-    /// initial block download, and ends the trace when the node is in initial block download again.
+    /// Passes the result of a successful poll to the task that starts and ends subscriptions. The task starts the UTXO
+    /// cache trace when the node is not in initial block download, and ends the trace when the node is in initial block
+    /// download again.
     pub fn on_poll(&self, polled: PollResult) {
         self.polled.send_replace(polled);
     }
 }
 
-/// The task that starts and ends the subscriptions of one connection: the interfaces to subscribe to, and the active
-/// subscriptions.
+/// The task that starts and ends the subscriptions of one connection. [`Subscriptions`] is the handle to this task.
 struct SubscriptionTask {
     chain: Option<Chain>,
     tracing: Option<Tracing>,
@@ -82,8 +82,9 @@ struct SubscriptionTask {
 }
 
 impl SubscriptionTask {
-    /// Runs the task until the session ends. `watches` is true if there is a watch for new tips, which also detects the
-    /// node's shutdown. `caught_up` resolves when the exporter may subscribe to chain notifications.
+    /// Runs the task until the session ends. `watches` is true if the connection has a watch for new tips. Without this
+    /// watch, the exporter cannot detect the node's shutdown, and the task does not subscribe to chain notifications.
+    /// `caught_up` resolves when the exporter may subscribe to chain notifications.
     async fn run(
         mut self,
         watches: bool,
@@ -146,7 +147,8 @@ impl SubscriptionTask {
     }
 }
 
-/// Returns a function that counts an event that the guard has sent.
+/// Returns a function that updates the metrics for each event that the guard sends to the exporter, for example for a
+/// notification from the node.
 fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEvent) {
     move |TimedEvent { event, waited }| {
         let metrics = &context.metrics;

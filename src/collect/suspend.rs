@@ -1,5 +1,5 @@
-//! Detects that the machine was suspended. Values that were read before a suspend are outdated after it, although
-//! timers have not advanced during the suspend.
+//! Detects that the machine was suspended. After a suspend, the values that were read before the suspend are outdated,
+//! although the timer of the next poll has not expired, because timers do not advance during a suspend.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use nix::time::ClockId;
 
 use crate::sys::clock;
 
-/// Interval between two checks.
+/// Interval between two checks whether the machine was suspended.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Minimum duration of a suspend that is detected. A shorter suspend cannot be distinguished from a delay between the
 /// readings of the two clocks.

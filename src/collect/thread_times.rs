@@ -32,7 +32,7 @@ pub struct ThreadTimes {
 }
 
 impl ThreadTimes {
-    /// Updates and returns the CPU time of each group in seconds. `threads` are the process's running threads, and
+    /// Updates and returns the CPU time of each group in seconds. `threads` are the process's existing threads, and
     /// `whole` is the CPU time of the whole process in seconds.
     pub fn by_group(
         &mut self,
@@ -56,7 +56,9 @@ impl ThreadTimes {
             }
         }
         let [groups @ .., other] = &mut self.totals;
-        // The difference can decrease slightly because the kernel rounds the times, but a counter must not decrease.
+        // The CPU time of all other threads is the difference between the CPU time of the process and the sum of the
+        // groups. The difference can decrease slightly because the kernel rounds the times, but a counter must not
+        // decrease.
         *other = other.max(whole - groups.iter().sum::<f64>());
         GROUPS.map(|(name, _)| name).into_iter().chain([OTHER]).zip(self.totals)
     }

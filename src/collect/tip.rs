@@ -96,8 +96,9 @@ impl TipWatch {
         Some(TipWatch { task, caught_up: Some(caught_up) })
     }
 
-    /// Returns a receiver that resolves when all blocks up to the first tip of this connection are counted. After
-    /// that, notifications may count blocks. Returns `None` if this method was called before.
+    /// Returns a receiver that resolves when the blocks up to the first tip of this connection are counted, or when
+    /// they cannot be counted. The exporter may then subscribe to notifications, which count the later blocks. Returns
+    /// `None` if this method was called before.
     pub fn caught_up(&mut self) -> Option<oneshot::Receiver<()>> {
         self.caught_up.take()
     }
@@ -173,7 +174,8 @@ async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Resu
     Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
 }
 
-/// The task of a [`TipWatch`], which follows the tip and counts the blocks up to each new tip.
+/// The task behind the handle [`TipWatch`], which waits for new tips, publishes each new tip, and counts the blocks up
+/// to it.
 struct TipFollower {
     interfaces: Rc<Interfaces>,
     source: TipSource,
@@ -223,8 +225,8 @@ impl TipFollower {
                     tokio::time::sleep(MIN_INTERVAL.saturating_sub(started_at.elapsed())).await;
                 }
                 Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
-                // Errors do not end the watch, because only the long poll announces a shutdown. Failed polls end the
-                // session if the node hangs.
+                // An error does not end the watch, because only the response to a later long poll can announce the
+                // node's shutdown. Failed polls end the session if the node hangs.
                 Err(error) => {
                     // `HttpRpc` already logs the reason why HTTP cannot be used.
                     if !failed_before && !matches!(error, CallError::Http(_)) {
@@ -405,8 +407,9 @@ impl TipFollower {
         }
     }
 
-    /// Whether the node was restarted since the last tip. Over IPC always false, because the connection closes when the
-    /// node exits. Over HTTP a node can be restarted between two calls, so the uptime is read.
+    /// Whether the node was restarted since the last tip was processed. Over IPC the result is always false, because
+    /// the connection closes when the node exits. Over HTTP a node can be restarted between two calls, so the uptime is
+    /// read.
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
         let TipSource::Http(_) = self.source else { return false };
         let called = Instant::now();
@@ -422,7 +425,7 @@ impl TipFollower {
         std::mem::replace(&mut self.restarts, restarts) != restarts
     }
 
-    /// Makes `tip` the last counted tip.
+    /// Makes `tip` the last counted tip, from which the next count of blocks starts.
     fn advance(&mut self, tip: BlockRef) {
         (self.pending, self.failures) = (false, 0);
         self.take_restart();

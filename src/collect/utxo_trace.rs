@@ -1,5 +1,5 @@
-//! Decides when to subscribe to the UTXO cache trace, and counts its events. The guard reports when the trace exceeds
-//! its time budget.
+//! Decides when to subscribe to the UTXO cache trace, and counts its events. The guard, which answers the node's trace
+//! callbacks, reports when the trace exceeds its time budget.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -28,7 +28,8 @@ enum TraceState {
     OverBudget,
 }
 
-/// The UTXO cache trace of one connection: the state of the subscription, and whether its events are counted.
+/// The exporter's subscription to the UTXO cache trace on one connection, with the decision when the subscription
+/// starts and ends.
 pub struct UtxoCacheTrace {
     state: TraceState,
     /// Notified when the guard reports that the trace has exceeded its time budget.
@@ -109,8 +110,8 @@ impl UtxoCacheTrace {
         self.show(&context.metrics);
     }
 
-    /// Stops counting if the last poll found the node in initial block download again. Returns the subscription, which
-    /// the caller has to end.
+    /// Stops counting the events of the trace if the last poll found the node in initial block download again. Returns
+    /// the subscription, which the caller has to end.
     pub fn end_in_ibd(&mut self, polled: &PollResult, metrics: &Metrics) -> Option<Subscription> {
         if polled.ibd != Some(true) || !self.is_active() {
             return None;
@@ -150,7 +151,8 @@ impl CoinCounter {
         self.exceeded.notify_one();
     }
 
-    /// Counts a change of a coin. Returns the name of the callback method.
+    /// Counts one event of the UTXO cache trace: a coin was added to a cache, spent from it, or dropped from it
+    /// unspent. Returns the name of the node's callback.
     pub fn count(&self, event: CoinEvent) -> &'static str {
         let cache = &self.metrics.utxo_cache;
         let (coins, total, value, callback) = match event {

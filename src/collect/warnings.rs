@@ -41,7 +41,7 @@ const KINDS: [(&str, &[&str]); 5] = [
 /// Label value of the kind of all other warnings.
 const OTHER: &str = "other";
 
-/// Maximum number of warnings that are read from a response. Bitcoin Core has fewer warnings.
+/// Maximum number of warnings that are read from a response. Bitcoin Core has fewer different warnings.
 const MAX_WARNINGS: usize = 16;
 
 fn kind(text: &str) -> &'static str {
@@ -49,7 +49,8 @@ fn kind(text: &str) -> &'static str {
     found.map_or(OTHER, |(kind, _)| kind)
 }
 
-/// The warnings in the last response, which have been logged. The list is kept from one connection to the next.
+/// The node's warnings in the last response, which the exporter has logged. The list is kept from one connection to the
+/// next, so a reconnect does not repeat the log lines.
 #[derive(Default)]
 pub struct Warnings(Vec<String>);
 
@@ -57,9 +58,9 @@ impl Warnings {
     /// Reads the field `warnings` of a response, and logs warnings that appeared or disappeared. Returns the number of
     /// warnings of each kind, or an empty list if the response has no such field.
     ///
-    /// The field is an array of all warnings. With `-deprecatedrpc=warnings`, and before Bitcoin Core 28, the field is
-    /// a string with only one of the warnings, or an empty string. For a non-empty string, only the kind of that
-    /// warning is returned, because the numbers of the other kinds are unknown.
+    /// The field `warnings` is an array of all warnings of the node. With `-deprecatedrpc=warnings`, and before Bitcoin
+    /// Core 28, the field is a string with only one of the warnings, or an empty string. For a non-empty string, only
+    /// the kind of that warning is returned, because the numbers of the other kinds are unknown.
     pub fn update(&mut self, warnings: &Value) -> Vec<(&'static str, f64)> {
         let (texts, complete) = match warnings {
             Value::Array(texts) => (texts.iter().filter_map(Value::as_str).collect(), true),

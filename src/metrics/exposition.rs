@@ -2,7 +2,7 @@
 //!
 //! The two formats differ in the names of counters and in exemplars. In OpenMetrics the family name of a counter has no
 //! `_total`. Only OpenMetrics has exemplars and an end mark (`# EOF`). prometheus-client encodes exemplars only of its
-//! own metric types, and [`ExemplarWriter`] therefore adds the exemplars of this crate.
+//! own metric types, and [`ExemplarWriter`] therefore adds the exemplars of this crate's histograms.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -60,7 +60,8 @@ fn write_family(text: &mut String, family: &Family, common: &[(&str, &str)], for
     encode_registry(&mut ExemplarWriter { text, line: 0, exemplars }, &registry)
 }
 
-/// A family and the format to encode it in. Implements the traits by which prometheus-client encodes metrics.
+/// Adapter through which prometheus-client encodes a metric family in one of the exposition formats. Implements the
+/// traits by which prometheus-client encodes metrics.
 #[derive(Debug)]
 struct EncodedFamily {
     family: Family,
@@ -123,10 +124,11 @@ impl EncodedFamily {
     }
 }
 
-/// The exemplar argument for samples without an exemplar.
+/// The exemplar argument of `encode_counter`. Counters are exported without exemplars.
 const NONE: Option<&Exemplar<NoLabelSet, f64>> = None;
 
-/// The number as an integer; `None` if it has a fraction or is not exactly representable as an f64.
+/// The number as an integer; `None` if the number has a fraction, or is so large that an f64 cannot represent every
+/// integer of this size.
 fn as_whole(number: f64) -> Option<i64> {
     /// Every integer below this bound is exactly representable as an f64.
     const EXACT: f64 = (1u64 << 53) as f64;
@@ -138,7 +140,7 @@ struct ExemplarWriter<'a> {
     text: &'a mut String,
     /// Index of the line that is being written, starting at 0.
     line: usize,
-    /// Exemplars by line index.
+    /// The text of each exemplar, by the index of the line to which the text is appended.
     exemplars: BTreeMap<usize, String>,
 }
 

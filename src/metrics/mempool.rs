@@ -1,4 +1,4 @@
-//! Metrics about the mempool and feerates.
+//! Metrics about the mempool, its fee rates and fee estimates.
 
 use super::model::{counter, gauge};
 use super::pushed::{Counter, CounterVec, Gauge, GaugeVec, area};

@@ -1,8 +1,8 @@
 //! The metric families of the IPC exporter, with a file per area (chain, mempool, network and others), and the model
 //! that both exporters use.
 //!
-//! This module does not depend on the sources of values. `model` has the types: a family consists of a declaration
-//! (name, kind, labels, help, sources, lifetime) and samples. There are two ways to create a family:
+//! This module does not depend on the code that reads the values. `model` has the types: a family consists of a
+//! declaration (name, kind, labels, help, sources, lifetime) and samples. There are two ways to create a family:
 //!
 //! - **pushed** (`pushed`): the table in the file of an area declares a handle for each metric (`chain` is a short
 //!   example). Code that has a value sets it: `metrics.chain.height.set(Some(7))`. Values from polls of the node are
@@ -14,8 +14,8 @@
 //!
 //! A family has one of two lifetimes. Values that were *read from the node* (gauges, and counters that the node keeps)
 //! are removed when the connection to the node is lost, or when they are older than their [`lifetime`]. Values that
-//! *the exporter counted* are kept. Each family has an expiry time, which every scrape checks. Expired values are
-//! therefore not exported even if a poller hangs.
+//! *the exporter counted* do not expire, and are kept when the connection to the node is lost. Each family has an
+//! expiry time, which every scrape checks. Expired values are therefore not exported even if a poller hangs.
 
 mod blocks;
 mod chain;
@@ -121,8 +121,8 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// Sets the interval of polls. Values read from the node expire after two intervals. Before the first call of this
-    /// function, values do not expire.
+    /// Sets the interval at which the exporter polls the node. Values read from the node expire after two intervals.
+    /// Before the first call of this function, values do not expire.
     pub fn set_poll_interval(&self, interval: Duration) {
         self.poll_lifetime.set(lifetime(interval));
     }
@@ -150,7 +150,7 @@ impl Metrics {
         families.map(|family| family.declaration.name).collect()
     }
 
-    /// All declarations, for METRICS.md.
+    /// The declarations of all metrics, from which METRICS.md is generated.
     pub fn declarations(&self) -> Vec<Declaration> {
         self.families().into_iter().map(|family| family.declaration).collect()
     }

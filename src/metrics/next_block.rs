@@ -51,7 +51,8 @@ impl NextBlockMetrics {
         self.after_tip.start();
     }
 
-    /// Removes the gauges. Called when the exporter has no current template.
+    /// Removes the gauges. Called when the exporter has no current template, for example because the node has a new
+    /// tip.
     pub fn clear(&self) {
         for gauge in [&self.transactions, &self.weight, &self.fees, &self.sigops] {
             gauge.clear();

@@ -174,7 +174,7 @@ impl PushedFamily {
         samples.iter().find(|sample| sample.labels == labels)?.value.number()
     }
 
-    /// Adds to a total, whose sample does not expire.
+    /// Adds `amount` to the total in the sample with these label values. The sample does not expire.
     fn add(&self, labels: &[&str], amount: Value) {
         let zero = match amount {
             Value::Count(_) => Value::Count(0),
@@ -203,7 +203,7 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Handle of a gauge without labels; absent until it is set.
+/// Handle of a gauge without labels. The gauge is not exported until a value is set.
 pub struct Gauge(Arc<PushedFamily>);
 
 impl Gauge {
@@ -212,7 +212,8 @@ impl Gauge {
     pub fn set(&self, value: Option<impl Into<f64>>) {
         self.set_for(self.0.lifetime(), value);
     }
-    /// Sets a value from a call with its own rate limit. The value expires after `shown_for`.
+    /// Sets a value from the response to a call with its own rate limit. The value expires after `shown_for` instead of
+    /// two poll intervals.
     pub fn set_for(&self, shown_for: Duration, value: Option<impl Into<f64>>) {
         if let Some(value) = value.map(Into::into).filter(|value: &f64| value.is_finite()) {
             self.0.update(shown_for, &[], Value::Number(value), |shown| *shown = Value::Number(value));
@@ -272,11 +273,12 @@ impl<const N: usize> GaugeVec<N> {
 }
 
 /// Handle of a counter without labels. The counter is absent until the exporter begins to count its events, because
-/// before that a count of 0 would mean that no events occurred.
+/// before that a count of 0 would wrongly show that no events occurred.
 pub struct Counter(Arc<PushedFamily>);
 
 impl Counter {
-    /// Exports the counter, at 0 if it has no value yet. Called when the exporter begins to count the events.
+    /// Exports the counter, at 0 if it has no value yet. Called when the exporter begins to count the events of this
+    /// counter.
     pub fn start(&self) {
         self.inc_by(0u64);
     }
@@ -288,7 +290,7 @@ impl Counter {
     pub fn inc_by(&self, amount: impl Into<Value>) {
         self.0.add(&[], amount.into());
     }
-    /// Removes the counter. Called when the exporter no longer counts the events.
+    /// Removes the counter. Called when the exporter no longer counts the events of this counter.
     pub fn stop(&self) {
         self.0.clear();
     }

@@ -1,4 +1,4 @@
-//! Writes `METRICS.md` from the declarations.
+//! Writes `METRICS.md`, the reference of all metrics, from the declarations of the metrics.
 
 use super::model::Declaration;
 

@@ -8,8 +8,8 @@ const SPEND: &[&str] = &["UtxoCacheTrace.spend"];
 const UNCACHE: &[&str] = &["UtxoCacheTrace.uncache"];
 
 area! {
-    /// Counters from the UTXO cache trace. The trace also reports coins of temporary caches, for example of a block
-    /// template.
+    /// Counters from the UTXO cache trace. The trace reports the coins of all UTXO caches of the node, including
+    /// temporary caches, for example the cache for a block template.
     pub struct UtxoCacheMetrics {
         added: Counter = counter("bitcoin_utxo_cache_add_total", "Coins added to a UTXO cache", ADD);
         added_value: Counter = counter("bitcoin_utxo_cache_add_value_total",
@@ -28,12 +28,12 @@ impl UtxoCacheMetrics {
         [&self.added, &self.added_value, &self.spent, &self.spent_value, &self.uncached, &self.uncached_value]
     }
 
-    /// Exports the counters, at 0 if they have no value yet. Called when the trace becomes active.
+    /// Exports the counters, at 0 if they have no value yet. Called before the exporter subscribes to the trace.
     pub fn start(&self) {
         self.all().into_iter().for_each(Counter::start);
     }
 
-    /// Removes the counters. Called when the trace has ended.
+    /// Removes the counters. Called when the exporter's subscription to the trace has failed or is being ended.
     pub fn stop(&self) {
         self.all().into_iter().for_each(Counter::stop);
     }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::text;
 
-/// Number of blocks that are stored.
+/// Maximum number of blocks that are stored for the status page.
 const MAX_BLOCKS: usize = 10;
 /// Maximum stored length of a block hash, in bytes.
 const MAX_HASH_BYTES: usize = 64;

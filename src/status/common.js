@@ -32,7 +32,8 @@ function svg(name, attributes) {
   return made;
 }
 
-// Rank of this node for a block among the nodes of the block store; null without a store, or if the store does not have the block yet.
+// Text with this node's rank for a block among the nodes of the block store, by the time at which the block arrived; null without a block
+// store, or if the block store does not have the block yet.
 function rankOf(status, hash) {
   const found = status.ranks?.find(rank => rank.block_hash === hash);
   if (!found) return null;

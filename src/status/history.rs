@@ -10,7 +10,7 @@ use crate::metrics::{Metrics, now};
 
 /// Interval between two rows of the history.
 pub const ROW_INTERVAL: Duration = Duration::from_secs(15);
-/// Maximum number of rows, which cover an hour.
+/// Maximum number of rows in the history, which cover one hour at one row every 15 seconds.
 const MAX_ROWS: usize = 240;
 
 /// A column of the history, which is a curve on the status page: the name of the sample, and a function that reads its
@@ -34,9 +34,9 @@ fn depth(metrics: &Metrics, blocks: &str) -> Option<f64> {
     metrics.mempool.depth_feerate.get([blocks])
 }
 
-/// The fee rate bands of the mempool that the status page draws. Each of the page's bands combines several bands of the
-/// metric, because more bands could not be distinguished on the page. For each band: its lowest fee rate in sat/vB, and
-/// the `from` labels of the metric's bands that it combines.
+/// The fee rate bands of the mempool that the status page draws. A band of the page combines up to four bands of the
+/// metric `bitcoin_mempool_feerate_vbytes`, because more bands could not be distinguished on the page. For each band:
+/// its lowest fee rate in sat/vB, and the `from` labels of the metric's bands that it combines.
 const BANDS: [(&str, &[&str]); 8] = [
     ("0", &["0", "0.1", "0.2", "0.5"]),
     ("1", &["1"]),
@@ -48,8 +48,8 @@ const BANDS: [(&str, &[&str]); 8] = [
     ("233", &["233", "377", "610", "987"]),
 ];
 
-/// Total virtual size of the transactions in these bands of the metric, in whole vbytes; `None` if the node has not
-/// reported it.
+/// Total virtual size of the mempool's transactions in these fee rate bands of the metric, in whole vbytes; `None` if
+/// the node has not reported it.
 fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
     let bands = from.iter().map(|from| metrics.mempool.band_vbytes.get([from]));
     bands.sum::<Option<f64>>().map(f64::round)
@@ -58,8 +58,8 @@ fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
 /// One row of the history: the values of the `COLUMNS`, then the values of the `BANDS`.
 type Row = [Option<f64>; COLUMNS.len() + BANDS.len()];
 
-/// The values of the page's charts in the last hour: rows with one value for each chart, and the time of each row in
-/// Unix seconds. A value that the node has not reported is `None`.
+/// The values of the last hour that the status page plots, as rows: the time of the row in Unix seconds, and one value
+/// for each curve and each fee rate band. A value that the node has not reported is `None`.
 #[derive(Default)]
 pub struct History(Mutex<VecDeque<(f64, Row)>>);
 

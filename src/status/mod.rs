@@ -53,7 +53,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// Creates the data before the first connection to the node.
+    /// Creates the data with the state of an exporter that has not connected to a node yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         std::sync::LazyLock::force(&own_process::STARTED);
         Status {

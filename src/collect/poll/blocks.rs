@@ -13,7 +13,7 @@ use crate::collect::rate_limit::RateLimit;
 use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::{CallError, Method};
 
-/// The fields of getblockstats that are read. Bitcoin Core has all of them since 0.18.
+/// The fields of getblockstats that the exporter reads. All of these fields exist since Bitcoin Core 0.18.
 const FIELDS: [&str; 11] = [
     "txs",
     "ins",
@@ -94,7 +94,7 @@ fn show_last(calls: &RateLimitedCalls, tip: Option<&str>, stats: &Value) {
         }
         gauge.set(value);
     }
-    // A block without transactions has no fee rates; the node returns zeros.
+    // A block with only a coinbase transaction has no fee rates, and getblockstats returns zeros.
     let feerates = stats["feerate_percentiles"].as_array().filter(|_| field("txs") > Some(1.0));
     let feerates = PERCENTILES.iter().zip(feerates.into_iter().flatten());
     let feerates: Vec<_> =
@@ -150,9 +150,9 @@ async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
 
 /// The last block of a range.
 struct LastBlock {
-    /// Response of getblockstats for this block; `None` if the node responded with an error. The node may still have
-    /// the statistics of the block's ancestors: the error code for one unreadable block is the same as for other
-    /// failures.
+    /// Response of getblockstats for this block; `None` if the node responded with an error. Despite the error, the
+    /// node may return the statistics of the block's ancestors, because the error code for a single unreadable block is
+    /// the same as for other failures.
     stats: Option<Value>,
     /// The parent of this block; `None` if the range has no more blocks, or if the node does not know this block.
     parent: Option<BlockRef>,

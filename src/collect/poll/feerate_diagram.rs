@@ -47,16 +47,16 @@ impl FeerateDiagram {
         DEPTHS.iter().zip(&self.depths).filter_map(|((blocks, _), feerate)| Some((*blocks, (*feerate)?)))
     }
 
-    /// Adds the chunk between two consecutive points of the diagram. Returns `None` if the points are invalid: the
-    /// weight decreases, or the fee changes without a change of the weight.
+    /// Adds the chunk of mempool transactions between two consecutive points of the diagram to the summary. Returns
+    /// `None` if the points are invalid: the weight decreases, or the fee changes without a change of the weight.
     fn add(&mut self, from: FeeWeight, to: FeeWeight) -> Option<()> {
         let weight = to.weight.checked_sub(from.weight)?;
         let satoshis = to.satoshis.saturating_sub(from.satoshis);
         if weight == 0 {
             return (satoshis == 0).then_some(()); // the first point of the diagram is (0, 0)
         }
-        // The chunk's fee rate is compared with the bounds of the bands, which are in tenths of a sat/vB, with integers
-        // that cannot overflow.
+        // The comparison of the chunk's fee rate with the bounds of the bands, which are in tenths of a sat/vB, uses
+        // integers that cannot overflow.
         let reaches = |tenths: u64| i128::from(satoshis) * 40 >= i128::from(tenths) * i128::from(weight);
         let band = FEERATE_BANDS.iter().rposition(|&(_, tenths)| reaches(tenths)).unwrap_or(0);
         let band = &mut self.bands[band];

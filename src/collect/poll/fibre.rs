@@ -13,7 +13,7 @@ use crate::metrics::{FibreMetrics, now};
 /// Group IDs below this limit become label values. All higher IDs, except [`RECEIVE_GROUP`], share the label value
 /// `other`, because the operator of a FIBRE node can choose any ID.
 const GROUPS: u64 = 64;
-/// Group ID of the peers from which the node only receives.
+/// Group ID of the UDP peers from which the node only receives.
 const RECEIVE_GROUP: u64 = u64::MAX;
 
 /// Statistics of one group of UDP peers.
@@ -26,12 +26,13 @@ struct PeerGroup {
     round_trip: Option<[f64; 3]>,
     /// Number of peers with a measured round-trip time.
     measured: u32,
-    /// Time of the last packet from the most silent peer, in Unix seconds of the node's clock.
+    /// Time of the last packet from the peer that has been silent for the longest time, in Unix seconds of the node's
+    /// clock.
     last_received: Option<f64>,
 }
 
-/// Reads the UDP peers at each poll. A silent peer is then detected soon, and the call is cheap, because the node only
-/// copies a list.
+/// Reads the statistics of the UDP peers (getudppeerinfo) at each poll, to detect a silent peer soon. The call is
+/// cheap, because the node only copies a list.
 pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
     let answer = calls.rpc_if_known::<Value>(Method::GetUdpPeerInfo, json!([])).await;
     let Some(groups) = answer.as_ref().and_then(groups) else { return };
@@ -39,9 +40,9 @@ pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
     show(groups, silence, Instant::now(), &calls.metrics().fibre);
 }
 
-/// For each group of UDP peers, the time since the node last received a packet from the group's most silent peer. The
-/// time is measured with the exporter's monotonic clock, because the wall clocks of the node and of the exporter can be
-/// set.
+/// The silence of each group of UDP peers: the time since the last packet from the peer of the group that has been
+/// silent for the longest time. The time is measured with the exporter's monotonic clock, because the wall clocks of
+/// the node and of the exporter can be set.
 #[derive(Default)]
 pub struct PeerSilence(BTreeMap<String, LastReceived>);
 
@@ -50,7 +51,7 @@ pub struct PeerSilence(BTreeMap<String, LastReceived>);
 struct LastReceived {
     /// Receive time that the node returned, in Unix seconds.
     at: f64,
-    /// Silence in seconds at the time `changed`.
+    /// Silence of the group in seconds at the time `changed`: the exporter's wall clock minus `at`.
     silence: f64,
     /// Time at which the node first returned the value `at`.
     changed: Instant,
@@ -89,8 +90,8 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
             group.last_received =
                 Some(group.last_received.unwrap_or(f64::INFINITY).min(seconds(last_received)));
         }
-        // Before the first ping the node returns 1000000, 0 and 0. For a device on the node's own machine the node
-        // returns 0, 0 and 0.
+        // Before the first ping of a peer, the node returns the round-trip times 1000000, 0 and 0. For a device on the
+        // node's own machine, the node returns the round-trip times 0, 0 and 0.
         let times = ["min_recent_rtt", "avg_recent_rtt", "max_recent_rtt"].map(|field| number(peer, field));
         if let [Some(least), Some(mean), Some(most)] = times
             && mean > 0.0

@@ -25,7 +25,8 @@ impl DatadirPoller {
         DatadirPoller { candidates, log_known: false }
     }
 
-    /// Reads and exports the size and free space. This function is called at each poll.
+    /// Reads and exports the size and free space of the data directory's file system. This function is called at each
+    /// poll.
     pub async fn poll(&mut self, calls: &mut RateLimitedCalls, rpc_info: &Value) {
         self.add_log(calls, rpc_info);
         let mut candidates = self.candidates.clone();
@@ -37,8 +38,8 @@ impl DatadirPoller {
     }
 
     /// Adds the directory of the node's log file, which getrpcinfo returns, to the candidates once per connection. Over
-    /// IPC the node runs on this machine. Over HTTP the node can run on another machine; the directory is then added
-    /// only if the URL is local and no other candidate is known.
+    /// IPC the directory is always added, because the node runs on this machine. Over HTTP the node can run on another
+    /// machine; the directory is then added only if the URL is local and no other candidate is known.
     fn add_log(&mut self, calls: &RateLimitedCalls, rpc_info: &Value) {
         let over_http = calls.interfaces.uses_http();
         let is_needed = || {

@@ -39,8 +39,8 @@ pub async fn poll(calls: &mut RateLimitedCalls) {
     metrics.unbroadcast.set(number(&info, "unbroadcastcount"));
 }
 
-/// Reads the fee estimates at each new tip and once a minute. The call is rate-limited, because the node responds only
-/// after its validation queue has processed the last blocks.
+/// Reads the fee estimates at each new tip and once a minute. The calls are rate-limited, because they can take long:
+/// the node responds only after its validation queue has processed the last blocks.
 pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) {
     const CALLS: &str = "fee estimates";
     let limit = calls.limit(CALLS, true);
@@ -69,13 +69,13 @@ pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) 
         limit.was_early(started);
     }
     let shown_for = limit.lifetime();
-    // If the node no longer has any estimate, this removes all series.
+    // If the node no longer has any estimate, the empty list removes all series of the fee estimates.
     let estimates = estimates.iter().map(|(blocks, rate)| ([blocks.as_str()], *rate));
     calls.metrics().mempool.fee_estimate.replace_for(shown_for, estimates);
 }
 
-/// Reads the mempool's fee rate diagram, only after initial block download. The node holds the mempool's lock during
-/// the call.
+/// Reads the mempool's fee rate diagram, only after initial block download. The call is made at most once a minute,
+/// because the node holds the mempool's lock during the call.
 pub async fn poll_feerates(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;

@@ -77,10 +77,11 @@ struct RateLimitedCalls {
     context: Rc<Context>,
     /// Set if a call of the current poll got no response. No further calls are then made in this poll.
     failed: Option<PollError>,
-    /// Whether a costly call made the last poll fail. After such a failure, the current poll makes no costly calls,
-    /// because a costly call that never gets a response would make all polls fail.
+    /// Whether a costly call made the last poll fail (see [`is_of_costly_call`]). After such a failure, the current
+    /// poll makes no costly calls, because a costly call that never gets a response would make all polls fail.
     recovers: bool,
-    /// Rate limits of costly calls and of calls that have failed, by name of the call.
+    /// Rate limits of costly calls and of calls that have failed, by name of the call. The calls for fee estimates and
+    /// the calls for connected blocks have a common limit each, under a name of its own.
     limits: HashMap<&'static str, RateLimit>,
     /// JSON-RPC methods for which the node has returned that it does not have them.
     unknown: HashSet<Method>,
@@ -123,9 +124,9 @@ impl RateLimitedCalls {
         self.limits.get(name).is_none_or(|limit| limit.due() <= Instant::now())
     }
 
-    /// Makes a call if it is due and the node offers the interface (`call` is `Some`). `name` is the name of the method
-    /// in the Cap'n Proto schema or in JSON-RPC; failures are counted under this name. Returns `None` if the call was
-    /// not made (also because an earlier call of this poll got no response), or if it failed.
+    /// Makes a call if its rate limit permits the call and the node offers the interface (`call` is `Some`). `name` is
+    /// the name of the method in the Cap'n Proto schema or in JSON-RPC; failures are counted under this name. Returns
+    /// `None` if the call was not made (also because an earlier call of this poll got no response), or if it failed.
     async fn call<T>(
         &mut self,
         name: &'static str,
@@ -156,8 +157,9 @@ impl RateLimitedCalls {
                 let ends_poll = error.ends_poll(self.interfaces.is_http_only());
                 match error {
                     CallError::TooLarge(_) => self.limit(name, costly).failed_permanently(ended),
-                    // After these errors a call that is not costly gets no back-off, because the next poll may need
-                    // its response. Polls and checks of HTTP have their own back-off.
+                    // A call that is not costly gets no back-off after an error that ends the poll, or after an HTTP
+                    // error other than a timeout, because the next poll may need the response to the call. Failed polls
+                    // and failed checks of HTTP are repeated after a back-off of their own.
                     CallError::Http(_) if !costly && (ends_poll || !error.is_timeout()) => {}
                     _ if !costly && ends_poll => {}
                     _ => self.limit(name, costly).failed(ended),
@@ -203,8 +205,8 @@ impl RateLimitedCalls {
         answer
     }
 
-    /// Makes a JSON-RPC call for which some errors are a normal response and do not count as failures. Returns `None`
-    /// if there is no response, and `Some(Err)` if the response is such an error.
+    /// Makes a JSON-RPC call for which some errors, selected by `is_normal`, are a normal response and do not count as
+    /// failures. Returns `None` if there is no response, and `Some(Err)` if the response is such an error.
     async fn rpc_tolerating<T: DeserializeOwned>(
         &mut self,
         method: Method,
@@ -328,7 +330,8 @@ impl Poller {
         relay::poll_orphans(calls).await;
         relay::poll_private_broadcast(calls).await;
         let network_info = calls.rpc(Method::GetNetworkInfo, json!([])).await;
-        // Over HTTP a node can exit and another one can start between two polls.
+        // Forget the node's process if it has exited: over HTTP, the node can exit and another node can start between
+        // two polls.
         if calls.interfaces.is_http_only() {
             self.process.take_if(|process| process.stat().is_none());
         }

@@ -75,7 +75,8 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
     metrics.addresses.replace_if_any(samples);
 }
 
-/// Exports the upload target. The node returns a target of 0 if no upload target is configured.
+/// Exports the metrics of the node's upload target (`-maxuploadtarget`). The node returns a target of 0 if no upload
+/// target is configured.
 fn show_upload_target(upload: &Value, metrics: &NetworkMetrics) {
     let Some(target) = count(upload, "target") else { return };
     let upload = Some(upload).filter(|_| target > 0);
@@ -95,7 +96,7 @@ fn show_upload_target(upload: &Value, metrics: &NetworkMetrics) {
     }
 }
 
-/// Exports the number of added nodes by state.
+/// Exports the numbers of connected and disconnected added nodes (`addnode`).
 fn show_added_nodes(added: &Value, metrics: &NetworkMetrics) {
     let Some(added) = added.as_array() else { return };
     let connected = added.iter().filter(|node| node["connected"] == true).count();
@@ -105,7 +106,8 @@ fn show_added_nodes(added: &Value, metrics: &NetworkMetrics) {
 
 fn show_peers(calls: &mut RateLimitedCalls, peers: &[PeerStats], node: NodeState) {
     let state = &mut *calls.context.persistent_state.borrow_mut();
-    // Over one IPC connection, all responses come from the same node process.
+    // If an earlier poll of this IPC connection has exported peers, these peers were reported by the same node process,
+    // because all responses on one IPC connection come from one process.
     let is_same = calls.showed_peers && !calls.interfaces.is_http_only();
     let identity = state.node_start.take_identity();
     state.peers.set_node_identity(if is_same { NodeIdentity::Same } else { identity });

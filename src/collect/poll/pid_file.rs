@@ -12,14 +12,15 @@ use crate::node_process::ProcessUsage;
 
 /// Default name of the PID file in all programs of Bitcoin Core. The option `-pid` changes the name.
 const FILE: &str = "bitcoind.pid";
-/// Maximum size of the file in bytes.
+/// Maximum size of the PID file that the exporter reads, in bytes.
 const MAX_BYTES: u64 = 32;
-/// Timeout for reading the file. A local file system responds within microseconds.
+/// Timeout for reading the PID file, which can be on a network mount that does not respond. A local file system
+/// responds within microseconds.
 const READ_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Returns the process whose PID is in the PID file, if the age of the process matches `uptime`, which is the uptime
-/// of the node in seconds. Returns `None` over IPC, because the process behind the socket is known, and if the URL is
-/// not local.
+/// Returns the process whose PID is in the PID file, if the age of the process matches `uptime`, which is the uptime of
+/// the node in seconds. Returns `None` over IPC, because the process behind the socket is already known, and if the URL
+/// for JSON-RPC over HTTP is not local.
 pub async fn find(calls: &RateLimitedCalls, uptime: f64) -> Option<ProcessUsage> {
     if !calls.interfaces.is_http_only() || !calls.context.http_rpc.as_ref()?.config().url.is_local() {
         return None;

@@ -6,7 +6,8 @@ use crate::collect::context::Context;
 use crate::node_process::{ProcessUsage, cpu_seconds};
 use crate::supervisor::PrivateUsage;
 
-/// Exports the resource usage of the node's process. Exports no values if the process has exited or is not visible in `/proc`.
+/// Exports the resource usage of the node's process. Exports no values if this process has exited or is not visible in
+/// `/proc`.
 pub async fn poll(process: Option<&ProcessUsage>, context: &Context) {
     let private = match process {
         Some(process) => process.private().await,
