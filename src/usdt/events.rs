@@ -15,7 +15,8 @@ use super::blocks::BlockTracker;
 use super::group::GroupPrograms;
 use super::maps::Maps;
 
-/// Limit on log lines of one kind per second. A syncing node connects hundreds of blocks per second.
+/// Limit on log lines per second, separately for announced blocks, for other blocks, and for the events of each
+/// tracepoint group. The limit is necessary because a syncing node connects hundreds of blocks per second.
 const MAX_LINES: u32 = 200;
 
 /// Limits log lines of one kind to [`MAX_LINES`] per second.

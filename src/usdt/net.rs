@@ -43,9 +43,9 @@ const MAX_REASONS: usize = 64;
 
 /// Size of an entry of an inv message in bytes: `INV_ENTRY` of net.bpf.c.
 const INV_ENTRY: f64 = 36.0;
-/// Buckets for the entries of an inv message. The BPF programs count the bytes of each message. An inv message begins
-/// with the number of its entries, which takes one byte up to [`MAX_SHORT_INV`] entries, and three bytes above. A node
-/// accepts at most 50,000 entries, and sends at most 1000.
+/// Buckets for the number of entries of an inv message, which the BPF programs compute from the size of the message in
+/// bytes. An inv message begins with the number of its entries, which takes one byte up to [`MAX_SHORT_INV`] entries,
+/// and three bytes above. A node accepts at most 50,000 entries, and sends at most 1000.
 #[rustfmt::skip]
 const INV_ENTRIES: Buckets = Buckets::new(INV_ENTRY, &[
     1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 100.0, MAX_SHORT_INV, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0,
@@ -177,8 +177,9 @@ impl GroupPrograms for NetGroup {
     }
 }
 
-/// Inbound messages that the BPF programs pass to user space: messages about blocks, and verack, ping and pong, which
-/// every peer sends after connecting or every two minutes. For messages with addresses, the programs count the entries.
+/// Inbound messages that the BPF programs pass to user space: messages about blocks, and verack, ping and pong, from
+/// which the exporter learns the peer's connection type. Every peer sends verack after connecting, and ping or pong
+/// every two minutes. Messages with addresses are not passed; the BPF programs count their entries.
 const INBOUND: [(&str, kind); 10] = [
     ("addr", kind::ADDR),
     ("addrv2", kind::ADDRV2),
@@ -229,7 +230,8 @@ fn words(text: &str) -> [u64; 2] {
     [word(0), word(8)]
 }
 
-/// Index of the message type in each slot of the BPF map. If two types share a slot, the slot has the later type.
+/// Index of the message type in each slot of the BPF map `types_map`, whose slots `multiplier` determines. If two types
+/// share a slot, the slot has the later type.
 fn slots(multiplier: u64) -> [Option<usize>; 256] {
     let mut slots = [None; 256];
     for (number, text) in MESSAGE_TYPES.iter().enumerate() {
@@ -239,7 +241,7 @@ fn slots(multiplier: u64) -> [Option<usize>; 256] {
     slots
 }
 
-/// A multiplier for which no two message types share a slot.
+/// A multiplier for which no two message types share a slot of `types_map`.
 fn multiplier() -> u64 {
     const ODD: u64 = 0x2545_f491_4f6c_dd1d;
     let candidates = (0..).map(|step: u64| ODD.wrapping_mul(2 * step + 1));

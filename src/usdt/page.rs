@@ -11,7 +11,8 @@ use crate::cli::VERSION;
 use crate::metrics::now;
 use crate::status;
 
-/// The page of recent blocks and races: its HTML, and its data for `status.json`.
+/// The page of recent blocks, and of recent races between FIBRE and compact blocks: its HTML, and its data for
+/// `status.json`.
 pub struct BlockPage {
     blocks: Arc<BlockTracker>,
     node_name: String,

@@ -21,7 +21,7 @@ use crate::own_process;
 /// The loaded BPF programs of one group, with their maps and their attachments to the node.
 struct LoadedGroup {
     /// Attachments to the node's tracepoints. This field is declared before `programs`, and Rust therefore drops it
-    /// first. Detaching uses data that libbpf stores in `programs`.
+    /// first. It must be dropped first because detaching uses data that libbpf stores in `programs`.
     links: Vec<Link>,
     group: Arc<dyn GroupPrograms>,
     maps: Arc<Maps>,
@@ -38,7 +38,8 @@ pub struct AttachResult {
     pub result: Result<()>,
 }
 
-/// The tracepoints that have been attached to any node so far, and the number of tracepoints that are attached now.
+/// The attachment history of the tracepoints. A metric is exported once a tracepoint that feeds it has been attached to
+/// any node.
 #[derive(Default)]
 pub(super) struct Attachments {
     /// Full names of the tracepoints that have been attached to a node at least once.
@@ -92,8 +93,9 @@ impl Programs {
     /// Detaches the programs from a process that has ended. Keeps the counts, and resets the values that describe a
     /// running node.
     pub fn detach(&mut self) {
-        // Removing a link waits in the kernel for tens of milliseconds. Groups are therefore detached in parallel. Each
-        // group is detached by a single thread, because libbpf's data of a group is not thread-safe.
+        // Removing a BPF program's attachment (link) waits in the kernel for tens of milliseconds. Groups are therefore
+        // detached in parallel. Each group is detached by a single thread, because libbpf's data of a group is not
+        // thread-safe.
         thread::scope(|scope| {
             for LoadedGroup { links, .. } in &mut self.loaded {
                 let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());
@@ -188,7 +190,8 @@ impl MetricsReader {
 }
 
 /// Whether a family has data if these tracepoints have been attached. A family needs one of its tracepoints. The
-/// metrics about a block's arrival need [`REQUIRED_ARRIVAL_SOURCES`].
+/// metrics about a block's arrival need all of [`REQUIRED_ARRIVAL_SOURCES`], and the metrics about the node's report of
+/// a reconstructed compact block need all of [`REPORT_SOURCES`].
 fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
         ARRIVAL_SOURCES => REQUIRED_ARRIVAL_SOURCES.iter().all(|tracepoint| attached(tracepoint)),
@@ -252,7 +255,7 @@ fn names(opened: &OpenObject) -> Vec<String> {
     opened.progs().map(|program| program.name().to_string_lossy().into_owned()).collect()
 }
 
-/// Messages that libbpf has emitted since the last error.
+/// Messages that libbpf has emitted since [`explain`] last added them to an error.
 static LIBBPF_MESSAGES: Mutex<LibbpfMessages> =
     Mutex::new(LibbpfMessages { warnings: Vec::new(), verifier: None });
 
@@ -280,7 +283,8 @@ fn capture_libbpf_messages() {
     libbpf_rs::set_print(Some((PrintLevel::Info, keep)));
 }
 
-/// The last lines of a verifier's log, which contain the reason for the rejection.
+/// The last lines of the kernel verifier's log, which contain the reason for which the verifier rejected the BPF
+/// program.
 fn last_lines(log: &str) -> String {
     const LINE_LIMIT: usize = 3;
     let lines =

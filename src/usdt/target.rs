@@ -65,10 +65,11 @@ impl NodeSearch {
     }
 
     /// The running node; `None` if no node is running. Waits at most three seconds if a process that was just started
-    /// may become the node. Used by options such as `--once`, which do not wait for a node.
+    /// may become the node. Used by `--once` and `--list-probes`, which do not wait for a node to start.
     ///
     /// # Errors
-    /// The process that the user named does not exist, or several processes may be the node; the error lists them.
+    /// The process that the user selected with `--pid` does not exist, or several processes may be the node; the error
+    /// lists them.
     pub fn find_now(&mut self) -> Result<Option<NodeProcess>> {
         const FIND_TIMEOUT: Duration = Duration::from_secs(3);
         let end = Instant::now() + FIND_TIMEOUT;
@@ -86,7 +87,7 @@ impl NodeSearch {
     /// Searches for the node once.
     ///
     /// # Errors
-    /// The process that the user named does not exist, or the processes cannot be listed.
+    /// The process that the user selected with `--pid` does not exist, or the processes cannot be listed.
     pub fn find(&mut self) -> Result<SearchResult> {
         if let (Some(pid), None) = (self.selector.pid, &self.last) {
             return NodeProcess::from_pid(pid, self.selector.binary.as_deref()).map(SearchResult::Node);

@@ -19,7 +19,7 @@ pub struct Race {
     pub winner: Option<&'static str>,
     /// Nanoseconds from the first data over FIBRE/UDP to the connection of the block; `None` if FIBRE/UDP took no part.
     pub udp_ns: Option<i64>,
-    /// Nanoseconds from the first compact block to the connection of the block; `None` if there was none.
+    /// Nanoseconds from the first compact block to the connection of the block; `None` if no compact block arrived.
     pub compact_ns: Option<i64>,
 }
 

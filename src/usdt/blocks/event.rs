@@ -49,7 +49,8 @@ pub enum BlockEventKind {
     Connected(ConnectedBlock),
 }
 
-/// The height and contents of a block that the node connected, with the duration and the thread of the connection.
+/// A block that the node connected, as the tracepoint `validation:block_connected` reports it, and the node's thread
+/// that connected the block.
 pub struct ConnectedBlock {
     pub height: i32,
     pub transactions: i64,
@@ -132,7 +133,7 @@ impl Announcement {
     }
 }
 
-/// The header timestamp and the number of short IDs of a received compact block.
+/// A compact block that the node received, reduced to the fields that the arrival metrics need.
 #[derive(Clone, Copy)]
 pub struct CompactBlock {
     /// Timestamp in the block's header, Unix seconds.

@@ -1,4 +1,5 @@
-//! The timeline of one block, and the decision by which method the block arrived.
+//! The timeline of one block, which has the times of all P2P messages about the block, and the decision by which method
+//! the block arrived.
 
 use std::collections::VecDeque;
 
@@ -259,7 +260,7 @@ pub struct BlockArrival {
     pub prefilled: Option<u64>,
     /// Number and bytes of the transactions that were requested to complete the compact block.
     pub requested: Option<(u64, u64)>,
-    /// The node's report of the reconstruction, if the node has that tracepoint.
+    /// The node's report of the reconstruction, if the node has the tracepoint `net:compact_block_reconstructed`.
     pub reconstructed: Option<Reconstruction>,
 }
 

@@ -67,7 +67,7 @@ pub struct TrackerState {
     last: VecDeque<BlockReport>,
     /// The last races between FIBRE and compact blocks, newest first.
     races: VecDeque<Race>,
-    /// The mechanisms that won the last races.
+    /// For each of the last races, the hash of the block and the relay mechanism that won.
     race_winners: VecDeque<(RawBlockHash, &'static str)>,
     /// The last blocks that FIBRE reconstructed, with the times of the reconstructions. FIBRE can reconstruct a block
     /// before any peer announces it.
@@ -328,7 +328,8 @@ impl TrackerState {
         }
     }
 
-    /// The time at which FIBRE reconstructed this block; `None` if the block is not among the last blocks of FIBRE.
+    /// The time at which FIBRE reconstructed this block; `None` if the block is not among the last
+    /// [`LAST_BLOCKS_LIMIT`] blocks that FIBRE reconstructed.
     fn fibre_ns(&self, hash: &RawBlockHash) -> Option<u64> {
         self.fibre_blocks.iter().find(|(other, _)| other == hash).map(|(_, time_ns)| *time_ns)
     }
@@ -352,7 +353,7 @@ impl TrackerState {
         self.race_winners.iter().find(|(other, _)| other == hash).map(|(_, mechanism)| *mechanism)
     }
 
-    /// Adds what FIBRE has reported about the race for the block.
+    /// Adds the winner and the times of the race for the block to the block's report, if FIBRE has reported them.
     fn add_race_to_report(&self, report: &mut BlockReport, hash: &RawBlockHash) {
         report.race_winner = self.race_winner(hash);
         if let Some(race) = self.races.iter().find(|race| race.block_hash == report.block_hash) {
@@ -360,7 +361,8 @@ impl TrackerState {
         }
     }
 
-    /// Adds the race to the report of its block, if the block is connected already: FIBRE reports a race after it has connected the block.
+    /// Adds a race to the report of its block, if the node has already connected the block, because FIBRE reports the
+    /// result of a race only after the connection.
     fn update_report(&mut self, hash: &RawBlockHash) {
         let block_hash = maps::hash(hash);
         let Some(position) = self.last.iter().position(|report| report.block_hash == block_hash) else {

@@ -1,7 +1,8 @@
 /* The tracepoints of P2P messages and connections: provider `net`. */
 #include "common.h"
 
-/* The numbers are powers of two, because the programs then bound an index with a modulo operation. */
+/* Numbers of message types, networks and connection types. They are powers of two, because the programs then bound
+ * an index with a modulo operation. */
 enum { TYPES = 64, NETWORKS = 8, CONNECTION_TYPES = 8 };
 /* Size of the name of a connection type in bytes; the longest name has 19 characters. */
 enum { CONNECTION_NAME = 24 };
@@ -53,7 +54,8 @@ NAMES_MAP(connection_types_map, CONNECTION_TYPES, CONNECTION_NAME);
  * numbers. If the map is full, further reasons count as `other`. */
 TALLIES_MAP(misbehaving_map, 256, char[REASON]);
 
-/* Unix time at which the monotonic clock was 0, in nanoseconds. User space measures it every few seconds. */
+/* Unix time at which the monotonic clock was 0, in nanoseconds. User space updates this time every few seconds,
+ * because the wall clock can be set. */
 SINGLE_VALUE_MAP(epoch_map, ARRAY, __s64);
 
 /* A connection: the node's ID for the peer, and the time at which it was established, Unix seconds. */
