@@ -1,4 +1,5 @@
-//! Runs a process from startup to shutdown: readiness, watchdog, signals.
+//! Runs an exporter process from startup to shutdown: notifies the service manager that the process is ready and does
+//! not hang, and handles signals.
 
 use std::process::ExitCode;
 use std::sync::Arc;

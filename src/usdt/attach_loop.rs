@@ -28,7 +28,8 @@ pub type HealthSender = watch::Sender<Result<(), String>>;
 /// late. At the same interval, the exporter passes the time of the wall clock to the BPF programs.
 const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Interval at which the exporter checks whether a process other than the traced one is the node.
+/// Interval at which the exporter checks whether another process than the traced process is the node to trace, for
+/// example a child process.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(5);
 /// Interval that replaces [`OTHERS_INTERVAL`] in the first seconds of tracing, until the node has locked its data
 /// directory. If the node's pidfd cannot be polled, the exporter also checks at this interval whether the node still
@@ -80,7 +81,8 @@ impl TracedNode {
 /// Identity of one version of a file: device, inode, and the time of the last change in seconds and nanoseconds.
 type FileVersion = (u64, u64, i64, i64);
 
-/// Attaches the BPF programs to the node that the search finds, and after the exit of that node to the next node.
+/// A tracer, which attaches the BPF programs to the node that the search finds, and after the exit of that node to the
+/// next node.
 pub struct Tracer {
     programs: Programs,
     search: NodeSearch,

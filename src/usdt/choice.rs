@@ -173,7 +173,8 @@ fn with_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileI
         all.iter().filter(holds).copied().collect::<Vec<_>>()
     };
     let exact = holders(|lock, file| lock == file);
-    // On btrfs and overlayfs, the device number in `stat` differs from the device number in `/proc/locks`.
+    // On btrfs and overlayfs, the device number in `stat` differs from the device number in `/proc/locks`, so if no
+    // lock matches, only the inode numbers are compared.
     if exact.is_empty() { holders(|lock, file| lock.inode == file.inode) } else { exact }
 }
 
@@ -351,7 +352,7 @@ mod tests {
             assert_eq!(chosen(&all, Some(&last), &others()), Some(2));
         }
         assert_eq!(chosen(std::slice::from_ref(&other), Some(&last), &others()), None);
-        // The node has locked only its data directory so far.
+        // The restarted node has locked only its data directory so far, and not its databases.
         let early = process(2, &[DATADIR]);
         assert_eq!(chosen(&[other.clone(), early.clone()], Some(&last), &others()), Some(2));
         assert_eq!(chosen(&[early], Some(&last), &others()), Some(2));

@@ -19,7 +19,7 @@ use super::maps::Maps;
 /// tracepoint group. The limit is necessary because a syncing node connects hundreds of blocks per second.
 const MAX_LINES: u32 = 200;
 
-/// Limits log lines of one kind to [`MAX_LINES`] per second.
+/// A rate limiter that allows at most [`MAX_LINES`] log lines per second.
 struct LineLimit {
     /// Start of the current second.
     second: Instant,
@@ -75,8 +75,8 @@ impl EventReader {
         }
         let mut builder = RingBufferBuilder::new();
         for (group, buffer) in sources {
-            // The ring buffer borrows the map handle. The handle is leaked because the ring buffer lives as long as
-            // the process.
+            // The ring buffer borrows the map handle. The handle is deliberately never freed (leaked), because the ring
+            // buffer lives as long as the process.
             let buffer: &'static MapHandle = Box::leak(Box::new(buffer));
             let mut limit = LineLimit::default();
             let blocks = blocks.clone();

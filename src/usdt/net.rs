@@ -201,7 +201,8 @@ const OUTBOUND: [(&str, kind); 5] = [
     ("inv", kind::SENT_INV),
 ];
 
-/// The event kind of each message type, by the index of the type.
+/// The event kind of each P2P message type, by the index of the type; 0 (unrelated to blocks) for types that are not in
+/// `messages`.
 fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     let mut kinds = [0; 64];
     for (number, name) in MESSAGE_TYPES.iter().enumerate() {
@@ -219,7 +220,7 @@ const INV: usize = {
     }
     index
 };
-/// Common index of all message types that are not in `MESSAGE_TYPES`: `TYPES` - 1 of net.bpf.c.
+/// Common index of all P2P message types that are not in `MESSAGE_TYPES`. It equals `TYPES` - 1 of net.bpf.c.
 const OTHER: usize = 63;
 
 /// The name of a message type as two 64-bit words, the form in which the BPF programs compare names.
@@ -397,7 +398,8 @@ fn by_type(
     })
 }
 
-/// One sample for each direction, with the result of `value`.
+/// One sample for each direction (`in` and `out`), whose value is the result of `value` for the counts of this
+/// direction.
 fn by_direction(
     directions: [(&'static str, &direction); 2],
     value: fn(&direction) -> HistogramValue,

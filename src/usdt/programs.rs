@@ -67,8 +67,8 @@ impl Programs {
         Ok(Programs { loaded, attachments: Arc::default(), blocks: Arc::default() })
     }
 
-    /// Attaches the programs to the tracepoints of a process. `binary` is the file of the process. The results are in
-    /// the order of the programs in the BPF files.
+    /// Attaches the programs to the tracepoints of a process. `binary` is the path of the binary that the process runs.
+    /// The results are in the order of the programs in the BPF files.
     pub fn attach(&mut self, pid: i32, binary: &Path) -> Vec<AttachResult> {
         let mut attached = Vec::new();
         for LoadedGroup { group, programs, refused, links, .. } in &mut self.loaded {

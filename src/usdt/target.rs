@@ -36,7 +36,7 @@ pub enum SearchResult {
     None {
         /// The reason, as a message for the user.
         why: String,
-        /// Whether processes were found that may be the node.
+        /// Whether processes were found that may be the node, but from which the user has to select one.
         is_ambiguous: bool,
     },
 }
@@ -104,8 +104,8 @@ impl NodeSearch {
         })
     }
 
-    /// Collects evidence about the traced process and about all other candidates. Returns another process if the
-    /// evidence shows that the other process is the node.
+    /// Collects evidence about the traced process `node` and about all other processes that run a node's binary.
+    /// Returns another process if the evidence shows that the other process is the node.
     ///
     /// # Errors
     /// The processes cannot be listed.

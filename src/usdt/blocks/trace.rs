@@ -62,7 +62,8 @@ pub struct PeerActivity {
 /// Fields that end in `_ns` are times on the monotonic clock, in nanoseconds.
 pub struct Timeline {
     pub hash: RawBlockHash,
-    /// Value of `clock::epoch_ns` when the block was announced.
+    /// Unix time at which the monotonic clock was 0, in nanoseconds, as `clock::epoch_ns` returned it when the block
+    /// was announced.
     pub epoch_ns: i64,
     /// Time of the first announcement. `first_peer` and `first_by` are the peer and the message type of this
     /// announcement.

@@ -18,13 +18,14 @@ use crate::sys::{self, ClockError};
 use crate::usdt::histogram::BlockId;
 use crate::usdt::{clock, maps};
 
-/// Limit on blocks with a timeline.
+/// Maximum number of blocks with a timeline.
 pub const MAX_BLOCKS: usize = 64;
 /// Limit on peers whose connection type is remembered. A node has up to 125 peers by default.
 const MAX_CONNECTIONS: usize = 2048;
 /// Name of the tracepoint that fires when the node has reconstructed a compact block.
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
-/// Number of most recent blocks, races and flushes that are kept. The page shows the blocks and the races.
+/// Number of most recent connected blocks, FIBRE races and flushes of the UTXO cache that are kept. The exporter's HTML
+/// page shows the blocks and the races.
 const LAST_BLOCKS_LIMIT: usize = 20;
 /// Time after a block's connection during which announcements of the block still count. Announcements after this time
 /// come from peers that have just connected and announce blocks that they already have.
@@ -43,7 +44,8 @@ const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 #[derive(Default)]
 pub struct TrackerState {
     chain: ActiveChain<(u64, RawBlockHash, ConnectedBlock)>,
-    /// Value of [`clock::epoch_ns`] for the events that are being processed.
+    /// Unix time at which the monotonic clock was 0, in nanoseconds ([`clock::epoch_ns`]), for the events that are
+    /// being processed.
     epoch_ns: i64,
     /// Error of the wall clock when the events are processed.
     clock_error: Option<ClockError>,
@@ -361,8 +363,8 @@ impl TrackerState {
         }
     }
 
-    /// Adds a race to the report of its block, if the node has already connected the block, because FIBRE reports the
-    /// result of a race only after the connection.
+    /// Adds a race to the report of its block, if the node has already connected the block, because FIBRE can report
+    /// the result of a race after the connection.
     fn update_report(&mut self, hash: &RawBlockHash) {
         let block_hash = maps::hash(hash);
         let Some(position) = self.last.iter().position(|report| report.block_hash == block_hash) else {

@@ -68,8 +68,8 @@ struct tally {
 	} events_map SEC(".maps")
 
 struct errors {
-	__u64 argument;   /* an argument could not be fetched */
-	__u64 unreadable; /* memory that an argument points to is not resident */
+	__u64 argument;   /* an argument of a tracepoint could not be read */
+	__u64 unreadable; /* node memory that an argument points to is not resident */
 	__u64 lost;       /* the ring buffer had no room for an event */
 };
 SINGLE_VALUE_MAP(errors_map, PERCPU_ARRAY, struct errors);

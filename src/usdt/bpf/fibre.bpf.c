@@ -1,7 +1,8 @@
 /* The tracepoints of FIBRE block relay: provider `udp`. */
 #include "common.h"
 
-/* MECHANISMS is a power of two: the programs can then bound an index with a modulo operation. */
+/* Capacity of mechanisms_map and size of the names of relay mechanisms in bytes. MECHANISMS is a power of two,
+ * because the programs then bound an index with a modulo operation. */
 enum { MECHANISMS = 4, MECHANISM_NAME = 24 };
 /* Size of a block hash as text: 64 hex digits and a NUL. */
 enum { HASH_TEXT = 65 };

@@ -94,8 +94,9 @@ struct connections {
 };
 SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 
-/* Minimum times since the last closed and the last opened connection for a valid `before`. A node counts a closed
- * connection as open until the node's network thread has handled the close, which happens every 50 ms. */
+/* Minimum times since the last connection was closed and since the last connection was opened, for which `before` is
+ * computed. A node counts a closed connection as open until the node's network thread has handled the close, which
+ * happens every 50 ms. */
 enum { CLOSED_COUNTS_NS = 2000000000, OPENS_AT_ONCE_NS = 10000000 };
 
 /* An event for user space: a message about a block, or one header of a headers message. ALIVE is a message that every
@@ -128,7 +129,7 @@ struct event {
 };
 EVENTS_MAP(256 * 1024);
 
-/* Value of `enum kind` for each message type, by the index of the type. */
+/* Value of `enum kind` for each P2P message type, by the index that types_map assigns to the type. */
 const volatile __u8 inbound_kinds[TYPES];
 const volatile __u8 outbound_kinds[TYPES];
 
