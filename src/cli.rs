@@ -140,7 +140,7 @@ pub fn ignore_broken_pipe(written: io::Result<()>) -> Result<()> {
 
 /// The command line of a binary, which includes [`CommonArgs`].
 pub trait Cli: Parser {
-    /// Prefix of the names of environment variables.
+    /// Prefix of the names of the binary's environment variables, for example `BITCOIND_IPC_EXPORTER`.
     const ENVIRONMENT: &'static str;
     /// Default of `--metrics-addr`.
     const METRICS_ADDR: &'static str;

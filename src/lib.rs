@@ -15,8 +15,8 @@
 //! - [`metrics`] has the metric families and the exposition formats. `metrics` does not depend on the sources of the
 //!   values.
 //! - [`status`] is the status page of the IPC exporter, and has the code that the HTML pages of both exporters share.
-//! - [`block_log`] stores a row for each connected block in a local file, and [`block_store`] forwards the rows to a
-//!   database.
+//! - [`block_log`] stores a row for each connected block in a local SQLite file, and [`block_store`] forwards these
+//!   rows to a PostgreSQL database.
 //! - [`http`] serves metrics and pages to scrapers and browsers. `http` does not depend on the modules that communicate
 //!   with nodes.
 //!

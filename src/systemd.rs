@@ -131,8 +131,9 @@ pub fn connect_to_manager() {
     LazyLock::force(&MANAGER);
 }
 
-/// Notifies the service manager, if there is one. A separate thread sends the notification, because a service manager
-/// that does not read its socket would block the caller. If the thread's queue is full, the notification is dropped.
+/// Notifies the service manager, if there is one, of this state. A separate thread sends the notification, because a
+/// service manager that does not read its socket would block the caller. If the thread's queue is full, the
+/// notification is dropped.
 pub fn notify(state: Notification) {
     static MESSAGES: LazyLock<Option<SyncSender<Notification>>> = LazyLock::new(start_notifying);
     if let Some(supervisor) = SUPERVISOR.get() {

@@ -95,7 +95,7 @@ impl Candidate {
 /// with the binaries of a node. Each scan inspects all new processes and at most [`MAX_REVIEWS`] older processes.
 #[derive(Default)]
 pub struct Scanner {
-    /// The processes of the last scan, in ascending order of PID.
+    /// All processes that existed at the last scan, in ascending order of PID.
     seen: Vec<SeenProcess>,
     /// Highest PID of the older processes that have been inspected in the current round. A round is a sequence of scans
     /// that together inspect all older processes.
@@ -113,7 +113,7 @@ struct SeenProcess {
 /// Number of scans that inspect each new process. A process can start as another program, for example systemd's
 /// executor or a shell, and execute the node's binary later.
 const MIN_SCANS: u32 = 10;
-/// Limit on older processes that one scan inspects.
+/// Maximum number of older processes that one scan inspects; processes are older after [`MIN_SCANS`] scans.
 const MAX_REVIEWS: usize = 50;
 
 impl Scanner {

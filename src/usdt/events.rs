@@ -21,7 +21,7 @@ const MAX_LINES: u32 = 200;
 
 /// A rate limiter that allows at most [`MAX_LINES`] log lines per second.
 struct LineLimit {
-    /// Start of the current second.
+    /// Start of the second for which `lines` counts.
     second: Instant,
     /// Lines in the current second, including lines that were dropped because of the limit.
     lines: u32,

@@ -62,7 +62,7 @@ pub(super) struct FibreGroup {
     deliveries: TallyMap<delivery>,
 }
 
-/// Limit on pairs of a relay mechanism and a peer that have their own series.
+/// Maximum number of pairs of a relay mechanism and a peer that have their own time series.
 const MAX_DELIVERIES: usize = 256;
 
 impl Default for FibreGroup {

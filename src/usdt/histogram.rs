@@ -47,7 +47,7 @@ impl Buckets {
 pub(super) struct BlockId {
     pub height: i32,
     pub hash: RawBlockHash,
-    /// Time of the connection, Unix seconds.
+    /// Time at which the node connected the block, Unix seconds.
     pub time: f64,
 }
 
@@ -61,7 +61,8 @@ pub(super) struct CountedHistogram {
 }
 
 impl CountedHistogram {
-    /// Adds the value of a block. `value` is in the unit of the BPF programs.
+    /// Adds a block's value, for example its number of transactions, to the histogram. `value` is in the unit of the
+    /// BPF programs.
     pub fn observe(&mut self, buckets: &Buckets, value: u64, block: &BlockId) {
         let bucket = buckets.for_programs().iter().filter(|bound| **bound < value).count();
         self.sum = self.sum.wrapping_add(value);

@@ -13,7 +13,7 @@
 //!   one of these processes by evidence, for example by the file locks that `file_locks` reads. [`attach_loop`]
 //!   attaches to the node and watches its process.
 //! - [`events`] reads the ring buffers, logs the events, and passes events of blocks to `blocks`, which combines the
-//!   events of each block. [`crate::block_log`] stores a row for each connected block.
+//!   events of each block. [`crate::block_log`] stores a row for each connected block in a local SQLite file.
 //! - `clock` converts the kernel's monotonic time to Unix time.
 //! - [`page`] is the HTML page of recent blocks.
 //! - [`probes`] lists the tracepoints of a binary. `exporter_metrics` has the metrics about the exporter itself, and

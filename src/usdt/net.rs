@@ -30,15 +30,16 @@ const NETWORKS: [&str; 8] = {
     [a, b, c, d, e, f, g, "other"]
 };
 
-/// Label values for connection types. The last label value is used for unknown types.
+/// Label values for the types of P2P connections, as Bitcoin Core names them. The last label value is used for unknown
+/// types.
 const CONNECTION_TYPES: [&str; 8] = {
     let [a, b, c, d, e, f, g] = bitcoin_core::CONNECTION_TYPES;
     [a, b, c, d, e, f, g, "other"]
 };
 
-/// The reason for which a peer misbehaves, NUL-terminated. The size is `REASON` of net.bpf.c.
+/// The reason for which the node marks a peer as misbehaving, NUL-terminated. The size is `REASON` of net.bpf.c.
 type MisbehavingReason = [u8; 136];
-/// Limit on reasons for misbehaviour that have their own series.
+/// Maximum number of reasons for misbehaviour that have their own time series.
 const MAX_REASONS: usize = 64;
 
 /// Size of an entry of an inv message in bytes: `INV_ENTRY` of net.bpf.c.
@@ -51,7 +52,8 @@ const INV_ENTRIES: Buckets = Buckets::new(INV_ENTRY, &[
     1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 100.0, MAX_SHORT_INV, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0,
 ]);
 const MAX_SHORT_INV: f64 = 252.0;
-/// Buckets for the addresses in a message. A node accepts and sends at most 1000 addresses.
+/// Buckets for the number of addresses in an addr or addrv2 message. A node accepts and sends at most 1000 addresses in
+/// a message.
 const ADDR_ENTRIES: Buckets =
     Buckets::new(1.0, &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]);
 /// Buckets for the age of a connection in seconds, up to 30 days.
@@ -448,8 +450,8 @@ fn connection_ages(counts: &counts) -> [([&'static str; 2], HistogramValue); 3] 
     ]
 }
 
-/// The label value for a reason for which a peer misbehaves. The programs have replaced each digit by `N`; this
-/// function replaces a sequence of `N` by a single `N`.
+/// The label value for the reason for which the node marks a peer as misbehaving. The BPF programs have replaced each
+/// digit by `N`; this function replaces a sequence of `N` by a single `N`.
 fn reason_label(reason: &MisbehavingReason) -> String {
     let mut reason = maps::text(reason);
     while reason.contains("NN") {

@@ -23,13 +23,13 @@ impl BlockPage {
         BlockPage { blocks, node_name }
     }
 
-    /// The response to `/`.
+    /// The HTML page, as the response to a request for `/`.
     pub fn html(&self) -> String {
         status::page(include_str!("page.html"))
     }
 
-    /// The response to `/status.json`: the last blocks and races, newest first. `ready` is `Ok` if a node is traced,
-    /// otherwise the reason why no node is traced.
+    /// The response to `/status.json`: the last connected blocks and the last races between FIBRE and compact blocks,
+    /// newest first. `ready` is `Ok` if a node is traced, otherwise the reason why no node is traced.
     pub fn json(&self, ready: &Result<(), String>) -> Value {
         let (blocks, races) = self.blocks.last();
         json!({

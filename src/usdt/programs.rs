@@ -20,8 +20,8 @@ use crate::own_process;
 
 /// The loaded BPF programs of one group, with their maps and their attachments to the node.
 struct LoadedGroup {
-    /// Attachments to the node's tracepoints. This field is declared before `programs`, and Rust therefore drops it
-    /// first. It must be dropped first because detaching uses data that libbpf stores in `programs`.
+    /// Attachments of the BPF programs to the node's tracepoints. This field is declared before `programs`, and Rust
+    /// therefore drops it first. It must be dropped first because detaching uses data that libbpf stores in `programs`.
     links: Vec<Link>,
     group: Arc<dyn GroupPrograms>,
     maps: Arc<Maps>,
@@ -129,8 +129,8 @@ impl Programs {
         BlockPage::new(self.blocks.clone(), node_name.into())
     }
 
-    /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last
-    /// `keep` blocks. With `forwarding`, the rows are also forwarded to the block store.
+    /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last `keep`
+    /// blocks. With `forwarding`, the rows are also forwarded to the block store, a PostgreSQL database.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -293,7 +293,7 @@ fn last_lines(log: &str) -> String {
     lines[lines.len().saturating_sub(LINE_LIMIT)..].join(" | ")
 }
 
-/// Whether the error means that a capability is missing.
+/// Whether libbpf's error means that this process lacks a Linux capability.
 fn lacks_privilege(error: &libbpf_rs::Error) -> bool {
     error.kind() == libbpf_rs::ErrorKind::PermissionDenied && privileges::missing().is_some()
 }

@@ -16,7 +16,7 @@ use crate::node_process::NodeProcess;
 /// The user's selection of the node to trace. Without a selection, the only running node is traced.
 #[derive(Clone, Debug, Default)]
 pub struct NodeSelector {
-    /// Path of the binary with the tracepoints.
+    /// Path of the node's binary, which contains the tracepoints.
     pub binary: Option<PathBuf>,
     /// PID of the node. After that process has ended, the next process with the same data directory is traced.
     pub pid: Option<i32>,

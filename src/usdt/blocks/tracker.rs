@@ -35,8 +35,8 @@ const LATE_LIMIT: Duration = Duration::from_secs(60);
 /// takes seconds.
 const MAX_CLOCK_DRIFT: Duration = Duration::from_millis(5);
 
-/// Maximum age of a header's timestamp at the first announcement. A greater age is omitted, because it does not measure
-/// propagation: the block was announced long after it was found, or a clock is wrong.
+/// Maximum age of the timestamp in a block's header when the block is first announced. A greater age is omitted,
+/// because it does not measure propagation: the block was announced long after it was found, or a clock is wrong.
 const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// The state of a [`BlockTracker`]: timelines and counts of blocks, queued events, and recent blocks, races and
@@ -47,7 +47,7 @@ pub struct TrackerState {
     /// Unix time at which the monotonic clock was 0, in nanoseconds ([`clock::epoch_ns`]), for the events that are
     /// being processed.
     epoch_ns: i64,
-    /// Error of the wall clock when the events are processed.
+    /// The kernel's estimate of the error of the wall clock, for the events that are being processed.
     clock_error: Option<ClockError>,
     /// Timelines of blocks, in the order of the first event of each block.
     pub timelines: VecDeque<Timeline>,

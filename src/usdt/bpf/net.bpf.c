@@ -6,7 +6,8 @@
 enum { TYPES = 64, NETWORKS = 8, CONNECTION_TYPES = 8 };
 /* Size of the name of a connection type in bytes; the longest name has 19 characters. */
 enum { CONNECTION_NAME = 24 };
-/* Size in bytes of a reason for which a peer misbehaves, a multiple of 8; the longest reason has 128 characters. */
+/* Size in bytes of a reason for which the node marks a peer as misbehaving, a multiple of 8; the longest reason has
+ * 128 characters. */
 enum { REASON = 136 };
 /* Sizes in bytes of an entry in an inv message and in an addr message. An entry in an addrv2 message has at least
  * ADDRV2_ENTRY bytes. */
