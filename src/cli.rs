@@ -1,4 +1,5 @@
-//! The command line arguments that both binaries share, and functions that print to standard output and error.
+//! The command line arguments that both binaries (bitcoind-ipc-exporter and bitcoind-usdt-exporter) share, and
+//! functions that print to standard output and error.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -60,7 +61,7 @@ pub struct CommonArgs {
 }
 
 impl CommonArgs {
-    /// Starts logging. When the returned value is dropped, the queued lines are written.
+    /// Starts logging. When the returned value is dropped, the queued log lines are written.
     ///
     /// # Errors
     /// A log target cannot be opened, or RUST_LOG is invalid.
@@ -72,7 +73,7 @@ impl CommonArgs {
     /// Reads the configuration in `--web.config.file`; the default configuration without that argument.
     ///
     /// # Errors
-    /// The file cannot be read or is invalid.
+    /// The web configuration file cannot be read or is invalid.
     pub fn web_config(&self) -> Result<WebConfig> {
         WebConfig::from_option(self.web_config_file.as_deref())
     }
@@ -139,7 +140,7 @@ pub fn ignore_broken_pipe(written: io::Result<()>) -> Result<()> {
 
 /// The command line of a binary, which includes [`CommonArgs`].
 pub trait Cli: Parser {
-    /// Prefix of the names of environment variables.
+    /// Prefix of the names of the binary's environment variables, for example `BITCOIND_IPC_EXPORTER`.
     const ENVIRONMENT: &'static str;
     /// Default of `--metrics-addr`.
     const METRICS_ADDR: &'static str;

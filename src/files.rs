@@ -15,17 +15,19 @@ use std::time::{Duration, Instant};
 use nix::libc::{ENXIO, O_NONBLOCK};
 use tokio::sync::oneshot;
 
-/// Maximum size of a file. For comparison: the system's bundle of certificate authorities has 220 kB.
+/// Maximum size of a file that [`read`] accepts. It is far above the size of the files that users configure: the
+/// system's bundle of certificate authorities has 220 kB.
 const MAX_BYTES: u64 = 4 << 20;
 /// Timeout for opening or reading a file.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// If an unfinished attempt to open or read a path has lasted longer than this time, new attempts on the same path
 /// fail at once.
 const BLOCKED_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum number of unfinished attempts on one path.
+/// Maximum number of unfinished attempts to open or read one path.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Path and start time of each attempt to read a file that has not finished. Each attempt has a thread, which may block indefinitely.
+/// Path and start time of each unfinished attempt to read or open a file. Each attempt has a thread, which may block
+/// indefinitely.
 static ATTEMPTS: Mutex<Vec<(PathBuf, Instant)>> = Mutex::new(Vec::new());
 
 /// Reads a file of at most 4 MiB. Blocks for at most five seconds.
@@ -60,7 +62,7 @@ pub fn append_to(path: &Path) -> Result<File> {
 /// Runs `read` with this path on a separate thread, and waits at most five seconds for its result.
 ///
 /// # Errors
-/// `read` returned no result within the timeout, or earlier attempts on the path are unfinished.
+/// `read` returned no result within the timeout, or earlier attempts to open or read the path are still unfinished.
 pub async fn on_thread<T: Send + 'static>(
     path: &Path,
     read: impl FnOnce(&Path) -> T + Send + 'static,

@@ -11,16 +11,16 @@
 //! - [`collect`] schedules the calls to a node, subscribes to notifications, reconnects, and converts responses into
 //!   metrics.
 //! - `usdt` counts the events of a node's tracepoints with BPF programs in the kernel, and reads the counts at the
-//!   scrape. Blocks are counted from events.
+//!   scrape. Connected blocks are counted in user space, from the events that the BPF programs send.
 //! - [`metrics`] has the metric families and the exposition formats. `metrics` does not depend on the sources of the
 //!   values.
-//! - [`status`] is the status page of the IPC exporter.
-//! - [`block_log`] stores a row for each connected block in a local file, and [`block_store`] forwards the rows to a
-//!   database.
+//! - [`status`] is the status page of the IPC exporter, and has the code that the HTML pages of both exporters share.
+//! - [`block_log`] stores a row for each connected block in a local SQLite file, and [`block_store`] forwards these
+//!   rows to a PostgreSQL database.
 //! - [`http`] serves metrics and pages to scrapers and browsers. `http` does not depend on the modules that communicate
 //!   with nodes.
 //!
-//! Modules that both binaries use:
+//! Other modules, most of which both binaries use:
 //!
 //! - [`cli`] has the shared command line arguments; [`generate`] prints the files that packages ship with the binaries.
 //! - [`service`] runs a process from startup to shutdown. [`systemd`] takes inherited descriptors and sends
@@ -32,7 +32,8 @@
 //!   certificates.
 //! - [`logging`] writes the log to stderr or the journal, and optionally to a file. Each log target has its own thread
 //!   and bounded queue.
-//! - [`supervisor`] is the process that holds the node's connection and starts the guards and the exporter.
+//! - [`supervisor`] is the process of the IPC exporter that holds the connection to the node, and that starts the
+//!   guards and the process that exports the metrics.
 //! - [`sandbox`] restricts each process to the system calls, files and ports that it needs.
 //! - `testing` exports the items that only tests, benches and fuzz targets use.
 //! - [`scheduling`] sets the priorities of processes and threads. `sys` has the system calls that need `unsafe`.

@@ -79,8 +79,8 @@ impl fmt::Display for NodeProcess {
     }
 }
 
-/// The process at the other end of the exporter's socket: the node, or a proxy that forwards to the node. The node's
-/// process is not visible if it is in another PID namespace or behind a proxy.
+/// The process at the other end of the exporter's IPC connection: the node, or a proxy that forwards to the node. The
+/// node's process is not visible if it is in another PID namespace or behind a proxy.
 pub struct SocketPeer {
     pid: Option<i32>,
     supervisor: Option<Rc<SupervisorClient>>,
@@ -212,7 +212,8 @@ impl ProcessUsage {
         times.collect()
     }
 
-    /// Requests from the supervisor the resource usage that this process may not read; empty without a supervisor.
+    /// The part of the node's resource usage that this process has no permission to read, requested from the
+    /// supervisor; empty without a supervisor.
     pub async fn private(&self) -> PrivateUsage {
         match &self.supervisor {
             Some(supervisor) => supervisor.usage().await,
@@ -221,9 +222,10 @@ impl ProcessUsage {
     }
 }
 
-/// Whether a process of this age can have this uptime. Since Bitcoin Core 31 the uptime excludes the time for which
-/// the machine was suspended; `suspended` is the total of this time since boot. Earlier versions compute the uptime
-/// with the wall clock, so a process does not match after the clock was set. All times are in seconds.
+/// Whether a process of this age can be the node that reports this uptime. Since Bitcoin Core 31 the uptime excludes
+/// the time for which the machine was suspended; `suspended` is the total of this time since boot. Earlier versions
+/// compute the uptime with the wall clock, so a process does not match after the clock was set. All times are in
+/// seconds.
 fn is_age_of_uptime(age: f64, suspended: f64, uptime: f64) -> bool {
     /// Tolerance for the rounding of the uptime to whole seconds, and for the time between the readings of uptime and
     /// age.

@@ -17,7 +17,8 @@ const EXPORTER: &[&str] = &["the exporter"];
 /// which a service with `ProcSubset=pid` cannot read.
 pub static STARTED: LazyLock<f64> = LazyLock::new(now);
 
-/// The families of the exporter's own process. Families from `/proc/self` are absent if `/proc` cannot be read.
+/// The metric families about the exporter's own process. Families from `/proc/self` are absent if `/proc` cannot be
+/// read.
 #[rustfmt::skip]
 pub fn families() -> Vec<Family> {
     let process = Process::myself().ok();

@@ -1,8 +1,9 @@
 //! CPU scheduling and OOM priorities of threads and processes, and the kernel's statistic of their run delay. The
-//! guard's priority is higher than the priority of the HTTP thread, because the node waits for the guard.
+//! priority of the guard, the process that answers the node's callbacks, is higher than the priority of the HTTP
+//! thread, because the node waits for the guard's answers.
 //!
-//! No function in this file needs privileges. Errors are ignored: if the kernel or a system call filter rejects a
-//! call, the exporter keeps the default priority.
+//! Errors of the functions in this file are ignored: if the kernel or a system call filter rejects a call, for example
+//! without privileges, the exporter keeps the default priority.
 
 use std::fs::File;
 use std::io;

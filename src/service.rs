@@ -1,4 +1,5 @@
-//! Runs a process from startup to shutdown: readiness, watchdog, signals.
+//! Runs an exporter process from startup to shutdown: notifies the service manager that the process is ready and does
+//! not hang, and handles signals.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use crate::http::{self, Endpoint, HttpServerHandle, Listener, Pages};
 use crate::systemd::{self, Heartbeat};
 
 /// A second signal of the same kind within this time is ignored as a duplicate. If a service manager sends a signal to
-/// all processes of a unit, the exporter receives the signal twice: directly, and from the supervisor.
+/// all processes of a unit, the exporter process of bitcoind-ipc-exporter receives the signal twice: directly, and from
+/// the supervisor, its parent process, which forwards the signal.
 const SAME_SIGNAL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A running exporter process: its HTTP server, and its signal handlers.

@@ -30,7 +30,8 @@ pub struct ClockError {
     pub estimated_us: i64,
 }
 
-/// The error of the wall clock at this moment; `None` if the kernel or a sandbox denies the call.
+/// The kernel's estimate of the error of the wall clock at this moment; `None` if the kernel or a sandbox denies the
+/// call.
 pub fn clock_error() -> Option<ClockError> {
     // SAFETY: all fields are numbers. With `modes` 0 the call only reads.
     let mut clock: libc::timex = unsafe { std::mem::zeroed() };
@@ -104,7 +105,8 @@ pub fn reset_signal(reset: Signal) -> nix::Result<()> {
 /// Numbers of the inherited descriptors that this process has taken over.
 static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
-/// Locks the list of descriptors that were taken over. While the lock is held, [`take_over`] blocks.
+/// Locks and returns the list of inherited descriptors that were taken over. While the lock is held, [`take_over`]
+/// blocks.
 pub fn taken_over() -> MutexGuard<'static, Vec<RawFd>> {
     TAKEN.lock().expect("nobody panics holding it")
 }

@@ -79,7 +79,7 @@ pub fn close_inherited() {
     }
 }
 
-/// A state of this process of which the service manager is notified.
+/// A state of this process that the process reports to the service manager.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Notification {
     /// The process serves HTTP requests (READY=1).
@@ -125,13 +125,15 @@ pub fn notify_through(channel: OwnedFd) {
     let _ = SUPERVISOR.set(channel);
 }
 
-/// Opens the socket of [`notify`], which a process with a system call filter cannot open.
+/// Opens the socket to the service manager that [`notify`] uses. A process with a system call filter cannot open this
+/// socket.
 pub fn connect_to_manager() {
     LazyLock::force(&MANAGER);
 }
 
-/// Notifies the service manager, if there is one. A separate thread sends the notification, because a service manager
-/// that does not read its socket would block the caller. If the thread's queue is full, the notification is dropped.
+/// Notifies the service manager, if there is one, of this state. A separate thread sends the notification, because a
+/// service manager that does not read its socket would block the caller. If the thread's queue is full, the
+/// notification is dropped.
 pub fn notify(state: Notification) {
     static MESSAGES: LazyLock<Option<SyncSender<Notification>>> = LazyLock::new(start_notifying);
     if let Some(supervisor) = SUPERVISOR.get() {

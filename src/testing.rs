@@ -11,7 +11,7 @@ pub use crate::node_process::SocketPeer;
 pub use crate::usdt::events::EventReader;
 pub use hyper_util::server::graceful::GracefulShutdown;
 
-/// The generated schema modules.
+/// The modules generated from the Cap'n Proto schemas of the node's IPC interfaces.
 pub mod schema {
     pub use crate::schema::{
         chain_capnp, common_capnp, handler_capnp, init_capnp, mining_capnp, node_capnp, proxy_capnp,

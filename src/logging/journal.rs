@@ -1,5 +1,5 @@
-//! Log target for the systemd journal. A separate thread writes to the journal's socket, because writing blocks if
-//! nothing reads the socket.
+//! Log target for the systemd journal. A separate thread writes to the journal's socket, because a write blocks if the
+//! journal does not read its socket.
 
 use std::fmt::Debug;
 use std::io;
@@ -18,7 +18,7 @@ use tracing_subscriber::{Layer, registry};
 use super::queue::{self, LineQueue, LogWriter, MAX_WAITING_LINES};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// Interval between attempts to reach a journal that is not running.
+/// Interval between attempts of the writer thread to reach a journal that is not running.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum time for which the startup of the exporter waits for a journal whose socket is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,7 +40,8 @@ impl Visit for JournalEntry {
     }
 }
 
-/// Queues events for the writer thread. Spans are ignored: this program has none.
+/// Queues log events for the thread that writes to the journal. Spans of `tracing` are ignored, because the exporters
+/// use none.
 struct JournalLayer(LineQueue<JournalEntry>);
 
 impl<S: Subscriber> Layer<S> for JournalLayer {
@@ -74,7 +75,7 @@ fn connect() -> io::Result<Dispatch> {
 /// Connects to the journal, and starts the writer thread.
 ///
 /// # Errors
-/// There is no journal, or a thread cannot be started.
+/// There is no systemd journal, or a thread cannot be started.
 pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, LogWriter)> {
     let probe = UnixDatagram::unbound()?;
     probe.set_nonblocking(true)?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::files;
 
-/// Interval between checks whether the path still refers to the open file.
+/// Minimum time between two checks whether the log file's path still refers to the open file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An open log file. At most once a second, a write first checks the path. If the path refers to another file, the

@@ -19,7 +19,7 @@ use queue::{LineQueue, MAX_WAITING_LINES};
 pub use queue::{LogWriter, dropped_lines};
 pub use repeats::RepeatLimiter;
 
-/// The target and format of log lines.
+/// The destination and the format of the exporter's log lines.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum LogTarget {
     /// The journal if stderr is connected to it, otherwise text.
@@ -57,13 +57,14 @@ impl LogLevel {
     }
 }
 
-/// Handle of the log writers. Dropping the handle writes the queued lines.
+/// Handle of the threads that write the log. Dropping the handle waits at most a second per thread until the queued
+/// lines are written.
 pub struct Logging {
     _writers: Vec<LogWriter>,
 }
 
-/// Starts logging to `log`, and also to `file` if it is given. `RUST_LOG` overrides the level. No caller waits for a
-/// line to be written, because stderr, the journal and the file each have a thread and a bounded queue.
+/// Starts logging to `log`, and also to the file `file` if it is not `None`. `RUST_LOG` overrides the level. No caller
+/// waits for a line to be written, because stderr, the journal and the file each have a thread and a bounded queue.
 /// [`dropped_lines`] counts the lines that were not written.
 ///
 /// # Errors

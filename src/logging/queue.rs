@@ -1,4 +1,5 @@
-//! Output queues. Each queue has its own writer thread, so no other thread waits for a slow log target.
+//! Queues of lines for stdout, stderr, the journal and the log file. Each queue has its own writer thread, so a thread
+//! that logs never waits for a slow target.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,13 +7,13 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Maximum number of queued lines; further lines are dropped. The queue fills only with debug logging, or if no process
-/// reads the target.
+/// Maximum number of lines in the queue of one log target; further lines are dropped. The queue fills only with debug
+/// logging, or if the target accepts no lines, for example a pipe that no process reads.
 pub const MAX_WAITING_LINES: usize = 10_000;
-/// Maximum wait at exit for the queued lines to be written.
+/// Maximum time for which the exiting exporter waits until the queued lines of one target are written.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Number of lines that were not written, summed over all targets.
+/// Number of lines that were not written because a queue was full or a write failed, summed over all targets.
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
 /// Number of log lines that were not written because their target accepted them too slowly or not at all.
@@ -61,13 +62,14 @@ impl Drop for LogWriter {
         while !(self.end)() && Instant::now() < deadline {
             thread::sleep(Duration::from_millis(5));
         }
-        // A thread that has exited has dropped its sender, which ends this wait.
+        // The writer thread drops its sender `alive` when it exits, which ends this wait.
         let left = deadline.saturating_duration_since(Instant::now());
         let _ = self.ended.recv_timeout(left);
     }
 }
 
-/// Starts a thread with this name that writes the queued lines. Lines whose write fails are counted as dropped.
+/// Starts a thread with this name that passes each queued line to `write`. Lines whose write fails are counted as
+/// dropped.
 ///
 /// # Errors
 /// The thread cannot be started.

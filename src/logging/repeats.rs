@@ -4,9 +4,10 @@ use std::cell::RefCell;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Minimum time between two lines with the same text.
+/// Minimum time between two log lines with the same text.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
-/// Maximum number of remembered texts, which also limits the number of lines in one interval.
+/// Maximum number of remembered texts. It also limits the number of lines within one [`REPEAT_INTERVAL`], because a new
+/// text is logged only if it can be remembered.
 const MAX_TEXTS: usize = 16;
 
 /// Limiter of repeated log lines, with the texts that were logged last.

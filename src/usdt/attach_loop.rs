@@ -23,12 +23,13 @@ use crate::sys::watched;
 /// reason why no node is traced.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
-/// Interval at which the exporter reads the ring buffers if no event wakes it up. P2P messages wake up the exporter
-/// only after 256 events, because these events may be read late. At the same interval, the exporter passes the time of
-/// the wall clock to the BPF programs.
+/// Interval at which the exporter reads the ring buffers of the BPF programs if no event wakes it up. Events of P2P
+/// messages wake up the exporter only once per 256 events: each event contains its time, and can therefore be read
+/// late. At the same interval, the exporter passes the time of the wall clock to the BPF programs.
 const CONSUME_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Interval at which the exporter checks whether a process other than the traced one is the node.
+/// Interval at which the exporter checks whether another process than the traced process is the node to trace, for
+/// example a child process.
 const OTHERS_INTERVAL: Duration = Duration::from_secs(5);
 /// Interval that replaces [`OTHERS_INTERVAL`] in the first seconds of tracing, until the node has locked its data
 /// directory. If the node's pidfd cannot be polled, the exporter also checks at this interval whether the node still
@@ -48,7 +49,7 @@ const REATTACH_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Dur
 
 /// The reason why the exporter could not attach to a process.
 pub enum AttachError {
-    /// The process ended before or while the programs were attached, or immediately afterwards.
+    /// The process ended before or while the BPF programs were attached, or immediately afterwards.
     ProcessEnded,
     /// An error other than the end of the process.
     Other(anyhow::Error),
@@ -77,11 +78,11 @@ impl TracedNode {
     }
 }
 
-/// Key of one version of a file: device, inode, and the time of the last change in seconds and nanoseconds.
+/// Identity of one version of a file: device, inode, and the time of the last change in seconds and nanoseconds.
 type FileVersion = (u64, u64, i64, i64);
 
-/// The BPF programs and the search for the node that they are attached to. When the node exits, the tracer searches for
-/// the next node.
+/// A tracer, which attaches the BPF programs to the node that the search finds, and after the exit of that node to the
+/// next node.
 pub struct Tracer {
     programs: Programs,
     search: NodeSearch,
@@ -91,7 +92,7 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// A tracer with loaded programs that are not attached yet.
+    /// A tracer whose BPF programs are loaded, and not attached to a node yet.
     pub fn new(programs: Programs, search: NodeSearch) -> Self {
         Tracer { programs, search, without_probes: BTreeMap::new() }
     }
@@ -101,7 +102,8 @@ impl Tracer {
         &self.programs
     }
 
-    /// Attaches to the running node. Used by `--once`, which does not wait for a node.
+    /// Attaches to the running node. Used by `--once`, which fails if no node is running, instead of waiting for a node
+    /// to start.
     ///
     /// # Errors
     /// No node is running, several are running, or the exporter cannot attach to the node.
@@ -119,7 +121,7 @@ impl Tracer {
     /// Attaches to the node. Returns `None` if no node is running, or if several processes may be the node.
     ///
     /// # Errors
-    /// The process that the user named does not exist, or the exporter cannot attach to the node.
+    /// The process that the user selected with `--pid` does not exist, or the exporter cannot attach to the node.
     pub fn start(&mut self) -> Result<Option<TracedNode>> {
         let SearchResult::Node(node) = self.search.find()? else { return Ok(None) };
         match self.attach(&node) {
@@ -222,7 +224,7 @@ impl Tracer {
                 let _ = health.send_replace(Err(why.clone()));
                 last_logged = why;
             }
-            // The next node is likely to start soon after the last one has exited.
+            // Search more often at first, because a node that has exited is usually restarted soon.
             let interval = (since.elapsed() / 20).clamp(RETRY_INTERVAL, MAX_RETRY_INTERVAL);
             tokio::time::sleep(interval).await;
         }
@@ -296,14 +298,14 @@ pub(super) fn readable_binary(node: &NodeProcess) -> PathBuf {
     Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
 }
 
-/// The version of a binary; `None` if the file cannot be accessed.
+/// The [`FileVersion`] of a binary; `None` if the file cannot be accessed.
 fn version(binary: &Path) -> Option<FileVersion> {
     let file = binary.metadata().ok()?;
     Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
 }
 
-/// Reads and logs events, and traces one node after the other, in a loop that ends only with an error. `first` is a
-/// node that is already attached.
+/// Reads and logs the events of the BPF programs, and traces one node after the other, in a loop that ends only with an
+/// error. `first` is a node that is already attached.
 ///
 /// # Errors
 /// Events cannot be read.

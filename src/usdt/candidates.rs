@@ -18,7 +18,8 @@ use crate::bitcoin_core::BINARIES;
 use crate::node_process::{NodeProcess, without_mark};
 use crate::sys;
 
-/// A process of a node's binary, with the evidence that identifies which node it is.
+/// A process that runs a node's binary, with the evidence by which the exporter decides whether it is the node to
+/// trace.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
     pub node: NodeProcess,
@@ -90,14 +91,14 @@ impl Candidate {
     }
 }
 
-/// Scanner of `/proc` that lists the processes that may be the node. Each scan inspects all new processes and at most
-/// [`MAX_REVIEWS`] older ones.
+/// Scanner of `/proc` that lists the processes that may be the node. To inspect a process means to compare its binary
+/// with the binaries of a node. Each scan inspects all new processes and at most [`MAX_REVIEWS`] older processes.
 #[derive(Default)]
 pub struct Scanner {
-    /// The processes of the last scan, in ascending order of PID.
+    /// All processes that existed at the last scan, in ascending order of PID.
     seen: Vec<SeenProcess>,
-    /// Highest PID of the older processes that have been inspected in the current round. Each round inspects all older
-    /// processes.
+    /// Highest PID of the older processes that have been inspected in the current round. A round is a sequence of scans
+    /// that together inspect all older processes.
     reviewed: i32,
 }
 
@@ -112,7 +113,7 @@ struct SeenProcess {
 /// Number of scans that inspect each new process. A process can start as another program, for example systemd's
 /// executor or a shell, and execute the node's binary later.
 const MIN_SCANS: u32 = 10;
-/// Limit on older processes that one scan inspects.
+/// Maximum number of older processes that one scan inspects; processes are older after [`MIN_SCANS`] scans.
 const MAX_REVIEWS: usize = 50;
 
 impl Scanner {
@@ -172,7 +173,7 @@ fn pids() -> io::Result<Vec<i32>> {
 
 /// A function that maps a PID to the path of the process's binary, or to `None` if the scan does not search for that
 /// binary. If this user has no permission to read the path of the binary, the function compares the name and the
-/// command line of the process.
+/// command line of the process with the searched path.
 fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option<PathBuf> {
     let searched = binary.or(last).map(Path::to_path_buf);
     let is_named = binary.is_some();
@@ -184,7 +185,8 @@ fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option
     move |pid| match fs::read_link(format!("/proc/{pid}/exe")) {
         Ok(exe) => {
             let exe = without_mark(&exe);
-            // A process in another mount namespace has another path for the same file.
+            // A process in another mount namespace has another path for the same file, so the device and inode of the
+            // file are compared too.
             let is_same_file = || {
                 let running = fs::metadata(format!("/proc/{pid}/exe")).ok()?;
                 Some(file? == (running.dev(), running.ino()))
@@ -203,9 +205,9 @@ fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option
     }
 }
 
-/// Whether the first argument of a process's command line is compatible with this binary: an absolute path has to be a
-/// suffix of the binary's path, because the path inside a container lacks the container's root, or it has to resolve to
-/// the binary. A relative path is always accepted.
+/// Whether the first argument of a process's command line is compatible with this binary: an absolute path has to
+/// resolve to the binary, or has to be a suffix of the binary's path, because a path inside a container lacks the
+/// container's root directory. A relative path is always accepted.
 fn may_have_started(pid: i32, binary: &Path) -> bool {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let program = Path::new(OsStr::from_bytes(command.split(|&byte| byte == 0).next().unwrap_or_default()));

@@ -11,8 +11,8 @@ use super::file_locks::FileId;
 /// -version`, a child that is about to run the command of `-blocknotify`, or a node that has not locked its data
 /// directory yet.
 const MIN_NODE_AGE: Duration = Duration::from_secs(1);
-/// Minimum age at which a process is traced if its lock, command line and unit all differ from those of the node that
-/// has ended.
+/// Minimum age at which a process is traced if its file locks, command line and systemd unit all differ from those of
+/// the node that was traced before and has ended.
 const DIFFERENT_NODE_DELAY: Duration = Duration::from_secs(10);
 
 /// The user's selection of the node: the data directory, the systemd unit, and whether the user named a binary.
@@ -26,7 +26,8 @@ pub struct UserSelection<'a> {
     pub unit: Option<&'a str>,
 }
 
-/// Evidence about one node: the node that is traced, or the last node that was traced.
+/// Evidence about the traced node, or about the last node that was traced. By this evidence the exporter recognizes the
+/// node's next process after a restart.
 #[derive(Clone, Debug)]
 pub struct KnownNode {
     pub candidate: Candidate,
@@ -51,8 +52,8 @@ impl KnownNode {
 /// Evidence about all nodes other than the traced node, kept as long as the exporter runs.
 #[derive(Clone, Debug, Default)]
 pub struct OtherNodes {
-    /// Whether other nodes exist, or the user named a PID. In both cases, a process with another lock, command line
-    /// and unit is never selected.
+    /// Whether other nodes exist, or the user named a PID. In both cases, a process whose file locks, command line and
+    /// systemd unit all differ from those of the last traced node is never selected.
     pub exist: bool,
     pub commands: BTreeSet<Vec<Vec<u8>>>,
     pub services: BTreeSet<String>,
@@ -103,7 +104,7 @@ pub fn choose(
     } else {
         let parents: Vec<_> = rest.iter().map(|it| it.parent).collect();
         rest.retain(|it| !parents.contains(&it.node.pid));
-        // A process younger than `MIN_NODE_AGE` may be a second node.
+        // Wait until all processes are older than `MIN_NODE_AGE`, because a younger process may be a second node.
         if rest.iter().any(|it| it.age <= MIN_NODE_AGE) {
             return Choice::Soon;
         }
@@ -172,7 +173,8 @@ fn with_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileI
         all.iter().filter(holds).copied().collect::<Vec<_>>()
     };
     let exact = holders(|lock, file| lock == file);
-    // On btrfs and overlayfs, the device number in `stat` differs from the device number in `/proc/locks`.
+    // On btrfs and overlayfs, the device number in `stat` differs from the device number in `/proc/locks`, so if no
+    // lock matches, only the inode numbers are compared.
     if exact.is_empty() { holders(|lock, file| lock.inode == file.inode) } else { exact }
 }
 
@@ -185,7 +187,7 @@ fn is_alike(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     same_service || (it.command == last.candidate.command && !others.commands.contains(&it.command))
 }
 
-/// Number of files that both processes have locked.
+/// Number of files that this process has locked, and that the node that has ended had locked too.
 fn shared_locks(it: &Candidate, last: &KnownNode) -> usize {
     it.locks.intersection(&last.candidate.locks).count()
 }
@@ -207,9 +209,9 @@ fn is_another(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     it.command != last.candidate.command && others.commands.contains(&it.command)
 }
 
-/// The candidate that is the node, if `present`, which is the traced process, is not the node. `None` if `present`
-/// holds a lock. The result is for example the child process after `-daemonwait`, or a node that was started while
-/// `bitcoind -help | less` ran.
+/// The process to trace instead of `present`, the traced process, if the evidence shows that `present` is not the node.
+/// `None` if `present` holds a file lock, because it is then the node. The result is for example the child process of a
+/// node that was started with `-daemonwait`, or a node that was started while `bitcoind -help | less` ran.
 pub fn successor(
     all: &[Candidate],
     named: UserSelection,
@@ -350,7 +352,7 @@ mod tests {
             assert_eq!(chosen(&all, Some(&last), &others()), Some(2));
         }
         assert_eq!(chosen(std::slice::from_ref(&other), Some(&last), &others()), None);
-        // The node has locked only its data directory so far.
+        // The restarted node has locked only its data directory so far, and not its databases.
         let early = process(2, &[DATADIR]);
         assert_eq!(chosen(&[other.clone(), early.clone()], Some(&last), &others()), Some(2));
         assert_eq!(chosen(&[early], Some(&last), &others()), Some(2));

@@ -15,12 +15,13 @@ use super::blocks::BlockTracker;
 use super::group::GroupPrograms;
 use super::maps::Maps;
 
-/// Limit on log lines of one kind per second. A syncing node connects hundreds of blocks per second.
+/// Limit on log lines per second, separately for announced blocks, for other blocks, and for the events of each
+/// tracepoint group. The limit is necessary because a syncing node connects hundreds of blocks per second.
 const MAX_LINES: u32 = 200;
 
-/// Limits log lines of one kind to [`MAX_LINES`] per second.
+/// A rate limiter that allows at most [`MAX_LINES`] log lines per second.
 struct LineLimit {
-    /// Start of the current second.
+    /// Start of the second for which `lines` counts.
     second: Instant,
     /// Lines in the current second, including lines that were dropped because of the limit.
     lines: u32,
@@ -74,8 +75,8 @@ impl EventReader {
         }
         let mut builder = RingBufferBuilder::new();
         for (group, buffer) in sources {
-            // The ring buffer borrows the map handle. The handle is leaked because the ring buffer lives as long as
-            // the process.
+            // The ring buffer borrows the map handle. The handle is deliberately never freed (leaked), because the ring
+            // buffer lives as long as the process.
             let buffer: &'static MapHandle = Box::leak(Box::new(buffer));
             let mut limit = LineLimit::default();
             let blocks = blocks.clone();

@@ -11,7 +11,7 @@ unsafe impl PerCpuCounts for errors {}
 const EXPORTER: &[&str] = &["the exporter"];
 
 /// The metrics about the exporter. `attached` is the number of currently attached tracepoints. `events_processed` has
-/// the number of events by tracepoint, and `errors` the number of errors by type.
+/// the number of hits by tracepoint, and `errors` the number of errors in the BPF programs by type.
 #[rustfmt::skip]
 pub(super) fn families(
     attached: usize,

@@ -1,4 +1,5 @@
-//! Tracepoints of FIBRE block relay, provider `udp`.
+//! Tracepoints of block relay by FIBRE, which sends blocks between nodes in UDP packets. The provider of these
+//! tracepoints is `udp`.
 
 use anyhow::Result;
 use tracing::info;
@@ -61,7 +62,7 @@ pub(super) struct FibreGroup {
     deliveries: TallyMap<delivery>,
 }
 
-/// Limit on pairs of a relay mechanism and a peer that have their own series.
+/// Maximum number of pairs of a relay mechanism and a peer that have their own time series.
 const MAX_DELIVERIES: usize = 256;
 
 impl Default for FibreGroup {
@@ -195,8 +196,8 @@ impl GroupPrograms for FibreGroup {
 }
 
 impl FibreGroup {
-    /// Number of first deliveries of blocks by mechanism and peer, sorted. `unknown` has the number of first deliveries
-    /// by mechanism whose peer did not fit into the BPF map.
+    /// Number of blocks that a peer delivered first, by relay mechanism and peer, sorted. `unknown` has, by mechanism,
+    /// the number of these blocks whose peer did not fit into the BPF map.
     fn deliveries(&self, maps: &Maps, mut unknown: [u64; 4]) -> Vec<([String; 2], u64)> {
         let TallySnapshot { mut present, removed } = self.deliveries.read(maps);
         present.sort_by_key(|(delivery, _)| (delivery.mechanism, maps::text(&delivery.peer)));

@@ -1,5 +1,5 @@
-//! The trait that each group of tracepoints implements. The BPF programs of a group (`bpf/NAME.bpf.c`) are loaded and
-//! read together.
+//! The trait that each group of tracepoints implements. The BPF programs of a group (`bpf/NAME.bpf.c`) are loaded
+//! together, and their counts are read together.
 
 use anyhow::Result;
 
@@ -19,7 +19,8 @@ pub(super) trait GroupPrograms: Send + Sync {
     /// `validation:block_connected`. A scrape omits a family until one of its tracepoints has been attached to a node.
     fn families(&self, maps: &Maps) -> Vec<Family>;
 
-    /// Sets the constants of the BPF programs, a `types::rodata`, before the programs are loaded.
+    /// Sets the constants of the BPF programs, for example the bounds of histograms, before the programs are loaded.
+    /// `rodata` has the bytes of a `types::rodata`.
     fn set_constants(&self, _rodata: &mut [u8]) {}
     /// Fills the BPF maps that the programs read but do not change.
     fn fill_maps(&self, _maps: &Maps) -> Result<()> {
@@ -35,8 +36,8 @@ pub(super) trait GroupPrograms: Send + Sync {
     fn events_processed(&self, _maps: &Maps) -> Vec<(&'static str, u64)> {
         Vec::new()
     }
-    /// Passes the time of the wall clock to the programs. Called at the start and every few seconds, because the wall
-    /// clock can be set.
+    /// Passes the time of the wall clock to the BPF programs. Called at the start and every few seconds, because the
+    /// wall clock can be set.
     fn update_clock(&self, _maps: &Maps) {}
     /// Called after a node has exited. Resets the values in the BPF maps that describe a running node, for example open
     /// connections. Counts are kept.

@@ -4,8 +4,8 @@ use super::blocks::RawBlockHash;
 use super::maps;
 use crate::metrics::{Exemplar, HistogramValue};
 
-/// Number of upper bounds: `BOUNDS` of `bpf/common.h`. If this number differs from `BOUNDS` of `bpf/common.h`, the
-/// array types of the generated code do not compile.
+/// Maximum number of upper bounds of a histogram's buckets. If this number differs from `BOUNDS` of `bpf/common.h`, the
+/// arrays have another length than in the generated code, and the crate does not compile.
 const BOUNDS: usize = 15;
 
 /// The upper bounds of a histogram's buckets, and the factor between the unit of the metric and the unit that the BPF
@@ -24,7 +24,7 @@ impl Buckets {
         Buckets { unit, bounds }
     }
 
-    /// The bounds in the unit of the BPF programs. Unused bounds have the maximum value of u64. No value is above an
+    /// The bounds in the unit of the BPF programs. Unused bounds have the maximum value of i64. No value is above an
     /// unused bound, and the bucket of the first unused bound contains all values above the last used bound.
     pub fn for_programs(&self) -> [u64; BOUNDS] {
         let mut scaled = [i64::MAX as u64; BOUNDS];
@@ -47,7 +47,7 @@ impl Buckets {
 pub(super) struct BlockId {
     pub height: i32,
     pub hash: RawBlockHash,
-    /// Time of the connection, Unix seconds.
+    /// Time at which the node connected the block, Unix seconds.
     pub time: f64,
 }
 
@@ -61,7 +61,8 @@ pub(super) struct CountedHistogram {
 }
 
 impl CountedHistogram {
-    /// Adds the value of a block. `value` is in the unit of the BPF programs.
+    /// Adds a block's value, for example its number of transactions, to the histogram. `value` is in the unit of the
+    /// BPF programs.
     pub fn observe(&mut self, buckets: &Buckets, value: u64, block: &BlockId) {
         let bucket = buckets.for_programs().iter().filter(|bound| **bound < value).count();
         self.sum = self.sum.wrapping_add(value);

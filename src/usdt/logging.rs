@@ -71,7 +71,8 @@ impl GroupPrograms for LoggingGroup {
         ]
     }
 
-    /// Clears the times of operations, because the next node counts its operations from the beginning.
+    /// Clears the times at which the ended node queued and started its operations, because the next node assigns its
+    /// sequence numbers of operations from the beginning.
     fn node_ended(&self, maps: &Maps) {
         maps.zero("queued_map");
         maps.zero("started_map");

@@ -23,8 +23,8 @@ unsafe impl<const N: usize> Pod for [u8; N] {}
 // SAFETY: a `PerCpuCounts` consists of u64, which are integers.
 unsafe impl<T: PerCpuCounts> Pod for T {}
 
-/// The BPF maps of a group's programs, by name. The names end in `_map`. If no programs are loaded, the value is empty
-/// and all reads return 0.
+/// The BPF maps of a group's programs, by name. The names end in `_map`. Without loaded programs, a `Maps` is empty and
+/// all its reads return 0.
 #[derive(Default)]
 pub(super) struct Maps(BTreeMap<String, MapHandle>);
 
@@ -119,7 +119,7 @@ pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
 pub(super) struct TallyMap<K> {
     map: &'static str,
     limit: usize,
-    /// Maps a key to its group. The counts of removed keys are summed by group.
+    /// Returns the group of a key, for example its relay mechanism. The counts of removed keys are summed by group.
     group: fn(&K) -> u32,
     /// Sum of the counts of removed keys, by group.
     removed: Mutex<BTreeMap<u32, u64>>,
@@ -155,8 +155,8 @@ impl<K: Pod> TallyMap<K> {
         present.sort();
         let too_many = present.len().saturating_sub(self.limit);
         for (_, key, number) in present.drain(..too_many) {
-            // Before Linux 5.14, an entry cannot be read and deleted in one step. Hits between the two steps are not
-            // counted.
+            // Before Linux 5.14, an entry of a BPF hash map cannot be read and deleted in one step. Hits of the
+            // tracepoint between the two steps are not counted.
             let taken = map.lookup_and_delete(&key).ok().flatten().and_then(|value| tally(&value));
             let number = taken.map_or(number, |(number, _)| number);
             let is_gone = taken.is_some() || map.delete(&key).is_ok();
@@ -170,8 +170,9 @@ impl<K: Pod> TallyMap<K> {
 }
 
 impl<const N: usize> TallyMap<[u8; N]> {
-    /// The counts by label, sorted. `label` converts a text to its label. The counts of removed texts, and `unknown`,
-    /// which is the count of texts that did not fit into the map, have the label `other`, which comes last.
+    /// The counts of a map whose keys are texts, by label value, sorted. `label` converts a text to its label value.
+    /// The counts of removed texts, and `unknown`, which is the count of texts that did not fit into the map, have the
+    /// label `other`, which comes last.
     pub fn by_label(
         &self,
         maps: &Maps,

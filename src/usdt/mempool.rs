@@ -18,7 +18,7 @@ pub(super) struct MempoolGroup {
 
 /// The node's reason for rejecting a transaction, NUL-terminated. The size is `REJECTION` of mempool.bpf.c.
 type RejectionReason = [u8; 128];
-/// Limit on rejection reasons that have their own series.
+/// Maximum number of rejection reasons that have their own time series.
 const MAX_REASONS: usize = 64;
 
 const ADDED: &[&str] = &["mempool:added"];

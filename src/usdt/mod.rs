@@ -1,23 +1,23 @@
-//! Counts the tracepoints (USDT) of a running node in the kernel, with BPF programs.
+//! Counts the hits of a running Bitcoin node's tracepoints (USDT) in the kernel, with BPF programs.
 //!
-//! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and count in BPF maps. User space reads the maps
-//! at a scrape, not at each hit. Only rare events, and events of blocks, are also sent to user space through BPF ring
-//! buffers.
+//! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and count in BPF maps. The exporter (user space)
+//! reads these maps when Prometheus scrapes it, not at each hit of a tracepoint. Only messages about blocks, connected
+//! blocks, and rare events such as a flush of the UTXO cache are also sent to user space, through BPF ring buffers.
 //!
 //! - Each group of tracepoints has a Rust file in this folder, with the group's metrics and log lines, and a BPF file
 //!   of the same name in `bpf/`. `group` has the trait that the groups implement. `maps` and `histogram` read the
 //!   counts of the BPF programs.
-//! - `programs` loads the BPF programs and attaches them. `privileges` checks capabilities and kernel features.
-//!   [`MetricsReader`] reads all metrics.
+//! - `programs` loads the BPF programs and attaches them. `privileges` checks capabilities and kernel features. At a
+//!   scrape, [`MetricsReader`] reads the values of all metrics.
 //! - [`target`] finds the node to trace: `candidates` lists the processes that may be the node, and `choice` selects
 //!   one of these processes by evidence, for example by the file locks that `file_locks` reads. [`attach_loop`]
 //!   attaches to the node and watches its process.
 //! - [`events`] reads the ring buffers, logs the events, and passes events of blocks to `blocks`, which combines the
-//!   events of each block. [`crate::block_log`] stores a row for each connected block.
+//!   events of each block. [`crate::block_log`] stores a row for each connected block in a local SQLite file.
 //! - `clock` converts the kernel's monotonic time to Unix time.
 //! - [`page`] is the HTML page of recent blocks.
 //! - [`probes`] lists the tracepoints of a binary. `exporter_metrics` has the metrics about the exporter itself, and
-//!   [`startup_banner`] prints the text at startup.
+//!   [`startup_banner`] prints the exporter's settings and the attached tracepoints to stdout at startup.
 
 pub mod attach_loop;
 mod blocks;
@@ -77,7 +77,7 @@ impl TracepointGroup {
         TracepointGroup::value_variants()
     }
 
-    /// The implementation of the group.
+    /// The BPF programs and metrics of the group, as an implementation of [`GroupPrograms`].
     fn group(self) -> Arc<dyn GroupPrograms> {
         match self {
             TracepointGroup::Fibre => Arc::new(fibre::FibreGroup::default()),
@@ -89,7 +89,7 @@ impl TracepointGroup {
         }
     }
 
-    /// The declarations of the group's metrics.
+    /// Names, labels and help texts of the group's metrics, without values.
     fn declarations(self) -> Vec<Declaration> {
         declarations(self.group().families(&Maps::default()))
     }
@@ -99,7 +99,8 @@ fn declarations(families: Vec<Family>) -> Vec<Declaration> {
     families.into_iter().map(|family| family.declaration).collect()
 }
 
-/// The declarations of all metrics that only this exporter has, for METRICS.md.
+/// The declarations of all metrics that bitcoind-usdt-exporter has and bitcoind-ipc-exporter does not have, for
+/// METRICS.md.
 pub fn all_declarations() -> Vec<Declaration> {
     let groups = TracepointGroup::all().iter().flat_map(|group| group.declarations());
     let blocks = blocks::families(&blocks::BlockCounts::default());

@@ -30,28 +30,30 @@ const NETWORKS: [&str; 8] = {
     [a, b, c, d, e, f, g, "other"]
 };
 
-/// Label values for connection types. The last label value is used for unknown types.
+/// Label values for the types of P2P connections, as Bitcoin Core names them. The last label value is used for unknown
+/// types.
 const CONNECTION_TYPES: [&str; 8] = {
     let [a, b, c, d, e, f, g] = bitcoin_core::CONNECTION_TYPES;
     [a, b, c, d, e, f, g, "other"]
 };
 
-/// The reason for which a peer misbehaves, NUL-terminated. The size is `REASON` of net.bpf.c.
+/// The reason for which the node marks a peer as misbehaving, NUL-terminated. The size is `REASON` of net.bpf.c.
 type MisbehavingReason = [u8; 136];
-/// Limit on reasons for misbehaviour that have their own series.
+/// Maximum number of reasons for misbehaviour that have their own time series.
 const MAX_REASONS: usize = 64;
 
 /// Size of an entry of an inv message in bytes: `INV_ENTRY` of net.bpf.c.
 const INV_ENTRY: f64 = 36.0;
-/// Buckets for the entries of an inv message. The BPF programs count the bytes of each message. An inv message begins
-/// with the number of its entries, which takes one byte up to [`MAX_SHORT_INV`] entries, and three bytes above. A node
-/// accepts at most 50,000 entries, and sends at most 1000.
+/// Buckets for the number of entries of an inv message, which the BPF programs compute from the size of the message in
+/// bytes. An inv message begins with the number of its entries, which takes one byte up to [`MAX_SHORT_INV`] entries,
+/// and three bytes above. A node accepts at most 50,000 entries, and sends at most 1000.
 #[rustfmt::skip]
 const INV_ENTRIES: Buckets = Buckets::new(INV_ENTRY, &[
     1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 100.0, MAX_SHORT_INV, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0,
 ]);
 const MAX_SHORT_INV: f64 = 252.0;
-/// Buckets for the addresses in a message. A node accepts and sends at most 1000 addresses.
+/// Buckets for the number of addresses in an addr or addrv2 message. A node accepts and sends at most 1000 addresses in
+/// a message.
 const ADDR_ENTRIES: Buckets =
     Buckets::new(1.0, &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0]);
 /// Buckets for the age of a connection in seconds, up to 30 days.
@@ -177,8 +179,9 @@ impl GroupPrograms for NetGroup {
     }
 }
 
-/// Inbound messages that the BPF programs pass to user space: messages about blocks, and verack, ping and pong, which
-/// every peer sends after connecting or every two minutes. For messages with addresses, the programs count the entries.
+/// Inbound messages that the BPF programs pass to user space: messages about blocks, and verack, ping and pong, from
+/// which the exporter learns the peer's connection type. Every peer sends verack after connecting, and ping or pong
+/// every two minutes. Messages with addresses are not passed; the BPF programs count their entries.
 const INBOUND: [(&str, kind); 10] = [
     ("addr", kind::ADDR),
     ("addrv2", kind::ADDRV2),
@@ -200,7 +203,8 @@ const OUTBOUND: [(&str, kind); 5] = [
     ("inv", kind::SENT_INV),
 ];
 
-/// The event kind of each message type, by the index of the type.
+/// The event kind of each P2P message type, by the index of the type; 0 (unrelated to blocks) for types that are not in
+/// `messages`.
 fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     let mut kinds = [0; 64];
     for (number, name) in MESSAGE_TYPES.iter().enumerate() {
@@ -218,7 +222,7 @@ const INV: usize = {
     }
     index
 };
-/// Common index of all message types that are not in `MESSAGE_TYPES`: `TYPES` - 1 of net.bpf.c.
+/// Common index of all P2P message types that are not in `MESSAGE_TYPES`. It equals `TYPES` - 1 of net.bpf.c.
 const OTHER: usize = 63;
 
 /// The name of a message type as two 64-bit words, the form in which the BPF programs compare names.
@@ -229,7 +233,8 @@ fn words(text: &str) -> [u64; 2] {
     [word(0), word(8)]
 }
 
-/// Index of the message type in each slot of the BPF map. If two types share a slot, the slot has the later type.
+/// Index of the message type in each slot of the BPF map `types_map`, whose slots `multiplier` determines. If two types
+/// share a slot, the slot has the later type.
 fn slots(multiplier: u64) -> [Option<usize>; 256] {
     let mut slots = [None; 256];
     for (number, text) in MESSAGE_TYPES.iter().enumerate() {
@@ -239,7 +244,7 @@ fn slots(multiplier: u64) -> [Option<usize>; 256] {
     slots
 }
 
-/// A multiplier for which no two message types share a slot.
+/// A multiplier for which no two message types share a slot of `types_map`.
 fn multiplier() -> u64 {
     const ODD: u64 = 0x2545_f491_4f6c_dd1d;
     let candidates = (0..).map(|step: u64| ODD.wrapping_mul(2 * step + 1));
@@ -395,7 +400,8 @@ fn by_type(
     })
 }
 
-/// One sample for each direction, with the result of `value`.
+/// One sample for each direction (`in` and `out`), whose value is the result of `value` for the counts of this
+/// direction.
 fn by_direction(
     directions: [(&'static str, &direction); 2],
     value: fn(&direction) -> HistogramValue,
@@ -444,8 +450,8 @@ fn connection_ages(counts: &counts) -> [([&'static str; 2], HistogramValue); 3] 
     ]
 }
 
-/// The label value for a reason for which a peer misbehaves. The programs have replaced each digit by `N`; this
-/// function replaces a sequence of `N` by a single `N`.
+/// The label value for the reason for which the node marks a peer as misbehaving. The BPF programs have replaced each
+/// digit by `N`; this function replaces a sequence of `N` by a single `N`.
 fn reason_label(reason: &MisbehavingReason) -> String {
     let mut reason = maps::text(reason);
     while reason.contains("NN") {

@@ -11,7 +11,8 @@ use crate::cli::VERSION;
 use crate::metrics::now;
 use crate::status;
 
-/// The page of recent blocks and races: its HTML, and its data for `status.json`.
+/// The page of recent blocks, and of recent races between FIBRE and compact blocks: its HTML, and its data for
+/// `status.json`.
 pub struct BlockPage {
     blocks: Arc<BlockTracker>,
     node_name: String,
@@ -22,13 +23,13 @@ impl BlockPage {
         BlockPage { blocks, node_name }
     }
 
-    /// The response to `/`.
+    /// The HTML page, as the response to a request for `/`.
     pub fn html(&self) -> String {
         status::page(include_str!("page.html"))
     }
 
-    /// The response to `/status.json`: the last blocks and races, newest first. `ready` is `Ok` if a node is traced,
-    /// otherwise the reason why no node is traced.
+    /// The response to `/status.json`: the last connected blocks and the last races between FIBRE and compact blocks,
+    /// newest first. `ready` is `Ok` if a node is traced, otherwise the reason why no node is traced.
     pub fn json(&self, ready: &Result<(), String>) -> Value {
         let (blocks, races) = self.blocks.last();
         json!({

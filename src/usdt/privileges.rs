@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, anyhow};
 
-/// The capabilities that BPF programs on tracepoints need.
+/// Linux capabilities that a process needs to attach BPF programs to tracepoints, each with its bit number.
 const CAPABILITIES: [(&str, u32); 2] = [("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 
 /// An error that names the missing capabilities and the remedy; `None` if no capability is missing.

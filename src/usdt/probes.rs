@@ -23,7 +23,8 @@ pub struct Site {
     pub provider: String,
     /// Name of the tracepoint, for example `block_connected`.
     pub name: String,
-    /// Compiled arguments, each with size and location, for example `-8@%rbx 4@24(%rcx)`.
+    /// Arguments of the tracepoint as the compiler placed them, each with its size and its location, for example
+    /// `-8@%rbx 4@24(%rcx)`.
     pub arguments: String,
     machine: Machine,
 }

@@ -20,8 +20,8 @@ use crate::own_process;
 
 /// The loaded BPF programs of one group, with their maps and their attachments to the node.
 struct LoadedGroup {
-    /// Attachments to the node's tracepoints. This field is declared before `programs`, and Rust therefore drops it
-    /// first. Detaching uses data that libbpf stores in `programs`.
+    /// Attachments of the BPF programs to the node's tracepoints. This field is declared before `programs`, and Rust
+    /// therefore drops it first. It must be dropped first because detaching uses data that libbpf stores in `programs`.
     links: Vec<Link>,
     group: Arc<dyn GroupPrograms>,
     maps: Arc<Maps>,
@@ -38,7 +38,8 @@ pub struct AttachResult {
     pub result: Result<()>,
 }
 
-/// The tracepoints that have been attached to any node so far, and the number of tracepoints that are attached now.
+/// The attachment history of the tracepoints. A metric is exported once a tracepoint that feeds it has been attached to
+/// any node.
 #[derive(Default)]
 pub(super) struct Attachments {
     /// Full names of the tracepoints that have been attached to a node at least once.
@@ -66,8 +67,8 @@ impl Programs {
         Ok(Programs { loaded, attachments: Arc::default(), blocks: Arc::default() })
     }
 
-    /// Attaches the programs to the tracepoints of a process. `binary` is the file of the process. The results are in
-    /// the order of the programs in the BPF files.
+    /// Attaches the programs to the tracepoints of a process. `binary` is the path of the binary that the process runs.
+    /// The results are in the order of the programs in the BPF files.
     pub fn attach(&mut self, pid: i32, binary: &Path) -> Vec<AttachResult> {
         let mut attached = Vec::new();
         for LoadedGroup { group, programs, refused, links, .. } in &mut self.loaded {
@@ -92,8 +93,9 @@ impl Programs {
     /// Detaches the programs from a process that has ended. Keeps the counts, and resets the values that describe a
     /// running node.
     pub fn detach(&mut self) {
-        // Removing a link waits in the kernel for tens of milliseconds. Groups are therefore detached in parallel. Each
-        // group is detached by a single thread, because libbpf's data of a group is not thread-safe.
+        // Removing a BPF program's attachment (link) waits in the kernel for tens of milliseconds. Groups are therefore
+        // detached in parallel. Each group is detached by a single thread, because libbpf's data of a group is not
+        // thread-safe.
         thread::scope(|scope| {
             for LoadedGroup { links, .. } in &mut self.loaded {
                 let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());
@@ -127,8 +129,8 @@ impl Programs {
         BlockPage::new(self.blocks.clone(), node_name.into())
     }
 
-    /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last
-    /// `keep` blocks. With `forwarding`, the rows are also forwarded to the block store.
+    /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last `keep`
+    /// blocks. With `forwarding`, the rows are also forwarded to the block store, a PostgreSQL database.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -188,7 +190,8 @@ impl MetricsReader {
 }
 
 /// Whether a family has data if these tracepoints have been attached. A family needs one of its tracepoints. The
-/// metrics about a block's arrival need [`REQUIRED_ARRIVAL_SOURCES`].
+/// metrics about a block's arrival need all of [`REQUIRED_ARRIVAL_SOURCES`], and the metrics about the node's report of
+/// a reconstructed compact block need all of [`REPORT_SOURCES`].
 fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
         ARRIVAL_SOURCES => REQUIRED_ARRIVAL_SOURCES.iter().all(|tracepoint| attached(tracepoint)),
@@ -252,7 +255,7 @@ fn names(opened: &OpenObject) -> Vec<String> {
     opened.progs().map(|program| program.name().to_string_lossy().into_owned()).collect()
 }
 
-/// Messages that libbpf has emitted since the last error.
+/// Messages that libbpf has emitted since [`explain`] last added them to an error.
 static LIBBPF_MESSAGES: Mutex<LibbpfMessages> =
     Mutex::new(LibbpfMessages { warnings: Vec::new(), verifier: None });
 
@@ -280,7 +283,8 @@ fn capture_libbpf_messages() {
     libbpf_rs::set_print(Some((PrintLevel::Info, keep)));
 }
 
-/// The last lines of a verifier's log, which contain the reason for the rejection.
+/// The last lines of the kernel verifier's log, which contain the reason for which the verifier rejected the BPF
+/// program.
 fn last_lines(log: &str) -> String {
     const LINE_LIMIT: usize = 3;
     let lines =
@@ -289,7 +293,7 @@ fn last_lines(log: &str) -> String {
     lines[lines.len().saturating_sub(LINE_LIMIT)..].join(" | ")
 }
 
-/// Whether the error means that a capability is missing.
+/// Whether libbpf's error means that this process lacks a Linux capability.
 fn lacks_privilege(error: &libbpf_rs::Error) -> bool {
     error.kind() == libbpf_rs::ErrorKind::PermissionDenied && privileges::missing().is_some()
 }

@@ -16,7 +16,7 @@ use crate::node_process::NodeProcess;
 /// The user's selection of the node to trace. Without a selection, the only running node is traced.
 #[derive(Clone, Debug, Default)]
 pub struct NodeSelector {
-    /// Path of the binary with the tracepoints.
+    /// Path of the node's binary, which contains the tracepoints.
     pub binary: Option<PathBuf>,
     /// PID of the node. After that process has ended, the next process with the same data directory is traced.
     pub pid: Option<i32>,
@@ -36,7 +36,7 @@ pub enum SearchResult {
     None {
         /// The reason, as a message for the user.
         why: String,
-        /// Whether processes were found that may be the node.
+        /// Whether processes were found that may be the node, but from which the user has to select one.
         is_ambiguous: bool,
     },
 }
@@ -65,10 +65,11 @@ impl NodeSearch {
     }
 
     /// The running node; `None` if no node is running. Waits at most three seconds if a process that was just started
-    /// may become the node. Used by options such as `--once`, which do not wait for a node.
+    /// may become the node. Used by `--once` and `--list-probes`, which do not wait for a node to start.
     ///
     /// # Errors
-    /// The process that the user named does not exist, or several processes may be the node; the error lists them.
+    /// The process that the user selected with `--pid` does not exist, or several processes may be the node; the error
+    /// lists them.
     pub fn find_now(&mut self) -> Result<Option<NodeProcess>> {
         const FIND_TIMEOUT: Duration = Duration::from_secs(3);
         let end = Instant::now() + FIND_TIMEOUT;
@@ -86,7 +87,7 @@ impl NodeSearch {
     /// Searches for the node once.
     ///
     /// # Errors
-    /// The process that the user named does not exist, or the processes cannot be listed.
+    /// The process that the user selected with `--pid` does not exist, or the processes cannot be listed.
     pub fn find(&mut self) -> Result<SearchResult> {
         if let (Some(pid), None) = (self.selector.pid, &self.last) {
             return NodeProcess::from_pid(pid, self.selector.binary.as_deref()).map(SearchResult::Node);
@@ -103,8 +104,8 @@ impl NodeSearch {
         })
     }
 
-    /// Collects evidence about the traced process and about all other candidates. Returns another process if the
-    /// evidence shows that the other process is the node.
+    /// Collects evidence about the traced process `node` and about all other processes that run a node's binary.
+    /// Returns another process if the evidence shows that the other process is the node.
     ///
     /// # Errors
     /// The processes cannot be listed.

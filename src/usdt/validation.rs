@@ -1,5 +1,5 @@
-//! Tracepoint of connected blocks, provider `validation`. The module `blocks` decides which connected blocks belong to
-//! the active chain, and counts these blocks.
+//! Tracepoint of connected blocks, provider `validation`. The module `blocks` decides which of these blocks belong to
+//! the node's active chain, and counts only the blocks of the active chain.
 
 use super::blocks::{BlockEvent, BlockEventKind, ConnectedBlock, ConnectingThread};
 use super::bpf::validation::{OBJECT, types};

@@ -20,11 +20,11 @@ use std::collections::VecDeque;
 
 use super::event::{ConnectingThread, RawBlockHash};
 
-/// Limit on blocks whose hash is kept. A reorg that replaces only blocks whose hash is kept is recognized at its first
-/// block.
+/// Maximum number of last blocks of the active chain whose hashes are kept. A reorg that replaces only blocks whose
+/// hash is kept is recognized at its first block.
 const MAX_REMEMBERED: usize = 1024;
-/// Limit on undecided blocks. A longer sequence of connected blocks below the lowest known height is assumed to be no
-/// reorg.
+/// Maximum number of undecided blocks, which are blocks that may or may not belong to the active chain. A longer
+/// sequence of connected blocks below the lowest known height is assumed to be no reorg.
 const MAX_UNDECIDED: usize = 144;
 
 /// The last blocks of the node's active chain, and the undecided blocks, which may belong to the active chain.
@@ -48,8 +48,9 @@ impl<T> Default for ActiveChain<T> {
 }
 
 impl<T> ActiveChain<T> {
-    /// Adds a connected block. Returns the blocks that are now certain to belong to the active chain, in the order of
-    /// their heights: no block, this block, or the undecided blocks and this block.
+    /// Adds a block that the node connected, in its active chain or elsewhere. Returns the blocks that are now certain
+    /// to belong to the active chain, in the order of their heights: no block, this block, or the undecided blocks and
+    /// this block.
     pub fn connected(
         &mut self,
         height: i32,

@@ -1,4 +1,4 @@
-//! Makes the report of a connected block from the block's timeline.
+//! Makes the report of a connected block, for the log, the block log and the HTML page, from the block's timeline.
 
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::usdt::maps;
 /// The result of a race between FIBRE/UDP and compact blocks for one block.
 #[derive(Clone, Debug, Serialize)]
 pub struct Race {
-    /// Time at which FIBRE reported the result, Unix seconds.
+    /// Time at which FIBRE reported the result of the race, Unix seconds.
     pub time: f64,
     pub block_height: i32,
     pub block_hash: String,
@@ -19,7 +19,7 @@ pub struct Race {
     pub winner: Option<&'static str>,
     /// Nanoseconds from the first data over FIBRE/UDP to the connection of the block; `None` if FIBRE/UDP took no part.
     pub udp_ns: Option<i64>,
-    /// Nanoseconds from the first compact block to the connection of the block; `None` if there was none.
+    /// Nanoseconds from the first compact block to the connection of the block; `None` if no compact block arrived.
     pub compact_ns: Option<i64>,
 }
 

@@ -34,11 +34,12 @@ pub enum BlockEventKind {
     PeerActive { peer: i64, connection: ConnectionType },
     /// The node reports that it received the block's header from this peer, and that the header is new and valid.
     HeaderAccepted { peer: i64 },
-    /// The node reports that it has reconstructed a compact block.
+    /// The node reports that it has reconstructed the block from a compact block of this peer.
     Reconstructed { peer: i64, from: Reconstruction },
     /// The node wrote the UTXO cache to disk. The event concerns no block.
     Flushed { duration_ns: u64 },
-    /// FIBRE has reconstructed the block. Only newer builds of the node pass the height.
+    /// FIBRE has reconstructed the block from UDP packets. `height` is `None` with older builds of FIBRE, whose
+    /// tracepoint does not pass the block's height, and if the node does not have the previous block.
     Fibre { height: Option<i32> },
     /// FIBRE reports which mechanism delivered the block first.
     RaceWon { height: i32, mechanism: &'static str },
@@ -49,7 +50,8 @@ pub enum BlockEventKind {
     Connected(ConnectedBlock),
 }
 
-/// The height and contents of a block that the node connected, with the duration and the thread of the connection.
+/// A block that the node connected, as the tracepoint `validation:block_connected` reports it, and the node's thread
+/// that connected the block.
 pub struct ConnectedBlock {
     pub height: i32,
     pub transactions: i64,
@@ -132,7 +134,7 @@ impl Announcement {
     }
 }
 
-/// The header timestamp and the number of short IDs of a received compact block.
+/// A compact block that the node received, reduced to the fields that the arrival metrics need.
 #[derive(Clone, Copy)]
 pub struct CompactBlock {
     /// Timestamp in the block's header, Unix seconds.

@@ -111,7 +111,7 @@ pub const ARRIVAL_SOURCES: &[&str] = &[
     "net:block_header",
     "net:compact_block_reconstructed",
 ];
-/// The tracepoints that the metrics about a block's arrival need.
+/// Tracepoints without which the metrics about a block's arrival are not exported.
 pub const REQUIRED_ARRIVAL_SOURCES: &[&str] = ARRIVAL_SOURCES.split_at(3).0;
 /// Tracepoints that feed the metrics about the node's report of a reconstructed compact block. All are required.
 pub const REPORT_SOURCES: &[&str] =

@@ -1,8 +1,9 @@
 //! Records a block's arrival at the node: which peer announced the block, which transactions the node requested, and
 //! when the block was complete.
 //!
-//! The BPF programs copy the first bytes of the messages about blocks. This module groups the messages by the block's
-//! hash, and evaluates a group when the node has connected the block. A block that was never connected is not counted.
+//! The BPF programs copy the first bytes of the messages about blocks. This module collects the messages about each
+//! block by the block's hash, and evaluates the messages when the node has connected the block. A block that was never
+//! connected is not counted.
 //!
 //! - `event` has the events of a block, which come from messages and tracepoints.
 //! - `trace` has the timeline of one block, and decides how the block arrived.

@@ -96,7 +96,7 @@ fn node_reports_take_precedence_over_messages() {
     ] {
         let blocks = BlockTracker::default();
         blocks.attached(|name| has && name == "net:compact_block_reconstructed");
-        // There is no `HeaderAccepted` event for this peer: the node did not accept its header.
+        // There is no `HeaderAccepted` event for peer 1, because the node did not accept the header from this peer.
         happen(
             &blocks,
             [(90, HASH, BlockEventKind::Announced { peer: 1, by: Announcement::Headers(u32::MAX) })],

@@ -1,4 +1,5 @@
-//! The timeline of one block, and the decision by which method the block arrived.
+//! The timeline of one block, which has the times of all P2P messages about the block, and the decision by which method
+//! the block arrived.
 
 use std::collections::VecDeque;
 
@@ -45,7 +46,7 @@ pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 pub struct PeerActivity {
     /// The node's ID for the peer.
     pub id: i64,
-    /// Time and message type of the peer's announcement.
+    /// Time and message type of the peer's first announcement of the block.
     pub announced: Option<(u64, Announcement)>,
     /// Whether the node has requested a compact block from this peer and has not received it yet.
     pub owes_compact: bool,
@@ -61,10 +62,11 @@ pub struct PeerActivity {
 /// Fields that end in `_ns` are times on the monotonic clock, in nanoseconds.
 pub struct Timeline {
     pub hash: RawBlockHash,
-    /// Value of `clock::epoch_ns` when the block was announced.
+    /// Unix time at which the monotonic clock was 0, in nanoseconds, as `clock::epoch_ns` returned it when the block
+    /// was announced.
     pub epoch_ns: i64,
-    /// Time of the first announcement. `first_peer` and `first_by` are the peer and the message type of this
-    /// announcement.
+    /// Time at which the block was first announced. `first_peer` and `first_by` are the peer and the message type of
+    /// this announcement.
     pub first_ns: u64,
     pub first_peer: i64,
     pub first_by: Announcement,
@@ -250,8 +252,8 @@ pub struct BlockArrival {
     pub start_ns: u64,
     /// Time at which the node had connected the block.
     pub connected_ns: u64,
-    /// Age of the header's timestamp at the first announcement. `None` if the timestamp is unknown, in the future, or
-    /// older than the limit `MAX_HEADER_AGE`.
+    /// Age of the timestamp in the block's header when the block was first announced. `None` if the timestamp is
+    /// unknown, in the future, or older than the limit `MAX_HEADER_AGE`.
     pub header_age_ns: Option<u64>,
     /// The compact block from which the node reconstructed the block.
     pub compact: Option<CompactBlock>,
@@ -259,7 +261,7 @@ pub struct BlockArrival {
     pub prefilled: Option<u64>,
     /// Number and bytes of the transactions that were requested to complete the compact block.
     pub requested: Option<(u64, u64)>,
-    /// The node's report of the reconstruction, if the node has that tracepoint.
+    /// The node's report of the reconstruction, if the node has the tracepoint `net:compact_block_reconstructed`.
     pub reconstructed: Option<Reconstruction>,
 }
 

@@ -18,13 +18,14 @@ use crate::sys::{self, ClockError};
 use crate::usdt::histogram::BlockId;
 use crate::usdt::{clock, maps};
 
-/// Limit on blocks with a timeline.
+/// Maximum number of blocks with a timeline.
 pub const MAX_BLOCKS: usize = 64;
 /// Limit on peers whose connection type is remembered. A node has up to 125 peers by default.
 const MAX_CONNECTIONS: usize = 2048;
 /// Name of the tracepoint that fires when the node has reconstructed a compact block.
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
-/// Number of most recent blocks, races and flushes that are kept. The page shows the blocks and the races.
+/// Number of most recent connected blocks, FIBRE races and flushes of the UTXO cache that are kept. The exporter's HTML
+/// page shows the blocks and the races.
 const LAST_BLOCKS_LIMIT: usize = 20;
 /// Time after a block's connection during which announcements of the block still count. Announcements after this time
 /// come from peers that have just connected and announce blocks that they already have.
@@ -34,8 +35,8 @@ const LATE_LIMIT: Duration = Duration::from_secs(60);
 /// takes seconds.
 const MAX_CLOCK_DRIFT: Duration = Duration::from_millis(5);
 
-/// Maximum age of a header's timestamp at the first announcement. A greater age is omitted, because it does not measure
-/// propagation: the block was announced long after it was found, or a clock is wrong.
+/// Maximum age of the timestamp in a block's header when the block is first announced. A greater age is omitted,
+/// because it does not measure propagation: the block was announced long after it was found, or a clock is wrong.
 const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// The state of a [`BlockTracker`]: timelines and counts of blocks, queued events, and recent blocks, races and
@@ -43,9 +44,10 @@ const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 #[derive(Default)]
 pub struct TrackerState {
     chain: ActiveChain<(u64, RawBlockHash, ConnectedBlock)>,
-    /// Value of [`clock::epoch_ns`] for the events that are being processed.
+    /// Unix time at which the monotonic clock was 0, in nanoseconds ([`clock::epoch_ns`]), for the events that are
+    /// being processed.
     epoch_ns: i64,
-    /// Error of the wall clock when the events are processed.
+    /// The kernel's estimate of the error of the wall clock, for the events that are being processed.
     clock_error: Option<ClockError>,
     /// Timelines of blocks, in the order of the first event of each block.
     pub timelines: VecDeque<Timeline>,
@@ -67,7 +69,7 @@ pub struct TrackerState {
     last: VecDeque<BlockReport>,
     /// The last races between FIBRE and compact blocks, newest first.
     races: VecDeque<Race>,
-    /// The mechanisms that won the last races.
+    /// For each of the last races, the hash of the block and the relay mechanism that won.
     race_winners: VecDeque<(RawBlockHash, &'static str)>,
     /// The last blocks that FIBRE reconstructed, with the times of the reconstructions. FIBRE can reconstruct a block
     /// before any peer announces it.
@@ -328,7 +330,8 @@ impl TrackerState {
         }
     }
 
-    /// The time at which FIBRE reconstructed this block; `None` if the block is not among the last blocks of FIBRE.
+    /// The time at which FIBRE reconstructed this block; `None` if the block is not among the last
+    /// [`LAST_BLOCKS_LIMIT`] blocks that FIBRE reconstructed.
     fn fibre_ns(&self, hash: &RawBlockHash) -> Option<u64> {
         self.fibre_blocks.iter().find(|(other, _)| other == hash).map(|(_, time_ns)| *time_ns)
     }
@@ -352,7 +355,7 @@ impl TrackerState {
         self.race_winners.iter().find(|(other, _)| other == hash).map(|(_, mechanism)| *mechanism)
     }
 
-    /// Adds what FIBRE has reported about the race for the block.
+    /// Adds the winner and the times of the race for the block to the block's report, if FIBRE has reported them.
     fn add_race_to_report(&self, report: &mut BlockReport, hash: &RawBlockHash) {
         report.race_winner = self.race_winner(hash);
         if let Some(race) = self.races.iter().find(|race| race.block_hash == report.block_hash) {
@@ -360,7 +363,8 @@ impl TrackerState {
         }
     }
 
-    /// Adds the race to the report of its block, if the block is connected already: FIBRE reports a race after it has connected the block.
+    /// Adds a race to the report of its block, if the node has already connected the block, because FIBRE can report
+    /// the result of a race after the connection.
     fn update_report(&mut self, hash: &RawBlockHash) {
         let block_hash = maps::hash(hash);
         let Some(position) = self.last.iter().position(|report| report.block_hash == block_hash) else {

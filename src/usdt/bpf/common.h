@@ -1,5 +1,5 @@
-/* Code that all BPF programs share. The programs count events in the kernel, and user space reads the totals at a
- * scrape. */
+/* Code that all BPF programs share. The programs count the hits of the node's tracepoints in the kernel, and the
+ * exporter (user space) reads the totals when Prometheus scrapes it. */
 #pragma once
 
 #include <stdbool.h>
@@ -43,8 +43,9 @@ struct histogram {
 		__type(value, __u32);            \
 	} name SEC(".maps")
 
-/* The count of a key that peers choose, and the time of its last hit. `TallyMap` in maps.rs limits the number of
- * keys. */
+/* Value of a TALLIES_MAP: the number of hits of a tracepoint with one key, and the time of the last such hit. Peers
+ * choose the keys, for example by the reason for which the node rejects a peer's transaction, and `TallyMap` in
+ * maps.rs therefore limits the number of keys. */
 struct tally {
 	__u64 number;
 	__u64 last_ns; /* monotonic */
@@ -67,8 +68,8 @@ struct tally {
 	} events_map SEC(".maps")
 
 struct errors {
-	__u64 argument;   /* an argument could not be fetched */
-	__u64 unreadable; /* memory that an argument points to is not resident */
+	__u64 argument;   /* an argument of a tracepoint could not be read */
+	__u64 unreadable; /* node memory that an argument points to is not resident */
 	__u64 lost;       /* the ring buffer had no room for an event */
 };
 SINGLE_VALUE_MAP(errors_map, PERCPU_ARRAY, struct errors);
@@ -163,14 +164,15 @@ static __noinline long argument(struct pt_regs *ctx, int number)
 	return fetch(ctx, arguments(ctx), number);
 }
 
-/* Copies `size` bytes from the address in an argument. */
+/* Copies `size` bytes of the node's memory, from the address that the tracepoint passes in this argument. */
 static __always_inline void read_user_bytes(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user(to, size, (void *)argument(ctx, number)))
 		COUNT_ERROR(unreadable);
 }
 
-/* Copies at most `size` bytes of the string at the address in an argument. The caller must have zeroed `to`. */
+/* Copies at most `size` bytes of a string in the node's memory, whose address the tracepoint passes in this
+ * argument. The caller must have zeroed `to`. */
 static __always_inline void read_user_str(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user_str(to, size, (void *)argument(ctx, number)) < 0)

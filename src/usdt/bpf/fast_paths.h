@@ -1,8 +1,8 @@
-/* Code that is faster than libbpf's helpers and the kernel's hash maps. Each hit of a tracepoint delays the node, and most
- * hits come from P2P messages and coins. The table shows how much longer a hit took without each fast path;
- * the heading of a column has the time of a hit with all fast paths, to which the percentages refer. It was measured
- * on x86-64 with Linux 6.18: medians of 500 rounds of 200 hits in one run of `cargo bench --bench tracepoint_overhead`, with
- * programs that each lack one fast path, on a machine where a hit of an empty program took 611 ns.
+/* Code that is faster than libbpf's helpers and the kernel's hash maps. Each hit of a tracepoint delays the node, and
+ * most hits come from P2P messages and coins. The table shows how much longer a hit took without each fast path; the
+ * heading of a column has the time of a hit with all fast paths, to which the percentages refer. The times were
+ * measured on x86-64 with Linux 6.18: medians of 500 rounds of 200 hits in one run of the bench `tracepoint_overhead`,
+ * with programs that each lack one fast path, on a machine where a hit of an empty program took 611 ns.
  *
  *                      utxocache:add, 748 ns   net:inbound_message: tx, 792 ns   inv, 883 ns   about a block, 1050 ns
  *   1. arguments       46 ns   6.2 %           49 ns    6.2 %                    98 ns 11.1 %  88 to 122 ns  8 to 12 %

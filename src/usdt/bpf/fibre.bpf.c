@@ -1,7 +1,8 @@
 /* The tracepoints of FIBRE block relay: provider `udp`. */
 #include "common.h"
 
-/* MECHANISMS is a power of two: the programs can then bound an index with a modulo operation. */
+/* Capacity of mechanisms_map and size of the names of relay mechanisms in bytes. MECHANISMS is a power of two,
+ * because the programs then bound an index with a modulo operation. */
 enum { MECHANISMS = 4, MECHANISM_NAME = 24 };
 /* Size of a block hash as text: 64 hex digits and a NUL. */
 enum { HASH_TEXT = 65 };
@@ -43,7 +44,8 @@ struct delivery {
 	__u8 peer[ADDRESS];
 };
 
-/* Number of first deliveries of blocks by mechanism and peer. If the map is full, further peers count as `other`. */
+/* Number of blocks that a peer delivered first, by relay mechanism and peer. If the map is full, further peers count
+ * as `other`. */
 TALLIES_MAP(deliveries_map, 1024, struct delivery);
 
 /* An event for user space. Fields that do not apply to the event's kind are zero. */
@@ -80,7 +82,7 @@ const volatile __u64 byte_bounds[BOUNDS];
 const volatile __u64 stage_us_bounds[BOUNDS];
 
 /* Copies the hash of a block. Some builds of the node pass the 32 raw bytes, other builds pass the hex digits. The
- * memory after the 32 bytes may not be mapped. */
+ * memory after 32 raw bytes may not be mapped, so if the longer read fails, only 32 bytes are read. */
 static __always_inline void block_hash(struct pt_regs *ctx, struct event *event)
 {
 	const void *hash = (const void *)argument(ctx, 1);

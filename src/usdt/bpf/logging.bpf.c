@@ -41,7 +41,8 @@ const volatile __u64 depth_bounds[BOUNDS];
 const volatile __u64 wait_ns_bounds[BOUNDS];
 const volatile __u64 operation_ns_bounds[BOUNDS];
 
-/* Nanoseconds since start_timer() was called for an operation; 0 if it was not called. Clears the timer. */
+/* Nanoseconds since start_timer() was called for the operation with this sequence number; 0 if start_timer() was not
+ * called for it. Clears the timer. */
 static __always_inline __u64 stop_timer(struct timestamp *started, __u64 sequence)
 {
 	__u64 time_ns;

@@ -2,7 +2,8 @@
 #include "common.h"
 
 enum { REASONS = 8 };
-/* Size of the reason for a rejection in bytes. The longest reason has 118 characters. */
+/* Size in bytes of the text of the reason for which the node rejects a transaction. The longest such text has 118
+ * characters. */
 enum { REJECTION = 128 };
 
 struct counts {

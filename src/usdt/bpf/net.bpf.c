@@ -1,11 +1,13 @@
 /* The tracepoints of P2P messages and connections: provider `net`. */
 #include "common.h"
 
-/* The numbers are powers of two, because the programs then bound an index with a modulo operation. */
+/* Numbers of message types, networks and connection types. They are powers of two, because the programs then bound
+ * an index with a modulo operation. */
 enum { TYPES = 64, NETWORKS = 8, CONNECTION_TYPES = 8 };
 /* Size of the name of a connection type in bytes; the longest name has 19 characters. */
 enum { CONNECTION_NAME = 24 };
-/* Size in bytes of a reason for which a peer misbehaves, a multiple of 8; the longest reason has 128 characters. */
+/* Size in bytes of a reason for which the node marks a peer as misbehaving, a multiple of 8; the longest reason has
+ * 128 characters. */
 enum { REASON = 136 };
 /* Sizes in bytes of an entry in an inv message and in an addr message. An entry in an addrv2 message has at least
  * ADDRV2_ENTRY bytes. */
@@ -53,7 +55,8 @@ NAMES_MAP(connection_types_map, CONNECTION_TYPES, CONNECTION_NAME);
  * numbers. If the map is full, further reasons count as `other`. */
 TALLIES_MAP(misbehaving_map, 256, char[REASON]);
 
-/* Unix time at which the monotonic clock was 0, in nanoseconds. User space measures it every few seconds. */
+/* Unix time at which the monotonic clock was 0, in nanoseconds. User space updates this time every few seconds,
+ * because the wall clock can be set. */
 SINGLE_VALUE_MAP(epoch_map, ARRAY, __s64);
 
 /* A connection: the node's ID for the peer, and the time at which it was established, Unix seconds. */
@@ -92,8 +95,9 @@ struct connections {
 };
 SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 
-/* Minimum times since the last closed and the last opened connection for a valid `before`. A node counts a closed
- * connection as open until the node's network thread has handled the close, which happens every 50 ms. */
+/* Minimum times since the last connection was closed and since the last connection was opened, for which `before` is
+ * computed. A node counts a closed connection as open until the node's network thread has handled the close, which
+ * happens every 50 ms. */
 enum { CLOSED_COUNTS_NS = 2000000000, OPENS_AT_ONCE_NS = 10000000 };
 
 /* An event for user space: a message about a block, or one header of a headers message. ALIVE is a message that every
@@ -126,7 +130,7 @@ struct event {
 };
 EVENTS_MAP(256 * 1024);
 
-/* Value of `enum kind` for each message type, by the index of the type. */
+/* Value of `enum kind` for each P2P message type, by the index that types_map assigns to the type. */
 const volatile __u8 inbound_kinds[TYPES];
 const volatile __u8 outbound_kinds[TYPES];
 

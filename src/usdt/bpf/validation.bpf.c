@@ -18,7 +18,8 @@ struct event {
 	__s64 sigops;
 	__s64 duration_ns;
 };
-/* The ring buffer holds 8,000 blocks, because a syncing node connects thousands of blocks within seconds. */
+/* The ring buffer has room for about 10,000 blocks, because a syncing node connects thousands of blocks within
+ * seconds. */
 EVENTS_MAP(1024 * 1024);
 
 TRACEPOINT(block_connected)
