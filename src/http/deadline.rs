@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// A stream with a deadline for sending each complete response. Without the deadline, a client that reads very slowly
-/// would keep the response in the exporter's memory.
+/// A connection to an HTTP client, with a deadline for sending each complete response. Without the deadline, a client
+/// that reads very slowly would keep the response in the exporter's memory.
 pub struct WriteDeadline<S> {
     stream: S,
     /// Maximum time from the first to the last byte of a response.
