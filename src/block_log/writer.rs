@@ -19,10 +19,10 @@ use super::report::BlockReport;
 use crate::block_store::StoreState;
 use crate::scheduling;
 
-/// Maximum number of blocks in the queue to the thread, and of blocks that the thread keeps until the file can be
-/// written. The ring buffer in the kernel (validation.bpf.c) holds about the same number of blocks for an exporter that
-/// is stopped (SIGSTOP), and the exporter reads all of them at once when it is resumed. A full queue takes 4 MB of
-/// memory.
+/// Maximum number of blocks in the queue to the thread that writes the block log, and of blocks that this thread keeps
+/// in memory until the file can be written. The ring buffer in the kernel (validation.bpf.c) holds about the same
+/// number of blocks for an exporter that is stopped (SIGSTOP), and the exporter reads all of them at once when it is
+/// resumed. A full queue takes 4 MB of memory.
 const MAX_QUEUED: usize = 8192;
 /// Minimum time between a failed attempt to write and the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -85,9 +85,9 @@ impl OutboxBatch {
 /// Channels between the thread that writes the block log and the thread that forwards its rows to the block store. At
 /// most one batch is being forwarded.
 pub struct Forwarding {
-    /// Chain, node and exporter, which are part of each row.
+    /// Name of the chain, name of the node and kind of exporter, which are part of each row in the block store.
     pub origin: RowOrigin,
-    /// The row counts and ranks for the metrics and the status page.
+    /// The state of the forwarding, which the thread updates for the metrics and the status page.
     pub counts: Arc<StoreState>,
     /// Batches to forward.
     pub batches: tokio::sync::mpsc::Sender<OutboxBatch>,
@@ -268,8 +268,8 @@ impl BlockLogWriter {
     }
 }
 
-/// The state of the outbox: the rows that are being sent to the block store, and the rows that the block store has
-/// confirmed.
+/// The progress of forwarding the rows of the outbox: which rows are being sent to the block store, and which rows the
+/// block store has confirmed.
 struct Outbox {
     forwarding: Forwarding,
     /// Number of times that the file has been opened.
@@ -289,7 +289,7 @@ struct Outbox {
 }
 
 impl Outbox {
-    /// Maximum number of rows in a batch. A row has about 800 bytes.
+    /// Maximum number of rows in a batch. A row has about 800 bytes, so a batch has at most about 400 kB.
     const MAX_ROWS: usize = 500;
 
     fn new(forwarding: Forwarding) -> Self {
@@ -306,8 +306,8 @@ impl Outbox {
     }
 
     /// Resets the state after a file was opened, because the IDs of another file are different. A batch that was being
-    /// sent is sent again, which does not change the store. `unsent` is the number of rows in the opened file. Rows of a file
-    /// that was moved away are counted as dropped, except the rows of that batch.
+    /// sent is sent again, which does not change the store. `unsent` is the number of rows in the opened file. Rows of
+    /// a file that was moved away are counted as dropped, except the rows of that batch.
     fn file_opened(&mut self, unsent: u64) {
         let waiting = self.forwarding.counts.waiting.load(Relaxed);
         let lost = waiting.saturating_sub(self.under_way_rows).saturating_sub(unsent);

@@ -37,7 +37,8 @@ use crate::systemd::Heartbeat;
 /// response that the client has not read yet.
 const MAX_CONNECTIONS: u64 = 256;
 /// Maximum number of connections of the health check listener. These connections count towards [`MAX_CONNECTIONS`]. The
-/// limit is low because health checks need no password, and any client can open these connections.
+/// separate limit is needed because health checks need no password: clients without a password could otherwise use up
+/// all connections.
 const MAX_HEALTH_CONNECTIONS: usize = 16;
 /// Number of file descriptors that are reserved for other purposes than HTTP connections.
 const OTHER_FILES: u64 = 64;
