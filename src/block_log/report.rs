@@ -17,8 +17,8 @@ macro_rules! block_report {
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {
-            /// Time of the connection, Unix seconds. The log line omits this field, because every log line has a
-            /// timestamp.
+            /// Time at which the node had connected the block, or for the IPC exporter, at which the exporter learned
+            /// of the new tip, in Unix seconds. The log line omits this field, because every log line has a timestamp.
             pub time: f64,
             $(pub $field: $type,)*
         }

@@ -70,8 +70,8 @@ impl ReportQueue {
 pub struct OutboxBatch {
     /// The rows.
     pub batch: Batch,
-    /// Number of times that the file had been opened when the batch was read. The ID in `batch` is valid only for the
-    /// file that was open then.
+    /// Number of times that the thread had opened the block log's file when the batch was read. The ID in `batch` is
+    /// valid only for the file that was open then.
     generation: u64,
 }
 
@@ -87,7 +87,7 @@ impl OutboxBatch {
 pub struct Forwarding {
     /// Name of the chain, name of the node and kind of exporter, which are part of each row in the block store.
     pub origin: RowOrigin,
-    /// The state of the forwarding, which the thread updates for the metrics and the status page.
+    /// The state of the forwarding, which both threads update for the metrics and the status page.
     pub counts: Arc<StoreState>,
     /// Batches to forward.
     pub batches: tokio::sync::mpsc::Sender<OutboxBatch>,
@@ -150,7 +150,7 @@ impl BlockLogThread {
     }
 }
 
-/// Whether a retry may succeed without a change of the configuration.
+/// Whether a later attempt to open the file may succeed without a change of the configuration.
 fn is_temporary(error: &anyhow::Error) -> bool {
     let code = error.downcast_ref::<DatabaseError>().and_then(|failure| failure.code);
     matches!(
@@ -272,13 +272,13 @@ impl BlockLogWriter {
 /// block store has confirmed.
 struct Outbox {
     forwarding: Forwarding,
-    /// Number of times that the file has been opened.
+    /// Number of times that the thread has opened the block log's file.
     generation: u64,
     /// ID of the last row that the block store has confirmed.
     stored: i64,
     /// Time of the last attempt to delete the confirmed rows; `None` if the attempt succeeded.
     delete_failed_at: Option<Instant>,
-    /// Whether the rows up to `stored` are deleted.
+    /// Whether the rows up to `stored` have been deleted from the outbox.
     is_clean: bool,
     /// ID of the last row of the batch that is being sent; `None` if no batch is being sent.
     under_way: Option<i64>,

@@ -25,7 +25,7 @@ const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::
 /// Time without rows to send after which the connection is closed, because a server has a limited number of
 /// connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-/// Times after a stored batch at which the exporter reads the ranks of its node: the node's positions in the order in
+/// Delays after a stored batch at which the exporter reads the ranks of its node: the node's positions in the order in
 /// which the nodes connected each of the last blocks. The ranks are read twice because other nodes may report a block
 /// later.
 const RANK_DELAYS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
@@ -176,7 +176,8 @@ impl Forwarder {
         let ranks = propagation::ranks(connection, &origin.chain, &origin.node, height).await;
         self.show_ranks(ranks);
         if self.ranks_failed {
-            // Only a new connection shows whether the store can be reached. A timed-out query may occupy the old one.
+            // Only a new connection shows whether the store can be reached. A timed-out query may still occupy the old
+            // connection.
             self.connection = None;
             if let Err(error) = self.connect().await {
                 self.on_failure(&error).await;

@@ -46,16 +46,16 @@ pub struct Rank {
 /// The state of the forwarding of rows to the block store, which the metrics and the status page show.
 #[derive(Debug, Default)]
 pub struct StoreState {
-    /// Rows that the store has confirmed.
+    /// Rows that the block store has confirmed.
     pub sent: AtomicU64,
     /// Rows that were dropped before they were sent, because a limit of the block log was reached or the block log's
     /// file was moved away.
     pub dropped: AtomicU64,
-    /// Rows that the store rejected.
+    /// Rows that the block store rejected as invalid.
     pub rejected: AtomicU64,
-    /// Rows that wait in the outbox.
+    /// Rows in the outbox of the block log that the block store does not have yet.
     pub waiting: AtomicU64,
-    /// Whether the last attempt to reach the store succeeded.
+    /// Whether the last attempt to reach the block store succeeded.
     pub is_up: AtomicBool,
     /// The ranks of this node for its last blocks, newest first.
     pub ranks: Mutex<Vec<Rank>>,

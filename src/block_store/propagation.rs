@@ -94,7 +94,7 @@ const NAMES: [&str; 15] = [
 ];
 
 fn values(row: &tokio_postgres::Row) -> Vec<Value> {
-    // Control characters are removed, because a terminal would execute them, and every exporter that writes to the
+    // Control characters are replaced, because a terminal would execute them, and every exporter that writes to the
     // block store chooses its own texts.
     let text =
         |column| row.get::<_, Option<&str>>(column).map_or(Value::Null, |it| Value::Text(text::label(it)));
@@ -109,7 +109,7 @@ fn values(row: &tokio_postgres::Row) -> Vec<Value> {
         .collect()
 }
 
-/// The nodes among the rows of [`at_height`] whose clock was not synchronized.
+/// The names of the nodes in the rows of [`at_height`] that have no rank because their clock was not synchronized.
 pub fn excluded(rows: &Rows) -> Vec<String> {
     let column = |name| NAMES.iter().position(|column| *column == name).unwrap_or_default();
     let (node, synchronized) = (column("node"), column("clock_synchronized"));

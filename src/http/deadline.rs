@@ -29,7 +29,7 @@ impl<S: AsyncWrite + Unpin> WriteDeadline<S> {
         Pin::new(&mut self.stream)
     }
 
-    /// Returns `result`, or a timeout error if `result` is pending and the deadline has passed.
+    /// Returns `result`, or a timeout error if `result` is pending and the deadline of the response has passed.
     fn in_time<T>(&mut self, cx: &mut Context<'_>, result: Poll<Result<T>>) -> Poll<Result<T>> {
         let due = self.due.get_or_insert_with(|| Box::pin(sleep(self.time)));
         if result.is_ready() {

@@ -201,7 +201,8 @@ async fn serve<L>(
                 tokio::task::yield_now().await;
             }
             Err(error) => {
-                // The most likely cause is a lack of file descriptors, which an immediate retry would not resolve.
+                // accept(2) most likely failed because the process has no free file descriptor, and an immediate retry
+                // would fail, too.
                 warn!("cannot accept a connection: {error}");
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }

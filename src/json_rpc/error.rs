@@ -15,8 +15,7 @@ pub enum CallError {
     TimedOut(Duration),
     /// The node does not have this method or interface.
     Unimplemented(String),
-    /// The node has the method, but did not execute the call, for example because it does not permit the method (HTTP
-    /// status 403).
+    /// The node did not execute the call, for example because it does not permit the method (HTTP status 403).
     Failed(String),
     /// The connection to the node is closed.
     Disconnected(String),

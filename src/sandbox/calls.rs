@@ -112,7 +112,7 @@ fn base() -> Result<SyscallList> {
             libc::SYS_madvise,
             libc::SYS_mremap,
             libc::SYS_munmap,
-            // On some machines the C library reads clocks with a system call.
+            // On some machines the C library cannot read clocks in the vDSO, and uses these system calls.
             libc::SYS_clock_getres,
             libc::SYS_clock_gettime,
             libc::SYS_clock_nanosleep,
@@ -285,7 +285,7 @@ fn writes_block_log(list: SyscallList) -> Result<SyscallList> {
 }
 
 /// The system calls of the IPC exporter. The exporter may create TCP and UDP sockets, for JSON-RPC over HTTP, the block
-/// store and DNS, but no Unix sockets, so it cannot connect to the node's IPC socket.
+/// store and DNS, but no Unix sockets, so the exporter cannot connect to the node's IPC socket without the guard.
 ///
 /// # Errors
 /// A condition of the list is invalid.

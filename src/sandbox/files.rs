@@ -128,7 +128,8 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let root = dir.path().canonicalize().unwrap();
         let at = |name: &str| root.join(name);
-        // The directory layouts of certbot, sops-nix and Kubernetes.
+        // The directory layouts in which certbot, sops-nix and Kubernetes replace a renewed file through a symbolic
+        // link.
         for folder in ["live/x", "archive/x", "secrets.d/1", "k8s/..2026"] {
             std::fs::create_dir_all(at(folder)).unwrap();
         }

@@ -115,8 +115,8 @@ impl Change {
         let at = || path.display().to_string();
         check_writable(path)?;
         let mut change = Change { path: path.into(), old: None, new: None, mode: 0o644, owner: None };
-        // The type is checked on the open file, because a user who owns the directory can replace the file at any
-        // time.
+        // The type of the file is checked after opening the file, because a user who owns the directory can replace the
+        // file at any time.
         let file = match File::options().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(change),

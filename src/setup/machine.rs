@@ -26,7 +26,7 @@ const CONTAINER_VARIABLES: [&str; 2] = [crate::supervisor::IN_CONTAINER, "KUBERN
 /// The special characters that setup accepts in front of the program in `ExecStart=` of a systemd unit.
 pub const PREFIXES: [char; 4] = ['-', ':', '+', '!'];
 
-/// The facts about the machine on which the plan depends.
+/// The facts about the machine on which the plan of the subcommand `setup` depends.
 #[derive(Default)]
 pub struct Machine {
     /// The root directory: `/`, or in tests a directory that replaces `/`.
@@ -62,7 +62,7 @@ pub struct Exporter {
     pub environment: String,
     /// The lines that an earlier setup added to the unit's environment file.
     pub previous: Option<String>,
-    /// Whether the unit is installed.
+    /// Whether the exporter's unit is installed.
     pub is_installed: bool,
     /// Whether the operator has configured a user or a cookie for JSON-RPC over HTTP.
     pub has_credentials: bool,
@@ -128,7 +128,7 @@ pub struct Node {
     /// Whether this process has permission to inspect the node. Without the permission, the fields below are
     /// incomplete.
     pub is_accessible: bool,
-    /// Whether the node runs in another PID namespace.
+    /// Whether the node runs in another PID namespace than this process, as in a container.
     pub is_in_container: bool,
     /// The systemd unit in which the node runs; `None` without a unit, or for a unit of a user's systemd manager.
     pub unit: Option<Unit>,
@@ -169,7 +169,7 @@ pub struct NodeBinary {
     pub difference: Option<String>,
 }
 
-/// A unit of systemd.
+/// A systemd unit, with the properties that setup needs.
 #[derive(Clone, Default)]
 pub struct Unit {
     /// Name, for example `bitcoind.service`.

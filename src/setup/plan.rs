@@ -284,8 +284,8 @@ impl Planner<'_> {
     fn exporter(&mut self, socket: Option<&Path>, uses_http: bool, secret: &Secret) {
         let (node, exporter) = (self.node, &self.node.exporter);
         let is_default_port = node.rpc_port() == node.chain.rpc_port;
-        // The exporter's arguments contain the socket path if they contain an RPC URL: with an RPC URL and without a
-        // socket path, an exporter that starts before the node would use HTTP and never IPC.
+        // If setup sets an RPC URL for an exporter that uses a socket, it also sets the socket path: with an RPC URL
+        // and without a socket path, an exporter that starts before the node would use HTTP and never IPC.
         let by_path = exporter.instance.is_some()
             || self.machine.systemd.is_some_and(|version| version < OPEN_FILE)
             || (uses_http && !is_default_port);

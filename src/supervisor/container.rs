@@ -39,9 +39,9 @@ pub fn is_pid_1() -> bool {
     getpid() == Pid::from_raw(1)
 }
 
-/// Whether this process runs in a container and its exit would end the container, which kills the guard. The result is
-/// false if a systemd inside the container started this process (`INVOCATION_ID`): the container then ends only with
-/// this systemd, and the guard survives the exit of this process.
+/// Whether a container runtime started this process. The guard is then killed when this process exits. The result is
+/// false if a systemd inside the container started this process (`INVOCATION_ID` is set), because the container then
+/// continues to run when this process exits, and the guard with it.
 fn is_in_container() -> bool {
     std::env::var_os("INVOCATION_ID").is_none()
         && (std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()

@@ -38,7 +38,7 @@ const MAX_CONNECTIONS: usize = 4;
 
 /// The configuration of the supervisor.
 pub struct SupervisorConfig {
-    /// The way to open connections to the node.
+    /// The inherited connection to the node, and the socket path for new connections.
     pub node: NodeSocket,
     /// The listening HTTP socket that the service manager passed, if any.
     pub listener: Option<OwnedFd>,

@@ -15,7 +15,7 @@ use ring::digest::{SHA256, digest};
 use tokio::sync::Semaphore;
 
 /// Maximum number of requests in the queue for a password check. If each check takes a tenth of a second, the last
-/// request waits for about six seconds.
+/// request of a full queue waits for about six seconds.
 const MAX_WAITING: usize = 64;
 
 /// The result of authenticating a request.
