@@ -59,8 +59,9 @@ pub(super) const VERSIONS: [(i32, &str); 2] = [
         );
         CREATE INDEX blocks_by_height ON blocks (block_height);",
     ),
-    // Rows of bitcoind-ipc-exporter have no contents of a block, so the columns of the contents must permit NULL. The
-    // table is copied because SQLite cannot drop NOT NULL from a column.
+    // Rows of bitcoind-ipc-exporter have no data about the contents of a block (`transactions`, `inputs`, `sigops`) and
+    // its arrival, so the columns of this data must permit NULL. The table is copied because SQLite cannot drop NOT
+    // NULL from a column.
     (
         3,
         "ALTER TABLE blocks RENAME TO old;
@@ -113,7 +114,7 @@ pub(super) const VERSIONS: [(i32, &str); 2] = [
 const VERSION: i32 = VERSIONS[VERSIONS.len() - 1].0;
 /// Maximum time to wait for a lock on the file that another process holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Size of SQLite's page cache in KiB. SQLite's default is 2 MB.
+/// Size of SQLite's page cache in KiB. The size is smaller than SQLite's default of 2 MB, to save memory.
 const CACHE_KIB: i32 = 256;
 
 /// Names of the columns that a [`BlockReport`] fills.
@@ -185,9 +186,9 @@ pub struct BlockLogFile {
     /// after the connection, because closing any descriptor of a file releases all record locks of the process on that
     /// file, including SQLite's.
     _lock: Option<fs::File>,
-    /// Device and inode of the file.
+    /// Device and inode of the open file, to detect that the file was moved or deleted.
     identity: (u64, u64),
-    /// Number of most recent blocks to keep.
+    /// Number of most recent blocks whose rows are kept.
     keep: u32,
 }
 
@@ -223,9 +224,9 @@ impl BlockLogFile {
         identity(&self.path) == Some(self.identity)
     }
 
-    /// Adds or updates the rows of these blocks, and deletes the oldest rows beyond the limit, in one transaction.
-    /// With `origin`, the blocks are also added to the outbox. Returns the number of rows that the limit deleted from
-    /// the outbox and that were not sent, which are the rows with IDs above `under_way`.
+    /// Adds or updates the rows of these blocks, and deletes the oldest rows beyond the limit (`keep`), in one
+    /// transaction. With `origin`, the blocks are also added to the outbox. Returns the number of rows that the limit
+    /// deleted from the outbox and that were not sent, which are the rows with IDs above `under_way`.
     ///
     /// # Errors
     /// The file cannot be written; no row was changed.
@@ -316,8 +317,9 @@ fn check_regular(path: &Path) -> Result<()> {
     }
 }
 
-/// Locks the file against other exporters with `flock`. SQLite uses record locks, which do not conflict with `flock`,
-/// and readers of the block log do not call `flock`. Returns `None` if the file system does not support `flock`.
+/// Locks the file against other exporters with `flock`. The lock stops neither SQLite, whose record locks do not
+/// conflict with `flock`, nor readers of the block log, which do not call `flock`. Returns `None` if the file system
+/// does not support `flock`.
 fn lock(path: &Path, busy: Duration) -> Result<Option<fs::File>> {
     const RETRY_INTERVAL: Duration = Duration::from_millis(50);
     let file = fs::File::open(path).with_context(|| path.display().to_string())?;

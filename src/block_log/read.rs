@@ -10,7 +10,7 @@ pub use rusqlite::types::Value;
 use super::file;
 use crate::metrics::now;
 
-/// Filter for blocks. A block matches if it meets all conditions that are set.
+/// Filter for blocks of the block log. A block matches if it meets all conditions that are set.
 #[derive(Default)]
 pub struct BlockFilter {
     /// Minimum time from the first announcement of the block to its connection. For a block that no peer announced, the
@@ -26,7 +26,8 @@ pub struct BlockFilter {
 pub struct Rows {
     /// The names of the columns.
     pub names: Vec<&'static str>,
-    /// The rows, oldest first. Each row has one value for each element of `names`.
+    /// The rows: those of the block log oldest first, those of the block store by block and time of connection. Each
+    /// row has one value for each element of `names`.
     pub rows: Vec<Vec<Value>>,
 }
 

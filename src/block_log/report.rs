@@ -10,14 +10,15 @@ use crate::sys::ClockError;
 macro_rules! block_report {
     ($($field:ident: $type:ty,)*) => {
         /// The report of a connected block: the block's contents, and the stages of its arrival. `docs/journal.md`
-        /// (names in upper case) and `docs/usdt.md` describe the fields. Times of stages (`_us`) are measured from the
-        /// first announcement. The time of a stage that did not occur is `None`. If no peer announced the block, the
-        /// fields from `announced_by` to `flush_us` are `None`.
+        /// (names in upper case) and `docs/usdt.md` describe the fields. The times of stages (`header_us`,
+        /// `compact_us`, `asked_us`, `answered_us`, `complete_us`, `connected_us`) are measured from the first
+        /// announcement of the block. The time of a stage that did not occur is `None`. If no peer announced the block,
+        /// the fields from `announced_by` to `flush_us` are `None`.
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {
-            /// Time of the connection, Unix seconds. The log line omits this field, because every log line has a
-            /// timestamp.
+            /// Time at which the node had connected the block, or for the IPC exporter, at which the exporter learned
+            /// of the new tip, in Unix seconds. The log line omits this field, because every log line has a timestamp.
             pub time: f64,
             $(pub $field: $type,)*
         }
@@ -36,7 +37,7 @@ macro_rules! block_report {
     };
 }
 
-// CONTRIBUTING.md lists the files to change for a new field.
+// CONTRIBUTING.md lists the files to change for a new field of the report.
 block_report! {
     block_height: i64,
     block_hash: String,
@@ -76,8 +77,8 @@ block_report! {
 }
 
 impl BlockReport {
-    /// Sets the error of the wall clock. A clock that was set since the first announcement does not count as
-    /// synchronized.
+    /// Sets the fields for the error of the machine's wall clock. A clock that was set since the first announcement of
+    /// the block (`was_set`) does not count as synchronized.
     pub fn set_clock_error(&mut self, error: Option<ClockError>, was_set: bool) {
         self.clock_synchronized = error.map(|error| error.is_synchronized && !was_set);
         self.clock_max_error_us = error.map(|error| error.max_us);

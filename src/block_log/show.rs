@@ -67,7 +67,7 @@ fn fields_with_commas_or_quotes_are_quoted() {
     assert_eq!(["a b", "a,b", "a\"b"].map(|text| quoted(text.into())), ["a b", "\"a,b\"", "\"a\"\"b\""]);
 }
 
-/// A value as text.
+/// Formats the value of a column as text; empty for NULL.
 fn text(value: &Value) -> String {
     match value {
         Value::Integer(number) => number.to_string(),

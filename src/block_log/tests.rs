@@ -334,7 +334,8 @@ fn outbox_drops_only_rows_that_were_not_sent() {
     assert_eq!([1, 2, 3].map(|height| add(&mut file, height, 0)), [0, 0, 0]);
     assert_eq!(file.unsent(0, 2).unwrap().unwrap().heights, [1, 2]);
     assert_eq!(file.unsent(2, 2).unwrap().unwrap().heights, [3]);
-    // The rows 1 and 2 are being sent and must not be dropped. The limit of three rows does not count them.
+    // The rows 1 and 2 are being sent. Their deletion is therefore not counted as a loss, in contrast to the deletion
+    // of row 3.
     assert_eq!([4, 5, 6].map(|height| add(&mut file, height, 2)), [0, 0, 1]);
     assert_eq!((file.count_unsent(2).unwrap(), file.unsent(2, 10).unwrap().unwrap().up_to), (3, 6));
     file.delete_sent(6).unwrap();

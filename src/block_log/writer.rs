@@ -19,10 +19,10 @@ use super::report::BlockReport;
 use crate::block_store::StoreState;
 use crate::scheduling;
 
-/// Maximum number of blocks in the queue to the thread, and of blocks that the thread keeps until the file can be
-/// written. The ring buffer in the kernel (validation.bpf.c) holds about the same number of blocks for an exporter that
-/// is stopped (SIGSTOP), and the exporter reads all of them at once when it is resumed. A full queue takes 4 MB of
-/// memory.
+/// Maximum number of blocks in the queue to the thread that writes the block log, and of blocks that this thread keeps
+/// in memory until the file can be written. The ring buffer in the kernel (validation.bpf.c) holds about the same
+/// number of blocks for an exporter that is stopped (SIGSTOP), and the exporter reads all of them at once when it is
+/// resumed. A full queue takes 4 MB of memory.
 const MAX_QUEUED: usize = 8192;
 /// Minimum time between a failed attempt to write and the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -70,8 +70,8 @@ impl ReportQueue {
 pub struct OutboxBatch {
     /// The rows.
     pub batch: Batch,
-    /// Number of times that the file had been opened when the batch was read. The ID in `batch` is valid only for the
-    /// file that was open then.
+    /// Number of times that the thread had opened the block log's file when the batch was read. The ID in `batch` is
+    /// valid only for the file that was open then.
     generation: u64,
 }
 
@@ -85,9 +85,9 @@ impl OutboxBatch {
 /// Channels between the thread that writes the block log and the thread that forwards its rows to the block store. At
 /// most one batch is being forwarded.
 pub struct Forwarding {
-    /// Chain, node and exporter, which are part of each row.
+    /// Name of the chain, name of the node and kind of exporter, which are part of each row in the block store.
     pub origin: RowOrigin,
-    /// The row counts and ranks for the metrics and the status page.
+    /// The state of the forwarding, which both threads update for the metrics and the status page.
     pub counts: Arc<StoreState>,
     /// Batches to forward.
     pub batches: tokio::sync::mpsc::Sender<OutboxBatch>,
@@ -150,7 +150,7 @@ impl BlockLogThread {
     }
 }
 
-/// Whether a retry may succeed without a change of the configuration.
+/// Whether a later attempt to open the file may succeed without a change of the configuration.
 fn is_temporary(error: &anyhow::Error) -> bool {
     let code = error.downcast_ref::<DatabaseError>().and_then(|failure| failure.code);
     matches!(
@@ -268,17 +268,17 @@ impl BlockLogWriter {
     }
 }
 
-/// The state of the outbox: the rows that are being sent to the block store, and the rows that the block store has
-/// confirmed.
+/// The progress of forwarding the rows of the outbox: which rows are being sent to the block store, and which rows the
+/// block store has confirmed.
 struct Outbox {
     forwarding: Forwarding,
-    /// Number of times that the file has been opened.
+    /// Number of times that the thread has opened the block log's file.
     generation: u64,
     /// ID of the last row that the block store has confirmed.
     stored: i64,
     /// Time of the last attempt to delete the confirmed rows; `None` if the attempt succeeded.
     delete_failed_at: Option<Instant>,
-    /// Whether the rows up to `stored` are deleted.
+    /// Whether the rows up to `stored` have been deleted from the outbox.
     is_clean: bool,
     /// ID of the last row of the batch that is being sent; `None` if no batch is being sent.
     under_way: Option<i64>,
@@ -289,7 +289,7 @@ struct Outbox {
 }
 
 impl Outbox {
-    /// Maximum number of rows in a batch. A row has about 800 bytes.
+    /// Maximum number of rows in a batch. A row has about 800 bytes, so a batch has at most about 400 kB.
     const MAX_ROWS: usize = 500;
 
     fn new(forwarding: Forwarding) -> Self {
@@ -306,8 +306,8 @@ impl Outbox {
     }
 
     /// Resets the state after a file was opened, because the IDs of another file are different. A batch that was being
-    /// sent is sent again, which does not change the store. `unsent` is the number of rows in the opened file. Rows of a file
-    /// that was moved away are counted as dropped, except the rows of that batch.
+    /// sent is sent again, which does not change the store. `unsent` is the number of rows in the opened file. Rows of
+    /// a file that was moved away are counted as dropped, except the rows of that batch.
     fn file_opened(&mut self, unsent: u64) {
         let waiting = self.forwarding.counts.waiting.load(Relaxed);
         let lost = waiting.saturating_sub(self.under_way_rows).saturating_sub(unsent);

@@ -18,14 +18,15 @@ use crate::text;
 /// Version of the schema in `contrib/postgresql/propagation.sql`.
 const VERSION: i32 = 1;
 const SCHEMA: &str = include_str!("../../contrib/postgresql/propagation.sql");
-/// Timeout of a statement. A database that is stopped or overloaded must not block the forwarder forever.
+/// Timeout of an attempt to connect and of an SQL statement. A database that is stopped or overloaded must not block
+/// the thread that forwards rows forever.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Timeout of the cancellation of a statement.
+/// Timeout of the request to the server to cancel an SQL statement that has exceeded its timeout.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Stores rows, which are given as a JSON array. A stored row of the same block and node is replaced only if the new
-/// row has a finer resolution of times, or the same resolution and no later time of connection. A block that was
-/// connected again after a reorganization therefore keeps its first times.
+/// SQL statement that stores rows, which are passed as a JSON array. A stored row of the same block and node is
+/// replaced only if the new row has a finer resolution of times, or the same resolution and no later time of
+/// connection. A block that was connected again after a reorganization therefore keeps its first times.
 const STORE: &str = "
     INSERT INTO propagation.blocks AS stored
     SELECT DISTINCT ON (row.chain, row.block_height, row.block_hash, row.node) row.*
@@ -53,7 +54,7 @@ pub struct StoreConnection {
 
 /// The reason why rows could not be stored.
 pub enum StoreError {
-    /// A row is invalid. Other rows may be valid.
+    /// A row is invalid. The other rows of the same batch may be valid.
     Rejected(anyhow::Error),
     /// The block store cannot be reached, or cannot store any rows now, for example because its disk is full. The rows
     /// can be sent later.
@@ -61,7 +62,7 @@ pub enum StoreError {
 }
 
 impl StoreConnection {
-    /// Connects, and creates the schema if it does not exist.
+    /// Connects to the block store, and creates the schema if it does not exist.
     ///
     /// # Errors
     /// The database cannot be reached, rejects the user, or has a schema of another version.
@@ -77,7 +78,7 @@ impl StoreConnection {
         Ok(connection)
     }
 
-    /// Connects, and changes nothing in the database.
+    /// Connects to the block store, and changes nothing in the database.
     ///
     /// # Errors
     /// The database cannot be reached, rejects the user, or has no schema or one of another version.
@@ -114,7 +115,7 @@ impl StoreConnection {
         self.client.is_closed()
     }
 
-    /// Runs a query. Each parameter has a PostgreSQL type.
+    /// Runs a query. Each parameter is passed with its PostgreSQL type.
     ///
     /// # Errors
     /// The query fails, or its result does not arrive within the timeout.

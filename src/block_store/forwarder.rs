@@ -19,13 +19,15 @@ use crate::block_log::outbox::RowOrigin;
 use crate::block_log::{Forwarding, OutboxBatch};
 use crate::scheduling;
 
-/// Delay before the next attempt after a failure. The delay doubles with each failure, up to the second value.
+/// Minimum and maximum delay before the next attempt to use the block store after a failure. The delay doubles with
+/// each consecutive failure.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Time without rows to send after which the connection is closed, because a server has a limited number of
 /// connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
-/// Delays after a stored batch at which the ranks of the last blocks are read. The ranks are read again because other
-/// nodes may report a block later.
+/// Delays after a stored batch at which the exporter reads the ranks of its node: the node's positions in the order in
+/// which the nodes connected each of the last blocks. The ranks are read twice because other nodes may report a block
+/// later.
 const RANK_DELAYS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
 
 /// Maximum number of nodes whose times for one block are compared. With more nodes this exporter no longer reads its
@@ -63,7 +65,7 @@ pub fn start(settings: StoreSettings, origin: RowOrigin) -> Result<Forwarding> {
     Ok(Forwarding { origin, counts: state, batches, stored })
 }
 
-/// The settings, the channels, the connection and the last failure of the thread that forwards rows.
+/// The state of the thread that forwards rows of the block log to the block store.
 struct Forwarder {
     application: String,
     settings: StoreSettings,
@@ -75,7 +77,7 @@ struct Forwarder {
     connection: Option<StoreConnection>,
     /// The last logged failure; `None` after a success.
     last_logged: Option<String>,
-    /// Number of consecutive failures.
+    /// Number of consecutive failed attempts to use the block store.
     failures: u32,
     /// Times at which the ranks will be read.
     rank_times: VecDeque<Instant>,
@@ -83,7 +85,7 @@ struct Forwarder {
     reads_ranks: bool,
     /// Whether the last attempt to read the ranks failed. A failure does not affect the forwarding of rows.
     ranks_failed: bool,
-    /// Height of the last sent block.
+    /// Greatest block height in the last batch that the block store has confirmed.
     last_height: Option<i32>,
 }
 
@@ -174,7 +176,8 @@ impl Forwarder {
         let ranks = propagation::ranks(connection, &origin.chain, &origin.node, height).await;
         self.show_ranks(ranks);
         if self.ranks_failed {
-            // Only a new connection shows whether the store can be reached. A timed-out query may occupy the old one.
+            // Only a new connection shows whether the store can be reached. A timed-out query may still occupy the old
+            // connection.
             self.connection = None;
             if let Err(error) = self.connect().await {
                 self.on_failure(&error).await;

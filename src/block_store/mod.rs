@@ -43,19 +43,19 @@ pub struct Rank {
     pub error_us: Option<i64>,
 }
 
-/// Counts of forwarded rows, the availability of the block store, and the ranks of this node, for the metrics and the
-/// status page.
+/// The state of the forwarding of rows to the block store, which the metrics and the status page show.
 #[derive(Debug, Default)]
 pub struct StoreState {
-    /// Rows that the store has confirmed.
+    /// Rows that the block store has confirmed.
     pub sent: AtomicU64,
-    /// Rows that were dropped before they were sent, because a limit was reached or the file was moved away.
+    /// Rows that were dropped before they were sent, because a limit of the block log was reached or the block log's
+    /// file was moved away.
     pub dropped: AtomicU64,
-    /// Rows that the store rejected.
+    /// Rows that the block store rejected as invalid.
     pub rejected: AtomicU64,
-    /// Rows that wait in the outbox.
+    /// Rows in the outbox of the block log that the block store does not have yet.
     pub waiting: AtomicU64,
-    /// Whether the last attempt to reach the store succeeded.
+    /// Whether the last attempt to reach the block store succeeded.
     pub is_up: AtomicBool,
     /// The ranks of this node for its last blocks, newest first.
     pub ranks: Mutex<Vec<Rank>>,
@@ -70,7 +70,7 @@ impl StoreState {
 
 const EXPORTER: &[&str] = &["the exporter"];
 
-/// The row counts and ranks of this process; unset without a block store.
+/// The state of the forwarding in this process; unset without a block store.
 static STATE: OnceLock<Arc<StoreState>> = OnceLock::new();
 
 /// The ranks of this node for its last blocks, newest first; `None` without a block store.

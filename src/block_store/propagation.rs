@@ -9,10 +9,11 @@ use super::settings::StoreSettings;
 use crate::block_log::read::{Rows, Value};
 use crate::text;
 
-/// Number of most recent blocks for which the node's rank among all nodes, by time of arrival, is read. The query reads the rows of all nodes for each of these blocks.
+/// Number of most recent heights for whose blocks the node's rank among all nodes, by the time at which each node
+/// connected the block, is read. The query reads the rows of all nodes for each of these blocks.
 const RANKED_BLOCKS: i32 = 5;
 
-/// The ranks of a node for its last blocks up to this height, newest first.
+/// Reads the ranks of a node for its blocks at the last [`RANKED_BLOCKS`] heights up to `height`, newest block first.
 pub(super) async fn ranks(
     connection: &StoreConnection,
     chain: &str,
@@ -93,7 +94,8 @@ const NAMES: [&str; 15] = [
 ];
 
 fn values(row: &tokio_postgres::Row) -> Vec<Value> {
-    // Every writer of the store chooses its names, and a terminal would execute control characters in them.
+    // Control characters are replaced, because a terminal would execute them, and every exporter that writes to the
+    // block store chooses its own texts.
     let text =
         |column| row.get::<_, Option<&str>>(column).map_or(Value::Null, |it| Value::Text(text::label(it)));
     let number = |column| row.get::<_, Option<i64>>(column).map_or(Value::Null, Value::Integer);
@@ -107,7 +109,7 @@ fn values(row: &tokio_postgres::Row) -> Vec<Value> {
         .collect()
 }
 
-/// The nodes among the rows of [`at_height`] whose clock was not synchronized.
+/// The names of the nodes in the rows of [`at_height`] that have no rank because their clock was not synchronized.
 pub fn excluded(rows: &Rows) -> Vec<String> {
     let column = |name| NAMES.iter().position(|column| *column == name).unwrap_or_default();
     let (node, synchronized) = (column("node"), column("clock_synchronized"));
@@ -121,7 +123,7 @@ pub fn excluded(rows: &Rows) -> Vec<String> {
 
 /// The only chain of which the block store has rows. Returns an error if there are several chains, or no rows.
 async fn only_chain(connection: &StoreConnection) -> Result<String> {
-    // The query finds the chains with one lookup in the index for each chain.
+    // The query finds each chain with one lookup in the index, instead of reading all rows.
     const QUERY: &str = "
         WITH RECURSIVE chains AS (
             SELECT min(chain) AS chain FROM propagation.blocks

@@ -31,7 +31,8 @@ pub struct StoreArgs {
 }
 
 impl StoreArgs {
-    /// The settings; `None` without a block store. `environment` is the prefix of the names of environment variables.
+    /// The settings of the block store; `None` if the user configured no block store. `environment` is the prefix of
+    /// the names of environment variables.
     ///
     /// # Errors
     /// The URL or the certificate authorities are invalid.
@@ -147,20 +148,20 @@ impl StoreSettings {
         }
     }
 
-    /// TCP ports to which connections are made.
+    /// TCP ports of the database servers in the URL.
     pub fn ports(&self) -> Vec<u16> {
         const DEFAULT_PORT: u16 = 5432;
         let ports = self.attempts[0].get_ports();
         if ports.is_empty() { vec![DEFAULT_PORT] } else { ports.to_vec() }
     }
 
-    /// Whether one of the hosts is a name, which has to be resolved.
+    /// Whether one of the hosts in the URL is a name, which has to be resolved.
     pub fn resolves_names(&self) -> bool {
         let is_name = |host: &Host| matches!(host, Host::Tcp(name) if name.parse::<IpAddr>().is_err());
         self.attempts[0].get_hosts().iter().any(is_name)
     }
 
-    /// Whether one of the hosts is the directory of a Unix socket.
+    /// Whether one of the hosts in the URL is the directory of a Unix socket.
     pub fn has_unix_socket(&self) -> bool {
         self.attempts[0].get_hosts().iter().any(|host| matches!(host, Host::Unix(_)))
     }
@@ -190,8 +191,8 @@ impl LibpqSslMode {
         })
     }
 
-    /// The modes to try, in this order, and the verification of the server's certificate. As in libpq, `require`
-    /// verifies the certificate if there is a file of authorities.
+    /// The TLS modes of the attempts to connect, in their order, and the verification of the server's certificate. As
+    /// in libpq, `require` verifies the certificate if there is a file of authorities.
     fn attempts(self, has_authorities: bool) -> (&'static [SslMode], Verification) {
         match self {
             LibpqSslMode::Disable => (&[SslMode::Disable], Verification::None),

@@ -6,7 +6,8 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use hyper::body::Bytes;
 
-/// Smallest body that is compressed, in bytes. A smaller body fits into one network packet without compression.
+/// Smallest response body that is compressed, in bytes. A smaller body fits into one network packet without
+/// compression.
 const MIN_BYTES: usize = 1024;
 
 /// Whether the `Accept-Encoding` headers of a request permit gzip. A quality value (`q`) of 0 forbids an encoding. The

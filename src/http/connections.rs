@@ -7,15 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use tokio::task::AbortHandle;
 use tracing::debug;
 
-/// Flag of a connection, which is set when a request on the connection had a correct password.
+/// Flag of an HTTP connection: true after a request on the connection had the correct password of a configured user.
 pub type Authenticated = Arc<AtomicBool>;
 
 /// The open connections of a listener, up to a maximum number. A new connection is always accepted. If the maximum is
-/// reached, the oldest connection without a correct password is closed, or the oldest connection if all have a correct
-/// password. Clients that flood the listener without a password therefore close only connections without a password.
+/// reached, the oldest connection without [`Authenticated`] is closed for it, or the oldest connection if all are
+/// authenticated. Clients that flood the listener without a password therefore close only connections of clients
+/// without a password.
 pub struct Connections {
     limit: usize,
-    /// Task and flag of each connection, oldest first.
+    /// The task that serves each open connection, and the connection's flag, oldest connection first.
     open: VecDeque<(AbortHandle, Authenticated)>,
 }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
-/// A stream with a deadline for sending each complete response. Without the deadline, a client that reads very slowly
-/// would keep the response in the exporter's memory.
+/// A connection to an HTTP client, with a deadline for sending each complete response. Without the deadline, a client
+/// that reads very slowly would keep the response in the exporter's memory.
 pub struct WriteDeadline<S> {
     stream: S,
     /// Maximum time from the first to the last byte of a response.
@@ -29,7 +29,7 @@ impl<S: AsyncWrite + Unpin> WriteDeadline<S> {
         Pin::new(&mut self.stream)
     }
 
-    /// Returns `result`, or a timeout error if `result` is pending and the deadline has passed.
+    /// Returns `result`, or a timeout error if `result` is pending and the deadline of the response has passed.
     fn in_time<T>(&mut self, cx: &mut Context<'_>, result: Poll<Result<T>>) -> Poll<Result<T>> {
         let due = self.due.get_or_insert_with(|| Box::pin(sleep(self.time)));
         if result.is_ready() {

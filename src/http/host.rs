@@ -46,7 +46,7 @@ pub struct AllowedHosts {
 }
 
 impl AllowedHosts {
-    /// Allows `localhost`, loopback addresses, and `names`.
+    /// Allows requests for `localhost`, for loopback addresses, and for the host names in `names`.
     pub fn loopback_and(names: Vec<HostName>) -> Self {
         AllowedHosts { names, ..Self::default() }
     }
@@ -57,7 +57,7 @@ impl AllowedHosts {
     }
 
     /// Whether the host name of a request is allowed. A request without a host name is allowed, because it does not
-    /// come from a browser. Logs the first rejected name.
+    /// come from a browser. Logs the first host name that is rejected.
     pub fn permit(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         if self.any {
             return true;

@@ -13,12 +13,12 @@
 //!
 //! | attack | code that prevents the attack | test |
 //! |---|---|---|
-//! | many connections | `connections`: a new connection replaces the oldest connection, preferably one without a correct password | `connections::tests`, `http_abuse.rs` |
-//! | many health checks, which need no password | `server::connection_limit`: a separate limit for the health port | `server::tests` |
+//! | many connections | `connections`: above the limit, a new connection replaces the oldest connection on which no client sent a correct password | `connections::tests`, `http_abuse.rs` |
+//! | many health checks, which need no password | `server::connection_limit`: a separate limit for connections to the health port | `server::tests` |
 //! | a request, a handshake or an idle connection that never ends | timeouts and a size limit in `server` (`HEADER_TIMEOUT`, `HANDSHAKE_TIMEOUT`, `MAX_HEADER_BYTES`) | `fuzz/targets/http.rs`, which runs on a paused clock |
 //! | clients that do not read their responses, or read them byte by byte | `deadline`: a time limit for each response; `server::SOCKET_BYTES`: small socket buffers | `deadline::tests`, `http_abuse.rs` |
 //! | a web page whose host name resolves to loopback (DNS rebinding) | `host`: requests for other host names are rejected | `host::tests`, `http_abuse.rs` |
-//! | many wrong passwords, each of which costs the CPU time of a bcrypt check | `web_config::basic_auth`: one check at a time, a short queue, verified passwords are not checked again | `basic_auth::tests`, `http_abuse.rs` |
+//! | many wrong passwords, each of which costs the CPU time of a bcrypt check | `web_config::basic_auth`: one bcrypt check at a time, a short queue of requests, no second check of a verified password | `basic_auth::tests`, `http_abuse.rs` |
 //! | finding valid user names by the response time | `web_config::basic_auth`: passwords of unknown users are checked against another user's hash | `basic_auth::tests` |
 
 mod address;

@@ -39,7 +39,7 @@ pub enum EndpointScope {
     Health,
 }
 
-/// The resource that a path names. Aliases of a path name the same resource.
+/// The resource of the HTTP endpoint that a request's path names. A path and its alias name the same resource.
 #[derive(Clone, Copy, PartialEq)]
 enum Route {
     Index,
@@ -120,7 +120,7 @@ fn not_found(access: EndpointScope) -> Response<Full<Bytes>> {
     respond(StatusCode::NOT_FOUND, TEXT, text.into())
 }
 
-/// The values of all headers with this name.
+/// The values of all headers of the request that have this name.
 fn values<'a>(request: &'a Request<Incoming>, name: &HeaderName) -> impl Iterator<Item = &'a str> {
     request.headers().get_all(name).iter().filter_map(|value| value.to_str().ok())
 }

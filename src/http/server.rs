@@ -36,8 +36,9 @@ use crate::systemd::Heartbeat;
 /// lowers this number. Prometheus uses one connection. Each connection needs up to 80 kB of memory, most of it for a
 /// response that the client has not read yet.
 const MAX_CONNECTIONS: u64 = 256;
-/// Maximum number of connections of the health check listener. These connections count towards [`MAX_CONNECTIONS`].
-/// Health checks need no password.
+/// Maximum number of connections of the health check listener. These connections count towards [`MAX_CONNECTIONS`]. The
+/// separate limit is needed because health checks need no password: clients without a password could otherwise use up
+/// all connections.
 const MAX_HEALTH_CONNECTIONS: usize = 16;
 /// Number of file descriptors that are reserved for other purposes than HTTP connections.
 const OTHER_FILES: u64 = 64;
@@ -46,10 +47,11 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// Maximum time to receive the headers of a request, including the wait for the first byte. An idle keep-alive
 /// connection is therefore closed after this time.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
-/// Maximum time to send a response. Prometheus' default timeout for a scrape is 10 s.
+/// Maximum time to send a response. The time is longer than Prometheus' default timeout for a scrape, which is 10 s.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// Size of the kernel's send and receive buffers of a connection, in bytes. By default the kernel buffers megabytes, so
-/// the server would render a hundred responses for a client that sends a hundred requests and reads no response.
+/// Size of the kernel's send and receive buffers of a connection, in bytes. The kernel's default buffers of megabytes
+/// would accept many responses for a client that sends a hundred requests and reads no response, and the server would
+/// render each of them.
 const SOCKET_BYTES: usize = 32 * 1024;
 /// Maximum duration of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -199,7 +201,8 @@ async fn serve<L>(
                 tokio::task::yield_now().await;
             }
             Err(error) => {
-                // The most likely cause is a lack of file descriptors, which an immediate retry would not resolve.
+                // accept(2) most likely failed because the process has no free file descriptor, and an immediate retry
+                // would fail, too.
                 warn!("cannot accept a connection: {error}");
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
@@ -209,7 +212,8 @@ async fn serve<L>(
     let _ = tokio::time::timeout(FINISH_TIMEOUT, graceful.shutdown()).await;
 }
 
-/// The maximum number of HTTP connections of the process, as far as the limit on open files permits.
+/// The maximum number of HTTP connections of the process: [`MAX_CONNECTIONS`], or fewer if the process's limit on open
+/// files is low.
 fn max_connections() -> usize {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     limit.saturating_sub(OTHER_FILES).clamp(2, MAX_CONNECTIONS) as usize

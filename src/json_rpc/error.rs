@@ -11,15 +11,15 @@ use crate::text;
 /// line of at most [`text::MESSAGE_BYTES`] bytes.
 #[derive(Debug)]
 pub enum CallError {
-    /// There was no response within the deadline.
+    /// The node did not respond within this time.
     TimedOut(Duration),
     /// The node does not have this method or interface.
     Unimplemented(String),
-    /// The node has the method, but could not execute the call.
+    /// The node did not execute the call, for example because it does not permit the method (HTTP status 403).
     Failed(String),
     /// The connection to the node is closed.
     Disconnected(String),
-    /// JSON-RPC returned an error object.
+    /// The node's JSON-RPC response contains this error.
     JsonRpc {
         /// Core's error code, for example -28 while the node is starting.
         code: i64,
@@ -28,7 +28,7 @@ pub enum CallError {
     },
     /// JSON-RPC over HTTP cannot be used, for this reason. The failure does not affect the connection over IPC.
     Http(HttpFailure),
-    /// The response is larger than the limit. The connection can still be used.
+    /// The response is larger than the exporter's limit. The exporter can still make other calls.
     TooLarge(String),
     /// The response does not have the format in the Cap'n Proto schema or in Core's RPC documentation.
     Malformed(String),

@@ -9,7 +9,7 @@ use crate::text;
 pub enum FailureCause {
     /// The connection was refused, because no process listens at the address.
     Refused,
-    /// There was no response within the deadline.
+    /// The node did not respond within the timeout of the call.
     Timeout,
     /// The exporter has no credentials, or the node rejects the credentials.
     Unauthorized,
@@ -21,7 +21,7 @@ pub enum FailureCause {
     Warmup,
     /// The node that responds over HTTP is not the node behind the IPC socket, or is not on the configured chain.
     DifferentNode,
-    /// The response is larger than the limit.
+    /// The response is larger than the exporter's limit.
     TooLarge,
     /// Any other cause, for example TLS, a proxy or a broken connection.
     Other,

@@ -90,8 +90,8 @@ impl Method {
 /// Checks that the list permits a call of the method `name` with these parameters.
 ///
 /// # Errors
-/// The method is not in the list, or its parameters are not permitted. The text names the method and has a bounded
-/// length.
+/// The method is not in the list, or its parameters are not permitted. The error text names the method and has a
+/// bounded length.
 pub(crate) fn check(name: &str, parameters: &Value) -> Result<(), String> {
     /// Maximum number of characters of an unknown method name in the error text.
     const SHOWN: usize = 40;
@@ -126,7 +126,7 @@ impl Parameter {
     }
 }
 
-/// The names of all methods in the list.
+/// The names of all methods that the exporter may call.
 pub fn method_names() -> impl Iterator<Item = &'static str> {
     METHODS.iter().map(|(_, name, _)| *name)
 }

@@ -38,7 +38,7 @@ pub trait Transport {
 pub struct JsonRpc(Rc<dyn Transport>);
 
 impl JsonRpc {
-    /// Creates a client over this transport.
+    /// Creates a client that makes its calls over this transport.
     pub fn new(transport: impl Transport + 'static) -> Self {
         JsonRpc(Rc::new(transport))
     }

@@ -1,8 +1,8 @@
-//! The allow-lists of system calls (seccomp), one for each kind of process. A system call that is not on a process's
-//! list fails with EPERM.
+//! The allow-lists of system calls (seccomp): one each for the guard, the IPC exporter and the USDT exporter. A system
+//! call that is not on a process's list fails with EPERM.
 //!
 //! The lists were determined with strace. For this, the exporters ran with nodes of Bitcoin Core 30.0, 31 and 31.99 and
-//! of the branch with the Tracing interface, with TLS, renewed certificates and JSON-RPC over HTTP, and with the
+//! of the branch with the Tracing interface, with TLS, renewed certificates and JSON-RPC over HTTP, and with systemd's
 //! journal and files as log targets. The integration tests run with these lists.
 
 use std::collections::BTreeMap;
@@ -112,7 +112,7 @@ fn base() -> Result<SyscallList> {
             libc::SYS_madvise,
             libc::SYS_mremap,
             libc::SYS_munmap,
-            // On some machines the C library reads clocks with a system call.
+            // On some machines the C library cannot read clocks in the vDSO, and uses these system calls.
             libc::SYS_clock_getres,
             libc::SYS_clock_gettime,
             libc::SYS_clock_nanosleep,
@@ -153,7 +153,8 @@ fn base() -> Result<SyscallList> {
         .with(libc::SYS_fcntl, 1, &FCNTL)
 }
 
-/// The flag with which sendto(), sendmsg() and sendmmsg() also connect. Landlock checks only connect().
+/// The flag with which sendto(), sendmsg() and sendmmsg() also connect. The lists do not permit the flag, because
+/// Landlock checks the port only in connect().
 const FAST_OPEN: u64 = libc::MSG_FASTOPEN as u64;
 
 const FCNTL: [i64; 7] = [
@@ -225,7 +226,7 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_getsockopt,
             libc::SYS_recvmsg,
             libc::SYS_setsockopt,
-            // A long journal entry is passed in a memfd.
+            // A log entry that is too long for a datagram is passed to systemd's journal in a memfd.
             libc::SYS_ftruncate,
             libc::SYS_memfd_create,
         ])
@@ -261,7 +262,8 @@ fn reads_files(list: SyscallList) -> Result<SyscallList> {
     Ok(list)
 }
 
-/// Allows the system calls with which SQLite writes the block log. Files may be opened for writing.
+/// Allows the system calls with which SQLite writes the block log. The list itself permits opening any file for
+/// writing; Landlock restricts the paths.
 fn writes_block_log(list: SyscallList) -> Result<SyscallList> {
     let list = list
         .any(UNLINK)
@@ -283,7 +285,7 @@ fn writes_block_log(list: SyscallList) -> Result<SyscallList> {
 }
 
 /// The system calls of the IPC exporter. The exporter may create TCP and UDP sockets, for JSON-RPC over HTTP, the block
-/// store and DNS, but no Unix sockets, so it cannot connect to the node's IPC socket.
+/// store and DNS, but no Unix sockets, so the exporter cannot connect to the node's IPC socket without the guard.
 ///
 /// # Errors
 /// A condition of the list is invalid.
@@ -301,7 +303,7 @@ pub struct UsdtNeeds {
     pub writes_block_log: bool,
     /// Whether the exporter connects to a block store.
     pub has_store: bool,
-    /// Whether the exporter removes the file of its own Unix socket.
+    /// Whether the exporter removes the file of the Unix socket on which it serves HTTP.
     pub removes_socket: bool,
 }
 

@@ -8,8 +8,8 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
 
-/// The Landlock ABI of Linux 6.12. This ABI can restrict access to files and TCP ports, signals to processes outside of
-/// the sandbox, and connections to abstract Unix sockets of such processes.
+/// The Landlock ABI for which the rules are built: the ABI of Linux 6.12. This ABI can restrict access to files and TCP
+/// ports, signals to processes outside of the sandbox, and connections to abstract Unix sockets of such processes.
 const LANDLOCK_ABI: ABI = ABI::V6;
 
 /// The files that a process may read, the files that it may write, and the TCP ports to which it may connect. Reading
@@ -72,7 +72,7 @@ impl AllowedFiles {
             .create()?;
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         for path in self.paths() {
-            // A missing file needs no rule, because it cannot be read.
+            // A file that does not exist gets no rule, because a rule needs a descriptor of the file.
             let Ok(fd) = PathFd::new(&path) else { continue };
             let rights = if path.is_dir() { read } else { AccessFs::ReadFile.into() };
             ruleset = ruleset.add_rule(PathBeneath::new(fd, rights))?;
@@ -128,7 +128,8 @@ mod tests {
         let dir = tempfile::TempDir::new().unwrap();
         let root = dir.path().canonicalize().unwrap();
         let at = |name: &str| root.join(name);
-        // The directory layouts of certbot, sops-nix and Kubernetes.
+        // The directory layouts in which certbot, sops-nix and Kubernetes replace a renewed file through a symbolic
+        // link.
         for folder in ["live/x", "archive/x", "secrets.d/1", "k8s/..2026"] {
             std::fs::create_dir_all(at(folder)).unwrap();
         }

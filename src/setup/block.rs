@@ -1,5 +1,5 @@
-//! Adds the lines of setup to configuration files, and removes these lines. Before setup replaces the first file, it
-//! checks every file, and writes every new text to a temporary file on disk.
+//! Adds the lines of the subcommand `setup` to configuration files, and removes these lines for `setup --undo`. Before
+//! setup replaces the first file, it checks every file, and writes every new text to a temporary file on disk.
 
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Read, Write};
@@ -19,15 +19,16 @@ const MANIFEST: &str = "etc/bitcoind-ipc-exporter/setup";
 /// Maximum size of a file that setup changes, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Lines that setup adds at the beginning of a file, between two comments. At the beginning of `bitcoin.conf`, lines
-/// belong to no section (`[main]`, `[test]`).
+/// Lines that setup adds at the beginning of a file, between two comments. The position matters in `bitcoin.conf`,
+/// where lines at the beginning belong to no section (`[main]`, `[test]`).
 #[derive(Debug, PartialEq)]
 pub struct Block {
-    /// Path of the file, which may not exist.
+    /// Path of the file, which need not exist yet.
     pub path: PathBuf,
     /// The lines, each with its line break.
     pub text: String,
-    /// UID and GID of the node, if the file belongs to the node.
+    /// UID and GID of the node's process if the file is the node's `bitcoin.conf`. They own the file if setup creates
+    /// it.
     pub node: Option<(u32, u32)>,
     /// Whether the text has a password, which other users must not read.
     pub is_secret: bool,
@@ -52,7 +53,7 @@ pub fn split(text: &str) -> Result<(String, Option<String>)> {
     }
 }
 
-/// A file that is created, replaced or removed.
+/// A planned change of a file, with the file's old and new text: the file is created, replaced or removed.
 #[derive(Debug)]
 pub struct Change {
     /// Path of the file.
@@ -114,8 +115,8 @@ impl Change {
         let at = || path.display().to_string();
         check_writable(path)?;
         let mut change = Change { path: path.into(), old: None, new: None, mode: 0o644, owner: None };
-        // The type is checked on the open file, because a user who owns the directory can replace the file at any
-        // time.
+        // The type of the file is checked after opening the file, because a user who owns the directory can replace the
+        // file at any time.
         let file = match File::options().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(change),
@@ -135,7 +136,7 @@ impl Change {
         Ok(change)
     }
 
-    /// The verb for messages: create, remove or change.
+    /// The verb that describes the change in messages: create, remove or change.
     pub fn verb(&self) -> &'static str {
         match (&self.old, &self.new) {
             (None, _) => "create",
@@ -144,7 +145,8 @@ impl Change {
         }
     }
 
-    /// Writes the new text to a temporary file in the directory of the file.
+    /// Writes the new text to a temporary file in the directory of the file to replace; `None` if the change removes
+    /// the file. Adds the directories that it creates to `made`.
     fn stage(&self, made: &mut Vec<PathBuf>) -> Result<Option<NamedTempFile>> {
         let Some(new) = &self.new else { return Ok(None) };
         let at = || format!("cannot write {}", self.path.display());
@@ -373,7 +375,8 @@ mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
         let conf = Block { node: Some((NOBODY, NOBODY)), ..block(own.join("bitcoin.conf"), "a=1\n") };
-        // The directory belongs to root. A user could redirect the path to such a directory with a link.
+        // The directory belongs to root, and the file belongs to another user. Setup must not write there with root's
+        // rights, because a user could redirect the path to such a directory with a link.
         let change = Change::add(&conf).unwrap().unwrap();
         assert!(format!("{:#}", write(dir.path(), vec![change]).unwrap_err()).contains("Permission denied"));
         assert!(!conf.path.exists());

@@ -20,15 +20,16 @@ use crate::bitcoin_core::{CHAINS, ChainParams};
 use crate::files;
 use crate::node_process::without_mark;
 
-/// The environment of `--check`: the variables by which the supervisor detects a container.
+/// The only environment variables that setup passes to `bitcoind-ipc-exporter --check`: the variables by which its
+/// supervisor detects a container.
 const CONTAINER_VARIABLES: [&str; 2] = [crate::supervisor::IN_CONTAINER, "KUBERNETES_SERVICE_HOST"];
-/// The characters before the program in `ExecStart=`.
+/// The special characters that setup accepts in front of the program in `ExecStart=` of a systemd unit.
 pub const PREFIXES: [char; 4] = ['-', ':', '+', '!'];
 
-/// The facts about the machine on which the plan depends.
+/// The facts about the machine on which the plan of the subcommand `setup` depends.
 #[derive(Default)]
 pub struct Machine {
-    /// `/`, or a directory that replaces it in tests.
+    /// The root directory: `/`, or in tests a directory that replaces `/`.
     pub root: PathBuf,
     /// Version of systemd; `None` if the machine does not run systemd.
     pub systemd: Option<u32>,
@@ -54,14 +55,14 @@ pub struct Prometheus {
 /// The systemd unit of bitcoind-ipc-exporter for one node, and the unit's settings.
 #[derive(Default)]
 pub struct Exporter {
-    /// Instance of the template unit; `None` for `bitcoind-ipc-exporter.service`, which belongs to `bitcoind.service`
-    /// and to a node without a unit.
+    /// Instance name of the template unit `bitcoind-ipc-exporter@.service`; `None` for `bitcoind-ipc-exporter.service`,
+    /// which belongs to `bitcoind.service` and to a node without a unit.
     pub instance: Option<String>,
-    /// The operator's lines in the environment file.
+    /// The operator's lines in the unit's environment file.
     pub environment: String,
-    /// The lines of an earlier setup in the environment file.
+    /// The lines that an earlier setup added to the unit's environment file.
     pub previous: Option<String>,
-    /// Whether the unit is installed.
+    /// Whether the exporter's unit is installed.
     pub is_installed: bool,
     /// Whether the operator has configured a user or a cookie for JSON-RPC over HTTP.
     pub has_credentials: bool,
@@ -93,7 +94,7 @@ impl Exporter {
         exporter
     }
 
-    /// Name of the unit.
+    /// Name of the exporter's unit.
     pub fn unit(&self) -> String {
         match &self.instance {
             Some(instance) => format!("bitcoind-ipc-exporter@{instance}.service"),
@@ -101,7 +102,7 @@ impl Exporter {
         }
     }
 
-    /// Path of the environment file, relative to the root directory.
+    /// Path of the unit's environment file, relative to the root directory.
     pub fn environment_file(&self) -> String {
         match &self.instance {
             Some(instance) => format!("etc/default/bitcoind-ipc-exporter-{instance}"),
@@ -127,9 +128,9 @@ pub struct Node {
     /// Whether this process has permission to inspect the node. Without the permission, the fields below are
     /// incomplete.
     pub is_accessible: bool,
-    /// Whether the node runs in another PID namespace.
+    /// Whether the node runs in another PID namespace than this process, as in a container.
     pub is_in_container: bool,
-    /// The systemd unit of the system manager in which the node runs.
+    /// The systemd unit in which the node runs; `None` without a unit, or for a unit of a user's systemd manager.
     pub unit: Option<Unit>,
     /// The `bitcoin-node` that is installed with the program that the operator starts.
     pub node_binary: Option<NodeBinary>,
@@ -139,7 +140,7 @@ pub struct Node {
     pub chain_dir: PathBuf,
     /// Path of the configuration file, which may not exist.
     pub conf: PathBuf,
-    /// The arguments, and the configuration file without the lines of an earlier setup.
+    /// The node's settings, from its arguments and from its configuration file without the lines of an earlier setup.
     pub settings: Settings,
     /// The lines that an earlier setup added to the configuration file.
     pub previous: Option<String>,
@@ -154,18 +155,21 @@ pub struct Node {
     pub check: Result<String, String>,
 }
 
-/// A `bitcoin-node` that is installed with another program.
+/// The binary `bitcoin-node` that is installed together with the program that the operator starts, usually `bitcoind`.
 #[derive(Clone)]
 pub struct NodeBinary {
-    /// Path of the `bitcoin-node`, in which as few symbolic links as possible are resolved.
+    /// Path of `bitcoin-node`, in which as few symbolic links as possible are resolved, because a path with a link
+    /// remains valid after an upgrade.
     pub path: PathBuf,
-    /// The other program, if it is a symbolic link that an upgrade changes, while `path` would remain the old version.
+    /// The program that the operator starts, if it is a symbolic link that an upgrade changes, while `path` would
+    /// remain the old version.
     pub pinned_by: Option<PathBuf>,
-    /// The reason why this `bitcoin-node` cannot replace the unit's `bitcoind`: another version, or a failing start.
+    /// The reason why this `bitcoin-node` cannot replace the unit's `bitcoind`: its version is different, or one of the
+    /// two programs cannot be run.
     pub difference: Option<String>,
 }
 
-/// A unit of systemd.
+/// A systemd unit, with the properties that setup needs.
 #[derive(Clone, Default)]
 pub struct Unit {
     /// Name, for example `bitcoind.service`.
@@ -178,8 +182,8 @@ pub struct Unit {
 }
 
 impl Machine {
-    /// Inspects this machine. Units are read only if `root` is `/`. If `selected` is a PID, unit or data directory,
-    /// only that node is queried.
+    /// Inspects this machine. Units are read only if `root` is `/`. If `selected` is the PID, unit or data directory of
+    /// a node, only this node is queried.
     ///
     /// # Errors
     /// `/proc` cannot be read.
@@ -213,7 +217,7 @@ fn read_split(path: &Path) -> (String, Option<String>) {
     block::split(&files::read_text(path).unwrap_or_default()).unwrap_or_default()
 }
 
-/// The operator's lines in the files of a directory whose names `is_wanted` accepts, each with the path of the file.
+/// For each file of the directory whose name `is_wanted` accepts, the path of the file and the operator's lines in it.
 fn texts(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Vec<(PathBuf, String)> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let wanted =
@@ -358,14 +362,15 @@ impl Node {
         lines.find_map(|line| line.strip_prefix("JSON-RPC over HTTP is not used: "))
     }
 
-    /// The version of the node, for example `320000`; `None` if the node does not report it.
+    /// The version of the node, for example `320000`; `None` if the output of `--check` does not contain it.
     pub fn version(&self) -> Option<u32> {
         let node = self.check.as_deref().ok()?.lines().find_map(|line| line.strip_prefix("node: "))?;
         let label = node.split(',').find_map(|label| label.strip_prefix("version="))?;
         label.trim_matches('"').parse().ok()
     }
 
-    /// A command that runs as the node's user. This user can read the environment of the process, which therefore is empty.
+    /// A command that runs as the node's user. The command has an empty environment, because this user can read the
+    /// environment of the process.
     fn command_as_user(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_clear();
@@ -375,19 +380,21 @@ impl Node {
         command
     }
 
-    /// Compares the versions of the unit's `bitcoind` and of `bitcoin-node`, both with the environment of the running node. Returns why
-    /// `bitcoin-node` cannot replace `bitcoind`; `None` if it can, or if the unit runs another program.
+    /// Compares the versions of the unit's `bitcoind` and of `bitcoin-node`, both with the environment of the running
+    /// node. Returns why `bitcoin-node` cannot replace `bitcoind`; `None` if it can, or if the unit runs another
+    /// program.
     fn compare(&self, bitcoin_node: &Path, process: &Process) -> Option<String> {
         let bitcoind = self.unit.as_ref()?.program().filter(|program| program.ends_with("/bitcoind"))?;
         let version = |program: &Path| {
             let mut command = self.command_as_user(program);
-            // Without these options, -version would create a data directory in the home of the user, and replace settings.json.
+            // Without these options, -version would create a data directory in the home of the user, and replace
+            // settings.json.
             command
                 .args(["-version", "-datadir=/", "-nosettings"])
                 .envs(process.environ().unwrap_or_default());
             let output = command.output().map_err(|error| error.to_string())?;
             let text = String::from_utf8_lossy(&output.stdout);
-            // In some versions, the line ends with the name of the program.
+            // In some versions of Bitcoin Core, the line with the version ends with the name of the program.
             let version = |line: &str| {
                 let name = BINARIES.iter().find_map(|name| line.strip_suffix(name));
                 name.unwrap_or(line).trim().to_string()
@@ -407,7 +414,8 @@ impl Node {
     }
 
     /// Runs `--check`, which connects to the node as the exporter does, over IPC and over HTTP with the node's cookie.
-    /// `--check` runs as the node's user, because that user chooses the path of the cookie, which is sent to the node.
+    /// `--check` runs as the node's user, because that user chooses the path of the cookie: with root's rights,
+    /// `--check` could read another user's file there and send it to the node.
     fn run_check(&self) -> Result<String, String> {
         let cookie = self.settings.value("rpccookiefile").unwrap_or(".cookie");
         let mut command = self.command_as_user(Path::new("/proc/self/exe"));
@@ -416,7 +424,8 @@ impl Node {
             .envs(CONTAINER_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         let cookie = self.chain_dir.join(cookie);
         command.args(self.sockets.first()).args(["--check", "--chain", self.chain.name]);
-        // Without a socket, the check must not use that of another node in ~/.bitcoin.
+        // If this node has no socket, `--check` would otherwise look for a socket in ~/.bitcoin, which may be of
+        // another node.
         command.arg("--datadir").arg(&self.datadir);
         command.arg("--rpc-url").arg(self.rpc_url()).arg("--rpc-cookie-file").arg(cookie);
         let output = command.output().map_err(|error| error.to_string())?;
@@ -482,8 +491,8 @@ fn datadir_at_start(process: &Process, arguments: &[String], user: Option<&User>
     }
 }
 
-/// The chain, the directory of the chain and the data directory. The result is derived from `locked`, which is the
-/// directory of the node's lock, or if `locked` is `None`, from the node's arguments.
+/// The node's chain, the directory of the chain and the data directory. The result is derived from `locked`, the
+/// directory in which the node has the file `.lock` open, or if `locked` is `None`, from the node's arguments.
 fn directories(
     arguments: &[String],
     locked: Option<PathBuf>,
@@ -521,8 +530,8 @@ fn systemd_version() -> Option<u32> {
     String::from_utf8_lossy(&output.stdout).split(' ').nth(1)?.parse().ok().filter(|_| runs)
 }
 
-/// The text of a unit with its drop-ins, each after a comment with its path; `None` if there is no such unit. (`systemctl cat` fails if a
-/// drop-in was removed and systemd has not been reloaded.)
+/// The text of a unit with its drop-ins, each after a comment with its path; `None` if there is no such unit.
+/// `systemctl cat` is not used, because it fails if a drop-in was removed and systemd has not been reloaded.
 fn unit_text(name: &str) -> Option<String> {
     let arguments = ["show", "--property=FragmentPath,DropInPaths", "--", name];
     let output =
@@ -575,8 +584,8 @@ impl Unit {
     }
 }
 
-/// The `bitcoin-node` that is installed with this program: Bitcoin Core's releases have it in `libexec`. If the program is a symbolic link,
-/// follows it step by step, because `bitcoin-node` is often only beside the target.
+/// The `bitcoin-node` that is installed with this program: Bitcoin Core's releases have it in `libexec`. If the program
+/// is a symbolic link, follows it step by step, because `bitcoin-node` is often only beside the target.
 fn bitcoin_node(program: &Path) -> Option<NodeBinary> {
     /// The kernel's limit on symbolic links in a path.
     const MAX_LINKS: usize = 40;
@@ -603,13 +612,14 @@ fn target(link: &Path) -> Option<PathBuf> {
             part => plain.push(part),
         }
     }
-    // A path without `..` is a different path if the directory before the `..` is a symbolic link.
+    // `plain`, the path without `..`, leads to another file if a directory before a `..` is a symbolic link. In this
+    // case the result is `real`.
     let real = path.canonicalize().ok()?;
     Some(if plain.canonicalize().is_ok_and(|plain| plain == real) { plain } else { real })
 }
 
-/// A path of the running binary: the path of the operator's program, or of the `bitcoin-node` that the wrapper `bitcoin`
-/// starts, if one of them leads to the running binary; otherwise `binary`.
+/// A path of the running binary: the path of the operator's program, or of the `bitcoin-node` that the wrapper
+/// `bitcoin` starts, if one of them leads to the running binary; otherwise `binary`.
 fn named_binary(binary: &Path, program: &Path, node_binary: Option<&NodeBinary>) -> PathBuf {
     let paths = [Some(program), node_binary.map(|node| node.path.as_path())];
     let named = paths.into_iter().flatten().find(|path| path.canonicalize().is_ok_and(|real| real == binary));

@@ -1,7 +1,7 @@
 //! The subcommand `setup`: inspects the machine, and prints or makes the changes that connect the exporter to a node.
 //!
 //! `machine` collects facts about the machine, `settings` reads the settings of a node, `plan` decides from these
-//! facts without I/O, and `block` writes files.
+//! facts, without I/O, which changes to make, and `block` writes the files.
 
 mod block;
 mod machine;

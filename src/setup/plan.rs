@@ -1,4 +1,4 @@
-//! Decides which changes to make, from the facts about the machine and without I/O.
+//! Decides which changes the subcommand `setup` makes, from the facts about the machine and without I/O.
 
 use std::path::{Path, PathBuf};
 
@@ -8,8 +8,8 @@ use super::block::Block;
 use super::machine::{Machine, Node, NodeBinary, PREFIXES, Unit};
 use crate::json_rpc::methods::whitelist_line;
 
-/// File name of the drop-ins. The name sorts after the names of operators' drop-ins, because the last `ExecStart=` is
-/// the effective one.
+/// File name of the systemd drop-ins that setup writes. The name sorts after the names of operators' drop-ins, because
+/// systemd reads drop-ins in the order of their names, and the last `ExecStart=` is the effective one.
 pub const DROP_IN: &str = "zz-bitcoind-ipc-exporter.conf";
 /// Name of the exporter's JSON-RPC user on the node.
 const RPC_USER: &str = "exporter";
@@ -25,17 +25,17 @@ const RPC_OVER_IPC: u32 = 31_99_00;
 /// The changes that setup proposes.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// Reasons why nothing can be written.
+    /// Reasons why setup makes none of the changes.
     pub problems: Vec<String>,
     /// Facts that the operator has to know, and that do not prevent the changes.
     pub notes: Vec<String>,
     /// The lines to add to files.
     pub blocks: Vec<Block>,
-    /// The commands to run after the changes.
+    /// The shell commands that the operator has to run after the changes.
     pub commands: Vec<String>,
 }
 
-/// A password, and the `rpcauth` line with its digest.
+/// The password of the exporter's JSON-RPC user, and the `rpcauth` line for `bitcoin.conf` with the password's digest.
 pub struct Secret {
     password: String,
     rpcauth: String,
@@ -284,8 +284,8 @@ impl Planner<'_> {
     fn exporter(&mut self, socket: Option<&Path>, uses_http: bool, secret: &Secret) {
         let (node, exporter) = (self.node, &self.node.exporter);
         let is_default_port = node.rpc_port() == node.chain.rpc_port;
-        // An exporter that has an RPC URL and no socket path, and that starts before the node, would use HTTP and never
-        // IPC.
+        // If setup sets an RPC URL for an exporter that uses a socket, it also sets the socket path: with an RPC URL
+        // and without a socket path, an exporter that starts before the node would use HTTP and never IPC.
         let by_path = exporter.instance.is_some()
             || self.machine.systemd.is_some_and(|version| version < OPEN_FILE)
             || (uses_http && !is_default_port);
@@ -332,7 +332,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Address of the metrics endpoint.
+    /// Address of the exporter's metrics endpoint.
     fn address(&self) -> String {
         let exporter = &self.node.exporter;
         let port = (9333..).find(|port| !exporter.ports.contains(port)).unwrap_or(9333);
@@ -369,7 +369,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Plans the commands that activate the changes, in their order.
+    /// Plans the commands that activate the changes, in the order in which the operator has to run them.
     fn commands(&mut self) {
         let exporter = &self.node.exporter;
         let mut commands = vec!["systemctl daemon-reload".to_string()];
@@ -451,7 +451,8 @@ fn exporter_drop_in(node: &Node, socket: Option<&Path>, by_path: bool, uses_http
         text += &format!("[Unit]\nAfter={}\n[Service]\n", unit.name);
         text += &match socket {
             Some(_) => format!("User={}\n", node.user),
-            // Over HTTP, the exporter needs no access to the node's files. With the path of the template unit, it would wait for a socket.
+            // Over HTTP, the exporter needs no access to the node's files. With the socket path that the template unit
+            // sets, the exporter would wait for a socket.
             None => "User=\nDynamicUser=yes\nUnsetEnvironment=BITCOIND_IPC_EXPORTER_SOCKET_PATH\n".into(),
         };
     } else {

@@ -35,7 +35,7 @@ impl Settings {
             let lines = self.file.iter().filter(|(section, key, _)| section == wanted && key == name);
             lines.map(|(_, _, value)| value).collect()
         };
-        // On chains other than mainnet, only an `rpcport` in the chain's section is used.
+        // On chains other than mainnet, Bitcoin Core uses only an `rpcport` in the chain's section.
         let default = if self.chain == "main" || name != "rpcport" { of_section("") } else { Vec::new() };
         arguments.chain(of_section(&self.chain)).chain(default).map(String::as_str).collect()
     }

@@ -58,7 +58,8 @@ impl SupervisorRequest {
 /// The reason why the supervisor could not connect to the node.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum ConnectFailure {
-    /// The inherited connection has been used already, and no socket path is configured.
+    /// The connection to the node that the supervisor inherited has been used already, and no socket path is
+    /// configured.
     NoPath,
     /// connect(2) to the socket path failed with this errno.
     Connect(i32),
@@ -79,7 +80,7 @@ pub enum SupervisorReply {
         guard: i32,
         /// PID of the process at the other end of the node's socket; 0 if that process is in another PID namespace.
         node: i32,
-        /// Whether the guard uses the inherited connection.
+        /// Whether the guard uses the connection to the node that the supervisor inherited.
         inherited: bool,
     },
     /// The supervisor could not open the connection or could not start the guard.
@@ -92,14 +93,14 @@ pub enum SupervisorReply {
 /// `None` for values that the supervisor could not read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PrivateUsage {
-    /// Number of open file descriptors.
+    /// Number of file descriptors that the node's process has open.
     pub open_fds: Option<u64>,
-    /// Bytes that the process has read from disk, and bytes that the process has written to disk.
+    /// Bytes that the node's process has read from disk, and bytes that it has written to disk.
     pub io: Option<(u64, u64)>,
 }
 
-/// Number of descriptors that are passed for a connection: the socket for Cap'n Proto messages, the socket for the
-/// guard's events, and the socket for the supervisor's notices about the guard.
+/// Number of descriptors that a [`SupervisorReply::Connected`] message passes: the socket for Cap'n Proto messages, the
+/// socket for the guard's events, and the socket for the supervisor's notices about the guard.
 pub const CONNECTION_FDS: usize = 3;
 
 /// Limit on the size of an encoded message. The longest message has 33 bytes.

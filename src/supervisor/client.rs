@@ -72,12 +72,13 @@ pub struct GuardedSockets {
     pub guard: i32,
     /// PID of the node; 0 if the node is in another PID namespace.
     pub node: i32,
-    /// Whether the guard uses the inherited connection.
+    /// Whether the guard uses the connection to the node that the supervisor inherited.
     pub inherited: bool,
 }
 
 impl SupervisorClient {
-    /// Requests a connection to the node through a new guard. The inner result is the supervisor's reply.
+    /// Requests a connection to the node through a new guard. The inner result is the supervisor's reply: the sockets,
+    /// or the reason why it could not connect.
     ///
     /// # Errors
     /// The supervisor has exited, or the exporter has too few file descriptors for the connection.

@@ -1,6 +1,6 @@
-//! A connection to the node and the guard of the connection. The supervisor keeps a descriptor of the node's socket
-//! until the guard has exited. If a guard is killed, the connection therefore stays open, and the supervisor starts a
-//! replacement guard on the connection.
+//! A connection to the node and its guard, the process that relays messages between the node and the exporter. The
+//! supervisor keeps a descriptor of the node's socket until the guard has exited. If a guard is killed, the connection
+//! therefore stays open, and the supervisor starts a replacement guard on the connection.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -120,8 +120,8 @@ impl GuardedConnection {
         if self.retry_at > Instant::now() {
             return Some(self.retry_at);
         }
-        // The replacement guard only disconnects from the node. Dropping `started` closes the exporter's ends of its
-        // sockets.
+        // The replacement guard only ends the killed guard's subscriptions and disconnects from the node. It serves no
+        // exporter, so dropping `started` closes the exporter's ends of its sockets.
         match guard::start(&self.node, &self.store, None, true) {
             Ok(started) => {
                 self.guard = Some(started.pid);

@@ -39,16 +39,17 @@ pub fn is_pid_1() -> bool {
     getpid() == Pid::from_raw(1)
 }
 
-/// Whether a container runtime started this process, so that the guard dies when this process exits. If a systemd inside
-/// the container started this process, the result is false, because systemd does not kill the guard in this case.
+/// Whether a container runtime started this process. The guard is then killed when this process exits. The result is
+/// false if a systemd inside the container started this process (`INVOCATION_ID` is set), because the container then
+/// continues to run when this process exits, and the guard with it.
 fn is_in_container() -> bool {
     std::env::var_os("INVOCATION_ID").is_none()
         && (std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()
             || ["/.dockerenv", "/run/.containerenv"].iter().any(|file| Path::new(file).exists()))
 }
 
-/// Sends SIGTERM to each other supervisor in this PID namespace, unless its PID is in `signaled`. Returns whether
-/// another supervisor, exporter or guard process is still running.
+/// Sends SIGTERM to each other supervisor in this PID namespace, unless its PID is in `signaled`, the PIDs that have
+/// already been signaled. Returns whether another supervisor, exporter or guard process is still running.
 pub fn end_others(signaled: &mut HashSet<i32>) -> bool {
     let Some((own, processes)) = Process::myself().and_then(|own| own.stat()).ok().zip(all_processes().ok())
     else {

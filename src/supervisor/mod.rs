@@ -1,6 +1,6 @@
 //! The supervisor: the process that the user starts. The supervisor opens the connections to the node, and starts the
-//! guards and the exporter process. The supervisor parses no data from the node, and only requests of limited size from
-//! the exporter.
+//! exporter process and, for each connection, a guard: a process that relays the messages between the exporter and the
+//! node. The supervisor parses no data from the node, and only requests of limited size from the exporter.
 //!
 //! The exporter process serves HTTP and parses the node's responses. Because both tasks are risky, the exporter has no
 //! descriptor of the node's socket. The exporter requests a connection over a [`channel`], and receives sockets to a

@@ -26,18 +26,19 @@ use super::node_socket::{NodeSocket, errno};
 use super::{EXPORTER, EXPORTER_NAME, container};
 use crate::{cli, http, scheduling, sys, systemd};
 
-/// Interval between checks for processes that are still running, after the exporter has exited.
+/// Interval at which the supervisor checks, after the exporter has exited, whether guards or other exporters are still
+/// running.
 const REAP_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum time for which the supervisor waits for the guards after the exporter has exited, if the guards survive the
 /// supervisor's exit.
 const GUARD_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum number of concurrent connections to the node. A connection that the exporter no longer uses stays open until
-/// the node has responded to all calls.
+/// Maximum number of concurrent connections to the node. More than one connection is needed, because a connection that
+/// the exporter no longer uses stays open until the node has responded to all calls.
 const MAX_CONNECTIONS: usize = 4;
 
 /// The configuration of the supervisor.
 pub struct SupervisorConfig {
-    /// The way to open connections to the node.
+    /// The inherited connection to the node, and the socket path for new connections.
     pub node: NodeSocket,
     /// The listening HTTP socket that the service manager passed, if any.
     pub listener: Option<OwnedFd>,
@@ -55,8 +56,8 @@ pub struct SupervisorConfig {
 pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     let waits_for_guards = container::ends_all()?;
     sys::reset_signal(Signal::SIGCHLD)?;
-    // The exporter and the guards inherit this flag. The flag prevents these processes from gaining privileges by
-    // executing a set-user-ID program.
+    // The exporter and the guards inherit the flag `no_new_privs`. The flag prevents these processes from gaining
+    // privileges by executing a set-user-ID program.
     let _ = prctl::set_no_new_privs();
     if waits_for_guards {
         // When another supervisor in the container exits, its guards become children of this process, which then waits

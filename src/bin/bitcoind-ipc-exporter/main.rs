@@ -30,7 +30,8 @@ use tracing::{info, warn};
 
 use arguments::{Arguments, Command};
 
-/// Time after which an exporter that systemd started for a scrape exits if it has no connection to a node.
+/// Time for which an exporter that systemd started for a scrape continues to serve before it exits, if it has no
+/// connection to a node or its collector has ended.
 const SCRAPE_LINGER_INTERVAL: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {

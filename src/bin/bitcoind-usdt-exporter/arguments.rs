@@ -227,7 +227,7 @@ impl Arguments {
         }
     }
 
-    /// Starts logging. When the returned value is dropped, the queued lines are written.
+    /// Starts logging. When the returned value is dropped, the queued log lines are written.
     ///
     /// # Errors
     /// A log target cannot be opened, or RUST_LOG is invalid.

@@ -1,4 +1,5 @@
-//! Settings of `fibre_exporter.py`: its configuration file, and its environment variables, which override the file.
+//! Settings of `fibre_exporter.py`, the Python exporter that this exporter replaces: its configuration file, and its
+//! environment variables, which override the file.
 //!
 //! Each setting corresponds to an argument of this exporter. A setting is used if neither the command line nor this
 //! exporter's own environment variables set the argument.
@@ -16,8 +17,8 @@ use serde_yaml_ng::Value;
 
 use super::arguments::{Arguments, DEFAULT_PORT, process_id};
 
-/// The keys of the configuration file, some of which have two names. The name of the environment variable of a key is
-/// `FIBRE_` followed by the key in capitals.
+/// The keys of the configuration file of `fibre_exporter.py`, some of which have two names. The name of the environment
+/// variable of a key is `FIBRE_` followed by the key in capitals.
 const KEYS: &str = "bitcoind_path, bitcoind, pid, node_name, metrics_port, port, health_port, verbose, log_level, log_file, \
                     metrics_auth_username, metrics_auth_password, tls_cert, tls_key";
 
@@ -39,8 +40,8 @@ pub fn overlay(
     applied.map_err(|why| command.error(ErrorKind::ValueValidation, why))
 }
 
-/// The settings in the configuration file of `fibre_exporter.py`, and the arguments that clap has parsed. An argument
-/// that the user gave is not replaced by a setting.
+/// The settings of `fibre_exporter.py` that replace the defaults of this exporter's arguments. An argument that the
+/// user gave is not replaced by a setting.
 struct Overlay<'a> {
     command: &'a Command,
     given: &'a ArgMatches,
@@ -75,8 +76,8 @@ impl Overlay<'_> {
         Ok(())
     }
 
-    /// The setting for an argument. Returns the setting's source (a key of the file or the name of an environment
-    /// variable) and its value.
+    /// The setting of `fibre_exporter.py` for an argument. Returns the setting's source (a key of the file or the name
+    /// of an environment variable) and its value.
     fn setting(&self, id: &str) -> Option<(String, String)> {
         let key = match id {
             "bitcoind" => "bitcoind_path",
@@ -143,8 +144,8 @@ impl Overlay<'_> {
     }
 }
 
-/// Name and value of the environment variable of a key. `None` if the variable is not set or empty: fibre_exporter.py
-/// also ignores empty variables.
+/// Name and value of the environment variable of `fibre_exporter.py` for a key of its configuration file. `None` if the
+/// variable is not set or empty: fibre_exporter.py also ignores empty variables.
 fn variable(key: &str) -> Option<(String, String)> {
     let variable = format!("FIBRE_{}", key.to_uppercase());
     let value = std::env::var(&variable).ok()?;

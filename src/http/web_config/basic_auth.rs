@@ -1,8 +1,8 @@
 //! HTTP basic authentication: verifies the users and passwords of requests.
 //!
-//! A bcrypt check is slow by design. The digest of a verified password is stored, so only a client's first request
-//! waits for the check. Password checks run one at a time, and requests wait for their check in a short queue. When the
-//! queue is full, requests with an unverified password get status 429.
+//! A bcrypt check is slow by design. The digest of a verified password is kept in memory, so only the first request
+//! with this password waits for the bcrypt check. Password checks run one at a time, and requests wait for their check
+//! in a short queue. When the queue is full, requests with an unverified password get status 429.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -15,7 +15,7 @@ use ring::digest::{SHA256, digest};
 use tokio::sync::Semaphore;
 
 /// Maximum number of requests in the queue for a password check. If each check takes a tenth of a second, the last
-/// request waits for about six seconds.
+/// request of a full queue waits for about six seconds.
 const MAX_WAITING: usize = 64;
 
 /// The result of authenticating a request.
@@ -23,7 +23,7 @@ const MAX_WAITING: usize = 64;
 pub enum AuthResult {
     /// The request has the correct password of a user.
     Permitted,
-    /// The request has no password or a wrong password.
+    /// The request has no password, a wrong password, or the name of an unknown user.
     Rejected,
     /// The queue of password checks is full.
     Busy,
@@ -93,7 +93,8 @@ impl Users {
         let decoy = || self.hashes.values().next().expect("there are users");
         let (hash, exists) = self.hashes.get(user).map_or_else(|| (decoy(), false), |hash| (hash, true));
         let (password, hash, correct) = (password.to_string(), hash.clone(), self.correct.clone());
-        // The password check owns the permit, because the check continues if the client disconnects in the meantime.
+        // The closure owns the permit of `one_at_a_time`, because the bcrypt check continues if the client disconnects,
+        // and no other check may start before it ends.
         let verify = move || {
             let _turn = turn;
             if !bcrypt::verify(password, &hash).is_ok_and(|same| same && exists) {
@@ -186,7 +187,7 @@ mod tests {
     }
 
     /// The check for an unknown user must use a hash of the known user's bcrypt cost, which is 4. A check with cost 10
-    /// takes 2^6 times as long, and the load of a busy machine cannot hide this factor.
+    /// would take 2^6 times as long as a check with cost 4, and the load of a busy machine cannot hide this factor.
     #[tokio::test]
     async fn unknown_user_takes_as_long_as_a_known_one() {
         let users = users(&[("prom", "secret", 4)]);

@@ -77,8 +77,8 @@ impl WebConfig {
     /// # Errors
     /// The certificate or the key cannot be read or used.
     pub fn from_parts(user: Option<(&str, &str)>, certificate: Option<(&Path, &Path)>) -> Result<Self> {
-        /// Cost of the hash. The cost is lower than bcrypt's default of 12, with which a check takes seconds on small
-        /// machines. A low cost is sufficient, because the hash never leaves this process.
+        /// bcrypt cost of the password's hash. The cost is lower than bcrypt's default of 12, with which a password
+        /// check takes seconds on small machines. A low cost is sufficient, because the hash never leaves this process.
         const COST: u32 = 10;
         let users = user.map(|(user, password)| {
             Ok::<_, bcrypt::BcryptError>((user.to_string(), bcrypt::hash(password, COST)?))
@@ -156,10 +156,10 @@ impl WebConfig {
 
 /// Returns the cost of a bcrypt hash, or the reason why the hash is invalid.
 fn cost(hash: &str) -> Result<u32, String> {
-    /// Minimum cost that bcrypt permits.
+    /// Minimum cost of a hash that bcrypt permits.
     const MIN_COST: u32 = 4;
-    /// Maximum cost that the exporter permits. At this cost a check takes several seconds, for which the first scrape
-    /// waits. Each increment of the cost doubles the time.
+    /// Maximum bcrypt cost that the exporter permits. At this cost a password check takes several seconds, for which
+    /// the first scrape waits. Each increment of the cost doubles the time of a check.
     const MAX_COST: u32 = 16;
     let parts = hash.parse::<bcrypt::HashParts>().map_err(|error| format!("not a bcrypt hash ({error})"))?;
     match parts.get_cost() {
@@ -170,9 +170,10 @@ fn cost(hash: &str) -> Result<u32, String> {
 
 /// Logs a warning for users whose passwords take longer than a second to verify.
 fn warn_about_slow_checks(costs: &BTreeMap<&str, u32>) {
-    /// Cost of the hash whose time is measured. The cost is low, so the measurement does not delay the startup.
+    /// bcrypt cost of the hash that the exporter computes at startup to measure the speed of the machine. The cost is
+    /// low, so the measurement does not delay the startup.
     const MEASURED_COST: u32 = 6;
-    /// Cost below which a check takes less than a second on any machine.
+    /// bcrypt cost below which a password check takes less than a second on any machine.
     const MAYBE_SLOW_COST: u32 = 10;
     if costs.values().all(|cost| *cost < MAYBE_SLOW_COST) {
         return;
@@ -196,8 +197,8 @@ fn warn_about_slow_checks(costs: &BTreeMap<&str, u32>) {
     }
 }
 
-/// Estimates the time of a check with cost `cost` from the measured time of a check with another cost. Each increment
-/// of the cost doubles the time.
+/// Estimates the time of a password check with the bcrypt cost `cost` from the time that was measured with the cost
+/// `measured_cost`. Each increment of the cost doubles the time.
 fn check_time(measured: Duration, measured_cost: u32, cost: u32) -> Duration {
     measured.mul_f64(2_f64.powi(cost as i32 - measured_cost as i32))
 }
@@ -206,7 +207,7 @@ fn check_time(measured: Duration, measured_cost: u32, cost: u32) -> Duration {
 mod tests {
     use super::*;
 
-    /// Returns a bcrypt hash that was computed with cost 4, but contains another cost.
+    /// Returns a bcrypt hash that was computed with cost 4, but whose text states the cost `cost`.
     fn hash(cost: &str) -> String {
         bcrypt::hash("secret", 4).unwrap().replacen("$04$", &format!("${cost}$"), 1)
     }

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use crate::scheduling;
 use crate::tls::{authorities, certificates, expiry_warning, not_after, read_pem, set_expiry};
 
-/// Interval between checks for changed files.
+/// Interval between checks whether the certificate files have changed.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Interval between warnings that a certificate expires soon.
 const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
@@ -115,7 +115,8 @@ impl TlsServerConfig {
         Ok((config, expires))
     }
 
-    /// Returns the crypto provider, restricted to the permitted cipher suites.
+    /// Returns rustls' crypto provider. With `cipher_suites`, the provider has only the listed cipher suites for TLS
+    /// 1.2, and all cipher suites for TLS 1.3.
     fn provider(&self) -> Result<CryptoProvider> {
         let mut provider = default_provider();
         if !self.cipher_suites.is_empty() {
@@ -195,7 +196,8 @@ struct TlsState {
     loaded: Mutex<LoadedCertificates>,
 }
 
-/// The current TLS configuration, with the contents of the files from which the configuration was built.
+/// The certificates that are in use: the TLS configuration for new connections, and the contents of the PEM files from
+/// which the configuration was built.
 struct LoadedCertificates {
     config: Arc<ServerConfig>,
     /// Expiry time of the server's certificate; `None` if the expiry time cannot be parsed.
@@ -253,7 +255,8 @@ impl TlsState {
     /// Reads the certificate files. If the files have changed, starts to use the new contents and returns true. If the
     /// new contents cannot be used, logs the reason once and continues to use the last valid contents.
     fn reload(&self) -> bool {
-        // The files are read before the lock is taken, because the HTTP thread waits for the lock.
+        // The files are read before the lock is taken, because the HTTP thread needs the lock for each new connection,
+        // and a file system that does not respond must not block the HTTP thread.
         let renewed = self.files.read().and_then(|contents| {
             let is_used = self.loaded().contents == contents;
             (!is_used).then(|| Ok((self.files.config(&contents)?, contents))).transpose()

@@ -1,5 +1,5 @@
-//! The client of JSON-RPC over HTTP. The client makes the calls of a poll only after a check has found that HTTP is
-//! usable.
+//! The client of JSON-RPC over HTTP. The client makes the calls of a poll only after a check has found that the
+//! expected node responds over HTTP.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -31,8 +31,9 @@ struct ClientState {
     connection: Mutex<Option<PooledConnection>>,
     /// Timeout of one call, including retries.
     deadline: Duration,
-    /// The reason why the client makes no calls: no check has been made yet, or a check or a call failed. `None` if a
-    /// check found that a node responds over HTTP and is the node behind the IPC socket (if there is an IPC socket).
+    /// The reason why the client makes no calls of a poll: it is not known yet whether the expected node responds over
+    /// HTTP, or the check of this, or a later call, failed. `None` if the check found that a node responds over HTTP
+    /// and is the node behind the IPC socket (if there is an IPC socket).
     unusable: watch::Sender<Option<HttpFailure>>,
     /// The state in the last log line: the reason why HTTP is not used, or an empty text if HTTP is used. `None` before
     /// the first log line.
@@ -49,13 +50,13 @@ struct ClientState {
     forbidden: RefCell<BTreeSet<String>>,
     /// Whether [`check_privileges`](HttpRpc::check_privileges) has been called.
     privileges_checked: Cell<bool>,
-    /// Function that is called with the cause of each failure, to count failures by cause.
+    /// Function that is called with the cause of each failed request, to count the failures by cause.
     on_failure: Box<dyn Fn(FailureCause)>,
 }
 
 impl HttpRpc {
     /// Creates a client that connects at the first call. `deadline` is the timeout of one call, including retries.
-    /// `on_failure` is called with the cause of each failure.
+    /// `on_failure` is called with the cause of each failed request.
     pub fn new(
         config: HttpRpcConfig,
         deadline: Duration,
@@ -116,13 +117,15 @@ impl HttpRpc {
     /// how to restrict the credentials. The check calls `help`, which changes nothing and is not on the whitelist that
     /// the exporter recommends.
     pub async fn check_privileges(&self) {
-        /// A method that is not on the recommended whitelist.
+        /// A method that the recommended whitelist (`-rpcwhitelist`) does not contain. If the node executes this
+        /// method, the credentials are not restricted by the whitelist.
         const BEYOND_READING: &str = "help";
         if self.0.privileges_checked.replace(true) {
             return;
         }
         self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()); // prevents the log line about a rejected method
-        // `request` returns an error also for a JSON-RPC error in the response.
+        // `request` returns `Ok` only if the node has executed the method, because a JSON-RPC error in the response is
+        // also returned as an error.
         if self.request(BEYOND_READING, &Value::from([BEYOND_READING].as_slice())).await.is_ok() {
             let credentials = &self.config().credentials;
             info!(
@@ -206,7 +209,8 @@ impl HttpRpc {
         self.unusable_reason()
     }
 
-    /// Makes a call even if HTTP is marked as unusable, for checks.
+    /// Makes a call even if HTTP is marked as unusable. The check whether HTTP is usable makes its calls with this
+    /// function.
     ///
     /// # Errors
     /// The node does not respond in time, or responds with an error or with invalid JSON.
@@ -241,8 +245,8 @@ impl HttpRpc {
     async fn request(&self, method: &str, params: &Value) -> Result<String, CallError> {
         let ClientState { config, connection, deadline, forbidden, .. } = &*self.0;
         let body = Bytes::from(request(method, params));
-        // The timeout starts after the wait for the connection. The wait for the connection is limited, because each
-        // earlier call on the connection has a timeout.
+        // The timeout of this call starts after the wait for earlier calls on the connection. This wait is limited,
+        // because each earlier call has a timeout, too.
         let mut slot = connection.lock().await;
         let answer = match tokio::time::timeout(*deadline, self.send_with_busy_retry(&mut slot, body)).await {
             Ok(answer) => answer,
@@ -359,8 +363,8 @@ fn call_error(failure: HttpFailure) -> CallError {
     }
 }
 
-/// Returns the cause under which a failed call is counted. `None` for JSON-RPC errors other than warmup, because a
-/// JSON-RPC error shows that HTTP works.
+/// Returns the cause under which a failed call is counted. `None` for JSON-RPC errors other than RPC_IN_WARMUP (the
+/// node is starting), because a JSON-RPC error shows that HTTP works.
 fn cause(error: &CallError) -> Option<FailureCause> {
     match error {
         CallError::Http(failure) => Some(failure.cause),

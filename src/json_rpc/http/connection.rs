@@ -21,8 +21,8 @@ use super::{FailureCause, HttpFailure, HttpRpcConfig};
 
 /// Maximum size of a response body in bytes. The response to getpeerinfo with 1,000 peers has 2 MB.
 const MAX_BODY_BYTES: usize = 64 << 20;
-/// Maximum size of a response's status line and headers in bytes. The status line and headers of Bitcoin Core have
-/// about 150 bytes.
+/// Maximum size of a response's status line and headers in bytes. The status line and headers of Bitcoin Core's
+/// responses have about 150 bytes.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
 /// An HTTP connection to the node that stays open between requests.
@@ -40,8 +40,8 @@ pub struct HttpResponse {
     pub body: Bytes,
 }
 
-/// Sends a request and reads the response. Opens a new connection if `pooled` is `None`, or if the node has closed the
-/// connection. Returns the connection for the next request.
+/// Sends a request and reads the response. Opens a new connection if `pooled` is `None`, or if the node has closed that
+/// connection. Also returns the connection, which the next request can use.
 ///
 /// # Errors
 /// The connection cannot be opened, or the node sends no complete response.

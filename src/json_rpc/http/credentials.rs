@@ -32,7 +32,7 @@ pub enum Credentials {
     },
 }
 
-/// The source of a password.
+/// The source of an RPC user's password.
 #[derive(Clone, Debug)]
 pub enum Password {
     /// The first line of this file.

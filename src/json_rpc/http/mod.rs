@@ -1,6 +1,6 @@
 //! JSON-RPC over HTTP, for nodes that have no JSON-RPC over IPC, or no IPC.
 //!
-//! - `url` parses the address of the node's JSON-RPC.
+//! - `url` parses the URL of the node's JSON-RPC server.
 //! - [`credentials`] reads the credentials: a cookie file, or a user name with a password.
 //! - `client` makes the calls. `connection` is the HTTP connection, which stays open between calls and carries one
 //!   request at a time.
@@ -27,17 +27,17 @@ pub use url::Url;
 /// Settings of JSON-RPC over HTTP: the node's address, the credentials, and when to use HTTP.
 #[derive(Clone, Debug)]
 pub struct HttpRpcConfig {
-    /// The address of the node's JSON-RPC.
+    /// The URL of the node's JSON-RPC server.
     pub url: Url,
-    /// TLS settings; `None` for an http URL.
+    /// TLS settings of the connection; `None` for an http URL.
     pub tls: Option<Arc<ClientConfig>>,
     /// The source from which the credentials are read.
     pub credentials: Credentials,
     /// Name of the configured chain; `None` if the user configured no chain.
     pub chain: Option<String>,
     /// Whether the user requires HTTP (`--rpc on`). If HTTP is required and not usable, a warning is logged, and
-    /// `--once` and `--check` return an error.
+    /// `--once` and `--check` return an error if the exporter would use HTTP for this node.
     pub required: bool,
-    /// Whether the exporter polls over HTTP even if there is no connection over IPC.
+    /// Whether the exporter polls the node over HTTP if it cannot connect to the node over IPC.
     pub http_only: bool,
 }

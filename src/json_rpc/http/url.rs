@@ -1,4 +1,4 @@
-//! The address of a node's JSON-RPC: `http://HOST:PORT` or `https://HOST`.
+//! The URL of a node's JSON-RPC server: `http://HOST:PORT` or `https://HOST`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use hyper::Uri;
 
-/// The address of a node's JSON-RPC over HTTP.
+/// The URL of a node's JSON-RPC server, split into its parts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Url {
     /// Whether the scheme is https. Bitcoin Core does not support TLS, but a proxy in front of the node can support
@@ -26,7 +26,7 @@ impl Url {
         Url { tls: false, host: "127.0.0.1".into(), port, path: "/".into() }
     }
 
-    /// Value of the `Host` header.
+    /// Value of the `Host` header of requests to this URL.
     pub fn authority(&self) -> String {
         let Url { host, port, .. } = self;
         if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
