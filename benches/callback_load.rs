@@ -1,6 +1,7 @@
 //! Measures the exporter under load, with a fake node that makes each callback as soon as the exporter has responded to
 //! the previous callback. Prints the memory and the number of descriptors of the exporter's processes after the first
-//! 100,000 callbacks and after all callbacks, and the response times with and without 64 scrapers.
+//! 100,000 callbacks and after all callbacks, and the exporter's response times to callbacks, with and without 64
+//! clients that scrape its metrics (scrapers).
 //!
 //!     cargo bench --bench callback_load [-- CALLBACKS]
 

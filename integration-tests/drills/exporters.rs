@@ -42,8 +42,8 @@ pub fn exporter_that_does_not_answer_is_down() {
         usdt.signal(Signal::SIGKILL);
     }
     fleet.member("frozen").exporter().signal(Signal::SIGSTOP);
-    // The exporter of this node requires a password, which Prometheus does not send. The value of the hash is
-    // irrelevant.
+    // The exporter of this node requires a password, which Prometheus does not send. Any password hash would do here,
+    // because Prometheus sends no password.
     let hash = "$2y$04$wqjcFCU6tDD60nk7jEOvcOdrZkmoRwCkqAAdUHV2vDKaTBFMBTIZO";
     let password = web(format!("basic_auth_users: {{prometheus: '{hash}'}}"));
     let member = fleet.member("password");
@@ -116,7 +116,8 @@ pub fn json_rpc_lost_beside_ipc_is_an_alert() {
 /// Drill 19: one USDT exporter never finds a node, and the node of a second USDT exporter is killed. The IPC exporter
 /// of the killed node is not a target of this Prometheus.
 pub fn usdt_exporter_without_tracepoints_is_an_alert() {
-    // The second node keeps a target in the job of the IPC exporters, because an empty job would cause another alert.
+    // The second node keeps its target in the scrape job of the IPC exporters, because a scrape job without targets
+    // would cause another alert (BitcoinNothingScraped).
     let plans = vec![Plan::new(Kind::Rpc).named("lost"), Plan::new(Kind::HttpOnly).named("other")];
     let mut fleet = Fleet::start("19 no tracepoints", plans);
     let mut command = fixture::command();

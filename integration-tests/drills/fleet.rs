@@ -431,8 +431,8 @@ pub struct Fleet {
     pub since: Instant,
 }
 
-/// Default factor by which all durations of rules and routes are divided. With 60, a simulated minute takes a second of
-/// real time.
+/// Default factor by which a drill divides all durations in Prometheus rules and Alertmanager routes. With 60, a
+/// simulated minute takes a second of real time.
 pub const FACTOR: u32 = 60;
 
 impl Fleet {
@@ -506,7 +506,8 @@ impl Fleet {
 
     /// Waits until the webhook has received the expected alerts about each of these nodes, and then for another three
     /// simulated minutes. Panics if an expected alert is missing or if the webhook has received another alert. `within`
-    /// is the required maximum time in the report, in simulated minutes since `since`.
+    /// is the time limit for an alert in the report, in simulated minutes from `since`. The drill itself waits more
+    /// than three times as long before it fails.
     pub fn expect(&self, since: Instant, nodes: &[String], expected: &[Expected], within: f64) {
         let each: Vec<_> = nodes.iter().map(|node| (node.clone(), expected.to_vec())).collect();
         self.expect_each(since, &each, within);

@@ -106,7 +106,8 @@ pub fn crash_loop_is_critical() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinNodeRestarts")], 30.0);
 }
 
-/// Drill 28: the nodes cannot build block templates, because their clocks are three hours behind.
+/// Drill 28: the nodes cannot build block templates, because their clocks are three hours behind the timestamps of the
+/// last blocks.
 pub fn node_without_templates_is_an_alert() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::MiningOnly];
     let fleet = Fleet::start("28 templates fail", kinds.map(Plan::new).into());

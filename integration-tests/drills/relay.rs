@@ -13,7 +13,8 @@ use crate::harness::peer::Peer;
 use crate::harness::{eventually, fixture};
 use crate::network::Network;
 
-/// Factor by which durations of rules are divided. With 120, six simulated hours take three minutes of real time.
+/// Factor by which these drills divide all durations in Prometheus rules. With 120, six simulated hours take three
+/// minutes of real time.
 const FACTOR: u32 = 120;
 
 /// A plan for a node whose exporter requests no block templates. If the exporter requested templates, the alert about

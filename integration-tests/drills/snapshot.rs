@@ -112,7 +112,8 @@ impl Snapshot {
         to.batch(&calls);
     }
 
-    /// Number of blocks below the snapshot's block. With these blocks, background validation is not yet complete.
+    /// Number of blocks below the snapshot's block. A node that has received only these blocks has not completed its
+    /// background validation, which also needs the snapshot's block.
     pub fn below() -> u32 {
         HEIGHT - 1
     }

@@ -190,7 +190,7 @@ impl Stack {
         eventually("the alert about missing targets has ended", || {
             (!self.alerts("firing").iter().any(|it| it.starts_with(ALERT))).then_some(())
         });
-        // Alertmanager may send the alert after it has ended in Prometheus.
+        // Alertmanager may send a notification about the alert after the alert has ended in Prometheus.
         std::thread::sleep(self.minutes(1.0));
         self.received();
         self.received.lock().unwrap().retain(|it| it.alert.name != ALERT);

@@ -52,7 +52,7 @@ pub struct Offers {
     pub core30: bool,
     pub rpc: bool,
     pub chain: bool,
-    /// Whether the Chain interface has other ordinals than in this project's schema.
+    /// Whether the methods of the Chain interface have other ordinals than in this project's Cap'n Proto schema.
     pub other_chain: bool,
     pub node: bool,
     pub tracing: bool,
@@ -61,7 +61,8 @@ pub struct Offers {
     pub absurd: bool,
     /// Whether the long poll (`waitTipChanged`) returns an error at once.
     pub tip_fails: bool,
-    /// Whether the node is still loading its chain. A call that reads the chain is then a fault.
+    /// Whether the fake node is still loading its chain. While it loads, it records each client call that reads the
+    /// chain as a client error.
     pub loading: bool,
     /// Whether the node is a FIBRE node with one FIBRE peer.
     pub fibre: bool,
@@ -113,7 +114,7 @@ pub enum Event {
     Uncache(i64),
 }
 
-/// The client's response times to the callbacks that succeeded.
+/// The response times of the fake node's client to the callbacks that succeeded.
 pub type Answers = Vec<Duration>;
 
 /// A command from the test's thread to the fake node's thread.
@@ -131,7 +132,7 @@ enum Command {
     OversizeResponse(bool),
 }
 
-/// Faults and call counts of a fake node, which the test reads.
+/// The recorded client errors (faults) and the call counts of a fake node, which the test reads.
 #[derive(Default)]
 pub struct Counts {
     /// Descriptions of client errors that would make a real node abort or hang.
@@ -142,7 +143,8 @@ pub struct Counts {
     last_awaited_tip: AtomicU32,
     getudppeerinfo_calls: AtomicU32,
     getpeerinfo_calls: AtomicU32,
-    /// Whether the test has stopped the node with [`FakeNode::end`]. Faults then no longer fail the test.
+    /// Whether the test has stopped the node with [`FakeNode::end`]. Recorded client errors then no longer fail the
+    /// test.
     ended: AtomicBool,
     /// Number of requests for a block template so far.
     pub templates: AtomicU32,
@@ -157,7 +159,7 @@ impl Counts {
     }
 }
 
-/// Runs a task of the fake node. A panic in the task is recorded as a fault.
+/// Runs a task of the fake node. A panic in the task is recorded like a client error, and therefore fails the test.
 fn spawn(counts: &Arc<Counts>, part: impl Future<Output = ()> + 'static) {
     let counts = counts.clone();
     tokio::task::spawn_local(async move {
@@ -167,7 +169,8 @@ fn spawn(counts: &Arc<Counts>, part: impl Future<Output = ()> + 'static) {
     });
 }
 
-/// A fake node that runs on a separate thread. When this value is dropped, the test fails if faults were recorded.
+/// A fake node that runs on a separate thread. When this value is dropped, the test fails if the fake node has recorded
+/// client errors.
 pub struct FakeNode {
     dir: TempDir,
     commands: async_mpsc::UnboundedSender<Command>,
@@ -308,7 +311,7 @@ impl FakeNode {
         assert!(self.commands.send(Command::ShutDown).is_ok(), "the fake node runs");
     }
 
-    /// Stops the fake node at once, even if calls are under way. Faults no longer fail the test.
+    /// Stops the fake node at once, even if calls are under way. Recorded client errors no longer fail the test.
     pub fn end(self) {
         self.counts.ended.store(true, Relaxed);
     }
@@ -318,7 +321,7 @@ impl FakeNode {
         self.counts.faults.lock().unwrap().clone()
     }
 
-    /// Clears the recorded faults, for tests that close the connection on purpose.
+    /// Clears the recorded client errors, for tests that close the connection on purpose.
     pub fn clear_faults(&self) {
         self.counts.faults.lock().unwrap().clear();
     }
@@ -525,7 +528,8 @@ struct Init {
 }
 
 impl Init {
-    /// Called when the exporter requests data of the chain. Fails the test if this fake node is still loading its chain.
+    /// Called when the exporter requests data of the fake chain. Records a client error, which fails the test, if the
+    /// fake node is still loading its chain.
     fn chain_is_loaded(&self) {
         if self.state.loading.get() {
             self.state.counts.fault("asked for its chain before it was loaded");
@@ -660,8 +664,8 @@ impl Fake {
     }
 }
 
-/// A call to which the fake node has not responded. A fault is recorded if this value is dropped before the response,
-/// because a real node can abort when its client disconnects or cancels the call before the response.
+/// A call to which the fake node has not responded. A client error is recorded if this value is dropped before the
+/// response, because a real node can abort when its client disconnects or cancels the call before the response.
 struct InCall {
     state: Rc<State>,
     answered: bool,
@@ -764,7 +768,8 @@ impl chain::Server for Fake {
         results.get().set_result(9);
     });
     method!(chain::relay_min_fee(_params: RelayMinFeeParams, results: RelayMinFeeResults), |this| {
-        // With other ordinals, the method with this ordinal returns a number, and the field for the fee rate is empty.
+        // In a Chain interface with other ordinals, another method has the ordinal of `relayMinFee`. It returns a
+        // number, and the exporter therefore finds no data in the field for the fee rate.
         if !this.state.offers.other_chain {
             results.get().set_result(&1000u64.to_le_bytes());
         }

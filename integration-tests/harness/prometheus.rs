@@ -75,7 +75,7 @@ impl Server {
         });
     }
 
-    /// The URL of this path of the program.
+    /// The URL of this path on the program's HTTP server.
     fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}/{path}", self.port)
     }

@@ -46,7 +46,7 @@ pub struct Templates {
     pub outcome: Rc<Cell<Outcome>>,
     pub hangs_at: watch::Sender<Option<Step>>,
     counts: Arc<Counts>,
-    /// The connection's number for each template that a client has not released.
+    /// For each block template that a client has not released, the number of the client's connection.
     held: Rc<RefCell<Vec<usize>>>,
 }
 

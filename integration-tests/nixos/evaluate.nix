@@ -218,7 +218,7 @@ in
       bindsTo = [ "bitcoind.service" ];
     };
   };
-  # A configuration that was written for the module of ipc-exporter-rust must still work.
+  # A configuration that was written for the NixOS module of ipc-exporter-rust, an older exporter, must still work.
   as-before = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;
@@ -230,7 +230,8 @@ in
       bindsTo = [ "bitcoind-mainnet.service" ];
     };
   };
-  # Nodes of nixpkgs' module. By default, the exporter runs as the user of the node whose socket it uses.
+  # Nodes that are configured with nixpkgs' module for bitcoind. By default, the exporter runs as the user of the node
+  # whose socket it uses.
   known-owner = evaluateWith nodes.nixpkgs {
     services.bitcoind = {
       main.enable = true;

@@ -103,7 +103,8 @@ pub fn check_at_startup_and_background_validation_count_no_block() {
     fixture.fire("named b-msghand block 211 1 1000");
     fixture.fire("named b-msghand block 212 2 1000");
     connected(14, 212);
-    // The duration of a block is negative if the node's clock was set back. The exporter must not observe it.
+    // The duration of a block is negative if the node's clock was set back. The exporter must not add the negative
+    // duration to its histogram.
     fixture.fire("named b-msghand block 213 3 -1000");
     connected(15, 213);
     crate::assert_samples(
@@ -210,7 +211,8 @@ pub fn three_announcing_peers_are_distinguished() {
     scene.connected(&block);
     assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("headers"));
     assert_eq!(scene.field(&block, "announcements").as_deref(), Some("3"));
-    // Since the exporter started, the first peer has sent no message from which the exporter reads connection types.
+    // The connection type of the first peer is unknown, because this peer has sent no message with a connection type
+    // that the exporter reads since the exporter started.
     assert_eq!(scene.sum("bitcoin_block_first_announcements_total", "connection_type=\"unknown\""), 1.0);
     assert_eq!(scene.field(&block, "arrival").as_deref(), Some("compact_complete"));
     for by in ["headers", "inv", "cmpctblock"] {

@@ -206,7 +206,7 @@ pub fn last_block_is_the_last_seen_by_any_tracepoint() {
     assert_samples(&exporter, "fibre_last_block_height 800002");
     fixture.fire("time 800003 1 a 2 b");
     assert_samples(&exporter, "fibre_last_block_height 800003");
-    // A reorg to a lower height must decrease the gauge.
+    // A reorg to a lower height must decrease the gauge of the last block's height.
     fixture.fire("block 800001 3 1000");
     assert_samples(
         &exporter,
@@ -226,8 +226,8 @@ pub fn restarted_node_does_not_finish_what_the_last_one_queued() {
     });
     let mut fixture = crate::Fixture::start(&compile(dir.path(), &["-DNEWEST"]));
     eventually("the exporter attaches to the new node", || (exporter.get("/ready").0 == 200).then_some(()));
-    // The exporter does not know the waiting time of writes to debug.log that were queued before it attached to the
-    // node.
+    // For writes to debug.log that the node queued before the exporter attached to the node, the exporter does not know
+    // when the wait began, and must not export a waiting time.
     fixture.fire("log_completed 1 1 0");
     fixture.fire("log_started 2 1");
     fixture.fire("log_completed 2 1 0");
