@@ -80,8 +80,8 @@ fn block(target: u32) -> Vec<u8> {
     })
 }
 
-/// A serialized block of 4 MB with 10,000 transactions, more than a real block has. The guard parses all transactions
-/// of a block, and its response time therefore depends on their number.
+/// A serialized block of 4 MB with 10,000 transactions, more than a real block has. The number of transactions matters,
+/// because the guard parses each transaction of a connected block.
 fn block_data() -> Vec<u8> {
     let mut block = bitcoin::constants::genesis_block(bitcoin::Network::Regtest);
     let mut transaction = block.txdata[0].clone();

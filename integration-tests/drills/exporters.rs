@@ -140,8 +140,8 @@ pub fn usdt_exporter_without_tracepoints_is_an_alert() {
 /// Drill 22: all targets of one scrape job vanish.
 pub fn job_without_targets_is_an_alert() {
     let fleet = Fleet::start("22 targets vanish", vec![Plan::new(Kind::Rpc)]);
-    // The alert needs a target that existed within the last day, and reads the targets of this day in steps of 10
-    // minutes. The target must therefore exist for more than 10 minutes.
+    // The alert BitcoinNothingScraped needs a target that existed within the last day, and reads the targets of this
+    // day in steps of 10 minutes. The target must therefore exist for more than 10 minutes.
     fleet.quiet(12.0);
     let since = Instant::now();
     let targets: Vec<_> =
@@ -170,14 +170,15 @@ pub fn monitoring_watches_itself() {
     fleet.stack.alertmanager.start_again();
     eventually("the watchdog's message arrives", || came(&fleet));
     fleet.stack.prometheus.stop();
-    // After the exit of Prometheus, Alertmanager repeats its current alerts until they expire.
+    // After the exit of Prometheus, Alertmanager repeats its current alerts, including the watchdog alert, until they
+    // expire.
     std::thread::sleep(fleet.stack.minutes(6.0));
     silent(&fleet);
     fleet.stack.prometheus.start_again();
     eventually("the watchdog's message arrives", || came(&fleet));
 }
 
-/// Drill 28: a planned upgrade of the exporters, which restarts them.
+/// Drill 28, which must cause no alert: a planned upgrade of the exporters, which restarts them.
 pub fn upgrade_of_the_exporters_is_no_alert() {
     let mut fleet = Fleet::start("28 upgrade of exporter", Kind::REAL.map(Plan::new).into());
     fleet.quiet(2.0);

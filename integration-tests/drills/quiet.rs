@@ -227,7 +227,7 @@ pub fn reindex_and_late_nodes_are_quiet() {
     assert_quiet(&fleet, since);
 }
 
-/// Mines this number of blocks of 0.95 MB.
+/// Makes the hub mine this number of blocks of 0.95 MB.
 fn fill_blocks(hub: &Node, number: u32) {
     let mature = hub.mine(number + 100);
     let large = ScriptBuf::from_bytes(vec![0x51; 10_000]);

@@ -45,7 +45,7 @@ pub fn blocks_that_come_slowly_are_an_alert() {
     }
     let network = Network::start(crate::fleet::FACTOR);
     network.pace.blocks.store(0, Relaxed);
-    // This peer gets the chain up to the current tip, and no blocks after it.
+    // This peer gets the hub's chain up to the current tip, and no later blocks.
     let peer = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
     peer.cli(&["addnode", &network.address(), "onetry"]);
     let tip = |node: &Node| node.cli(&["getbestblockhash"]);

@@ -95,7 +95,8 @@ impl Snapshot {
         node.cli(&["loadtxoutset", &Path::display(&self.file()).to_string()]);
     }
 
-    /// Submits the block at this height to a node whose background validation waits for it. The first height is 1.
+    /// Submits the block at this height to a node whose background validation waits for the blocks below the snapshot.
+    /// The first height is 1.
     pub fn give(&self, node: &Node, height: u32) {
         node.batch(&[("submitblock", json!([serialize_hex(&self.blocks[height as usize - 1])]))]);
     }

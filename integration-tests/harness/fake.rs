@@ -44,7 +44,8 @@ fn height_of(block: u8) -> i32 {
     35 + i32::from(block)
 }
 
-/// The interfaces and properties of a fake node.
+/// The configuration of a fake node: the IPC interfaces that it offers, and the behavior that differs from a normal
+/// node.
 #[derive(Clone, Copy, Default)]
 pub struct Offers {
     pub mining: bool,
@@ -178,7 +179,7 @@ pub struct FakeNode {
 }
 
 impl FakeNode {
-    /// Starts a fake node with these interfaces and properties.
+    /// Starts a fake node with this configuration.
     pub fn start(offers: Offers) -> Self {
         let dir = TempDir::new().unwrap();
         let (commands, receiver) = async_mpsc::unbounded_channel();
@@ -269,7 +270,7 @@ impl FakeNode {
         assert!(self.commands.send(Command::SetOutcome(outcome)).is_ok(), "the fake node runs");
     }
 
-    /// Sets the kind of calls about block templates to which the fake node does not respond. With `None`, the fake node
+    /// Makes the fake node leave one kind of calls about block templates without a response. With `None`, the fake node
     /// responds to all calls.
     pub fn hang_at(&self, step: Option<Step>) {
         assert!(self.commands.send(Command::HangAt(step)).is_ok(), "the fake node runs");
@@ -326,7 +327,7 @@ impl FakeNode {
         self.counts.faults.lock().unwrap().clear();
     }
 
-    /// Number of open connections.
+    /// Number of open client connections to the fake node.
     pub fn connections(&self) -> u32 {
         self.counts.connections.load(Relaxed)
     }
@@ -362,7 +363,7 @@ enum Callback {
 /// The callback of a subscription; `None` after the fake node has released the callback.
 type Held = Rc<RefCell<Option<Callback>>>;
 
-/// The settings, subscriptions, tip and block templates of a fake node, which its interfaces share.
+/// The state of a fake node, which all its connections and interfaces share.
 struct State {
     offers: Offers,
     ibd: Cell<bool>,
@@ -427,7 +428,7 @@ async fn run(
     }
 }
 
-/// Serves one connection until it is closed.
+/// Serves one client connection to the fake node until the connection is closed.
 async fn serve(state: Rc<State>, stream: UnixStream, connection: usize) {
     let (read, write) = stream.into_split();
     let reads = Watched { reads: read.compat(), templates: state.templates.clone(), connection };
@@ -503,7 +504,7 @@ async fn fire(state: &State, event: Event, answers: &mut Answers) {
     }
 }
 
-/// Defines a method of an interface of the fake node.
+/// Defines the implementation of one IPC method of the fake node.
 macro_rules! method {
     ($module:ident::$name:ident($params:ident: $Params:ident, $results:ident: $Results:ident), |$this:ident| $body:block) => {
         async fn $name(self: Rc<Self>, $params: $module::$Params, #[allow(unused_mut, reason = "not in each use of the macro")] mut $results: $module::$Results) -> Result<(), Error> {
@@ -536,7 +537,7 @@ impl Init {
         }
     }
 
-    /// The object that implements all interfaces except Init for this connection.
+    /// Creates the object that implements all interfaces of the fake node except Init, for this connection.
     fn fake(&self) -> Fake {
         Fake { state: self.state.clone(), connection: self.connection }
     }

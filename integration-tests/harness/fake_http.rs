@@ -50,11 +50,11 @@ pub struct FakeHttp {
     dir: TempDir,
     address: String,
     mode: Arc<Mutex<Mode>>,
-    /// Modes of individual methods, which override `mode`.
+    /// How the server responds to individual JSON-RPC methods. These modes override `mode`.
     of_methods: Arc<Mutex<BTreeMap<String, Mode>>>,
     /// The valid cookie, in Base64.
     cookie: Arc<Mutex<String>>,
-    /// The methods of all requests so far.
+    /// The JSON-RPC methods of all requests that the server has received so far.
     pub seen: Arc<Mutex<Vec<String>>>,
 }
 

@@ -1,5 +1,5 @@
-//! Tests that the metrics about connected blocks and about the tip's block agree with getblockstats of a real node,
-//! over each transport.
+//! Tests that the metrics about connected blocks and about the tip's block agree with getblockstats of a real node:
+//! over IPC, over HTTP beside IPC, and over HTTP only.
 
 use std::os::unix::fs::FileExt;
 

@@ -84,7 +84,7 @@ fn nix() -> Vec<Trial> {
     if !has_nix {
         skip("the tests of the Nix files, which need nix-instantiate", true);
     }
-    /// A function with a test of the Nix files.
+    /// A test function for the Nix files, which returns an error if the test fails.
     type Test = fn() -> Result<(), Failed>;
     let tests: [(&str, Test); 5] = [
         ("nix_files_parse", nix_files_parse),

@@ -128,8 +128,9 @@ pub fn rows_of_two_nodes_arrive_once_through_outages() {
 /// Asserts that each time in the block store is between the times of two lines in the node's debug.log: the line that
 /// the node logs before the event, and the line after the event.
 fn times_are_those_of_the_nodes_logs(postgres: &Postgres, mined: &[String], nodes: [(&str, &Node); 2]) {
-    /// Tolerance of the comparison. The exporter converts times to the wall clock when it processes an event, and the
-    /// node reads the wall clock at another moment.
+    /// Tolerance in microseconds when a time in the block store is compared with a time in debug.log. The exporter
+    /// converts times to the wall clock when it processes an event, and the node reads the wall clock at another
+    /// moment.
     const TOLERANCE_US: i128 = 1000;
     let logs: BTreeMap<_, _> = nodes
         .iter()

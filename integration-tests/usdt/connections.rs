@@ -18,7 +18,7 @@ use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
 
-/// The rest of each line in the node's debug.log that contains this text, after the text.
+/// For each line in the node's debug.log that contains this text, the part of the line after the text.
 fn logged(node: &Node, text: &str) -> Vec<String> {
     let log = std::fs::read(node.dir().join("regtest/debug.log")).unwrap();
     let log = String::from_utf8_lossy(&log);
