@@ -23,7 +23,7 @@ use fake::{Event, FakeNode, Offers};
 use nix::libc;
 use procfs::process::{Process, all_processes};
 
-/// Number of callbacks in one batch.
+/// Number of callbacks that the fake node makes in one batch.
 const BATCH: usize = 20_000;
 /// Number of batches with scrapers, and also the number of batches without scrapers. They alternate.
 const ROUNDS: usize = 25;

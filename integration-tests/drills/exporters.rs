@@ -42,8 +42,8 @@ pub fn exporter_that_does_not_answer_is_down() {
         usdt.signal(Signal::SIGKILL);
     }
     fleet.member("frozen").exporter().signal(Signal::SIGSTOP);
-    // The exporter of this node requires a password, which Prometheus does not send. Any password hash would do here,
-    // because Prometheus sends no password.
+    // The exporter of this node requires a password, which Prometheus does not send. The hash can therefore be that of
+    // any password.
     let hash = "$2y$04$wqjcFCU6tDD60nk7jEOvcOdrZkmoRwCkqAAdUHV2vDKaTBFMBTIZO";
     let password = web(format!("basic_auth_users: {{prometheus: '{hash}'}}"));
     let member = fleet.member("password");

@@ -13,7 +13,7 @@ pub struct Line {
     pub after: Option<Duration>,
     /// The duration `after` in simulated minutes.
     pub minutes: Option<f64>,
-    /// Time limit for the alert in simulated minutes, with which the report compares `minutes`.
+    /// Time limit for the alert in simulated minutes, which the report shows beside `minutes`.
     pub within: f64,
 }
 

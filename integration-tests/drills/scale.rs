@@ -77,7 +77,7 @@ enum Token {
     Text(String),
     /// A name, a keyword, a number or a duration.
     Word(String),
-    /// The text between square brackets.
+    /// The text between the square brackets of a range selector or of a subquery.
     Range(String),
     Operator(String),
 }

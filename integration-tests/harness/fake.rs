@@ -62,8 +62,8 @@ pub struct Offers {
     pub absurd: bool,
     /// Whether the long poll (`waitTipChanged`) returns an error at once.
     pub tip_fails: bool,
-    /// Whether the fake node is still loading its chain. While it loads, it records each client call that reads the
-    /// chain as a client error.
+    /// Whether the fake node is still loading its chain. Until the chain is loaded, the fake node records each client
+    /// call that reads the chain as a client error.
     pub loading: bool,
     /// Whether the node is a FIBRE node with one FIBRE peer.
     pub fibre: bool,
@@ -147,7 +147,7 @@ pub struct Counts {
     /// Whether the test has stopped the node with [`FakeNode::end`]. Recorded client errors then no longer fail the
     /// test.
     ended: AtomicBool,
-    /// Number of requests for a block template so far.
+    /// Number of requests for a block template that the fake node has received so far.
     pub templates: AtomicU32,
     /// Number of calls under way to which the fake node does not respond because the test requested it.
     pub hanging: AtomicU32,
@@ -255,7 +255,7 @@ impl FakeNode {
         assert!(self.commands.send(Command::OversizeResponse(too_much)).is_ok(), "the fake node runs");
     }
 
-    /// Number of getpeerinfo calls so far.
+    /// Number of getpeerinfo calls that the fake node has received so far.
     pub fn getpeerinfo_calls(&self) -> u32 {
         self.counts.getpeerinfo_calls.load(Relaxed)
     }
@@ -281,7 +281,7 @@ impl FakeNode {
         self.counts.hanging.load(Relaxed) > 0
     }
 
-    /// Number of requests for a block template so far.
+    /// Number of requests for a block template that the fake node has received so far.
     pub fn templates(&self) -> u32 {
         self.counts.templates.load(Relaxed)
     }
@@ -301,7 +301,7 @@ impl FakeNode {
         self.counts.last_awaited_tip.load(Relaxed)
     }
 
-    /// Number of getudppeerinfo calls so far.
+    /// Number of getudppeerinfo calls that the fake node has received so far.
     pub fn getudppeerinfo_calls(&self) -> u32 {
         self.counts.getudppeerinfo_calls.load(Relaxed)
     }
@@ -332,7 +332,7 @@ impl FakeNode {
         self.counts.connections.load(Relaxed)
     }
 
-    /// Number of `waitTipChanged` calls so far.
+    /// Number of `waitTipChanged` calls that the fake node has received so far.
     pub fn long_polls(&self) -> u32 {
         self.counts.long_polls.load(Relaxed)
     }
@@ -580,7 +580,7 @@ impl init::Server for Init {
     });
 }
 
-/// The fake node's thread map.
+/// The fake node's thread map, which creates thread objects for a client.
 struct Threads;
 
 impl thread_map::Server for Threads {
@@ -589,7 +589,8 @@ impl thread_map::Server for Threads {
     });
 }
 
-/// A thread of the fake node.
+/// The thread object that the fake node returns to a client. A client passes the object in its calls. The object has no
+/// thread of the operating system.
 struct Thread;
 
 impl thread::Server for Thread {}

@@ -29,7 +29,8 @@ pub enum Outcome {
     Nothing,
 }
 
-/// A kind of calls about block templates. A test can make the fake node leave calls of one kind without a response.
+/// A kind of client calls about block templates. A test can make the fake node leave calls of one kind without a
+/// response.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
     /// `createNewBlock` of the Mining interface.

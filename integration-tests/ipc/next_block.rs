@@ -1,4 +1,4 @@
-//! Tests of the metrics about the next block, which the exporter reads from the node's block templates. The tests also
+//! Tests of the metrics about the next block, which describe the block template that the node has built. The tests also
 //! check that the node has no block template and no unfinished call of the exporter after the exporter's exit.
 
 use std::time::Duration;

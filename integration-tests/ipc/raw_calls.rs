@@ -109,7 +109,8 @@ impl RawClient {
     fn send(&mut self, build: impl FnOnce(rpc::message::Builder)) {
         let mut message = Builder::new_default();
         build(message.init_root());
-        // The write fails if the guard has disconnected. The tests check this at the end.
+        // The write fails if the guard has disconnected. The tests check at their end whether the guard has
+        // disconnected.
         let _ = serialize::write_message(&mut self.stream, &message);
     }
 

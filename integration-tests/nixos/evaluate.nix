@@ -218,7 +218,8 @@ in
       bindsTo = [ "bitcoind.service" ];
     };
   };
-  # A configuration that was written for the NixOS module of ipc-exporter-rust, an older exporter, must still work.
+  # A configuration that was written for the NixOS module of ipc-exporter-rust, another exporter, must also work with
+  # this module.
   as-before = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;

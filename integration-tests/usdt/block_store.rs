@@ -239,7 +239,7 @@ fn command_shows_offsets_and_names_excluded_nodes(postgres: &Postgres, url: &str
 }
 
 /// Asserts that the status page shows the node's rank for the next block: its place among all nodes by the time at
-/// which they got the block.
+/// which they connected the block.
 fn page_shows_the_rank(postgres: &Postgres, exporter: &Exporter, node: &Node) {
     postgres.rows(
         "CREATE FUNCTION propagation.synchronize() RETURNS trigger LANGUAGE plpgsql AS \

@@ -17,8 +17,8 @@ pub fn every_fibre_metric_is_what_was_fired() {
     fixture.fire(&format!("winner 800001 BIP152/CMPCTBLOCK {NAME_A}"));
     fixture.fire("winner 800002 CARRIER/PIGEON n/a");
     fixture.fire("winner 800003 FIBRE/UDPX n/a");
-    fixture.fire("time 800000 1000000 a 26000000 b"); // FIBRE/UDP wins by 25 ms.
-    fixture.fire("time 800001 30000000000 a 29000000000 b"); // The compact block wins by 1 s.
+    fixture.fire("time 800000 1000000 a 26000000 b"); // FIBRE/UDP has the time that is shorter by 25 ms.
+    fixture.fire("time 800001 30000000000 a 29000000000 b"); // The compact block has the time that is shorter by 1 s.
     fixture.fire("time 800002 -1 n/a 5000000 b");
     fixture.fire("time 799999 5000001 a -1 n/a");
     fixture.fire("detail 0 0 2500 2500 1");
