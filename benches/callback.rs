@@ -1,6 +1,7 @@
-//! Measures the time from a node's callback to the response of three processes: the guard, a subscriber that uses only
-//! capnp-rpc, and a process that only sends a message of the same size over a socket (ping-pong). The three processes
-//! alternate in one run. Prints the medians and their ratios.
+//! Measures the time from a node's callback to the response of three processes: the guard (the exporter's process that
+//! is connected to the node), a subscriber that uses only capnp-rpc, and a process that only sends a message of the
+//! same size over a socket (ping-pong). The three processes alternate in one run. Prints the median time of each
+//! process, and the ratios of these medians.
 //!
 //!     cargo bench --bench callback
 
@@ -79,7 +80,8 @@ fn block(target: u32) -> Vec<u8> {
     })
 }
 
-/// A serialized block of 4 MB with 10,000 transactions, more than a real block has. The guard counts the transactions.
+/// A serialized block of 4 MB with 10,000 transactions, more than a real block has. The number of transactions matters,
+/// because the guard parses each transaction of a connected block.
 fn block_data() -> Vec<u8> {
     let mut block = bitcoin::constants::genesis_block(bitcoin::Network::Regtest);
     let mut transaction = block.txdata[0].clone();
@@ -241,7 +243,8 @@ fn main() {
     CALLBACKS.iter().for_each(measure);
 }
 
-/// Measures one callback with the three processes, and prints the medians and their ratios.
+/// Measures one callback with the three processes, and prints the median response time of each process and the ratios
+/// of these medians.
 fn measure(callback: &Callback) {
     let (mut node, guarded) = UnixStream::pair().unwrap();
     let (exporter, exporter_theirs) = UnixStream::pair().unwrap();

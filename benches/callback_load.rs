@@ -1,6 +1,7 @@
 //! Measures the exporter under load, with a fake node that makes each callback as soon as the exporter has responded to
 //! the previous callback. Prints the memory and the number of descriptors of the exporter's processes after the first
-//! 100,000 callbacks and after all callbacks, and the response times with and without 64 scrapers.
+//! 100,000 callbacks and after all callbacks, and the exporter's response times to callbacks, with and without 64
+//! clients that scrape its metrics (scrapers).
 //!
 //!     cargo bench --bench callback_load [-- CALLBACKS]
 
@@ -22,7 +23,7 @@ use fake::{Event, FakeNode, Offers};
 use nix::libc;
 use procfs::process::{Process, all_processes};
 
-/// Number of callbacks in one batch.
+/// Number of callbacks that the fake node makes in one batch.
 const BATCH: usize = 20_000;
 /// Number of batches with scrapers, and also the number of batches without scrapers. They alternate.
 const ROUNDS: usize = 25;

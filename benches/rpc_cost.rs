@@ -1,6 +1,6 @@
 //! Measures the cost of each JSON-RPC call that the exporter makes: `cargo bench --bench rpc_cost -- SOCKET`, with a
 //! node that has JSON-RPC over IPC. The duration of a call is an upper bound for the time that the call holds the
-//! node's main lock. The call `uptime` takes no lock, and its duration is the minimum for any call.
+//! node's main lock. The call `uptime` takes no lock, and its duration is therefore the minimum for any call.
 //!
 //! Can also measure how long the JSON-RPC calls of another HTTP client take while an exporter polls the node over HTTP
 //! only: `cargo bench --bench rpc_cost -- http://127.0.0.1:PORT COOKIE-FILE`, with a node that runs with
@@ -124,7 +124,7 @@ fn measure_other_callers(address: &str, cookie: &str) {
     println!("ratio of the medians: {:.2}", beside.0 / alone.0);
 }
 
-/// Makes 300 calls in three seconds. Returns their durations in milliseconds.
+/// Makes 300 JSON-RPC calls over HTTP in three seconds. Returns the durations of the calls in milliseconds.
 fn time_of_calls(address: &str, cookie: &str) -> Vec<f64> {
     const CALLS: usize = 300;
     let authorization = STANDARD.encode(fs::read_to_string(cookie).expect("the node's cookie").trim());

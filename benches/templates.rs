@@ -74,7 +74,8 @@ async fn measure(socket: &Path, time: Duration, rounds: u64) {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// Requests templates without pauses for this time, and returns the result.
+/// Requests block templates without pauses for the duration `time`. Returns the number of templates and the statistics
+/// of the time for a template.
 async fn turn(mining: &Mining, time: Duration) -> Turn {
     let since = Instant::now();
     let mut took = Vec::new();

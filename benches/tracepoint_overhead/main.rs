@@ -18,8 +18,9 @@ use libbpf_rs::{Object, ObjectBuilder};
 /// Number of rounds. A round is so short that most rounds are not interrupted by other processes, and the medians are
 /// therefore valid also on a busy machine.
 const ROUNDS: usize = 500;
-/// Number of hits in a round. It is less than the number of events (WAKEUP in net.bpf.c) after which the exporter's
-/// BPF program wakes up user space. The events of a round are read from the ring buffer before the next round.
+/// Number of tracepoint hits in a round. The number is less than the number of events (WAKEUP in net.bpf.c) after which
+/// the exporter's BPF program wakes up user space. The events of a round are read from the ring buffer before the next
+/// round.
 const HITS: usize = 200;
 
 /// A process of the program `fires.c`, which fires a tracepoint on request and prints the time for a hit.
@@ -86,7 +87,8 @@ fn empty_program(dir: &Path) -> Object {
 }
 
 /// Measures a tracepoint in all variants, each in its own process. `same` is the bpftrace action that does the same
-/// work as the exporter's program. `fired` are the commands for `fires.c`.
+/// work as the exporter's program. `fired` are the commands for the program `fires.c`, each of which is measured
+/// separately.
 fn bench(dir: &Path, provider: &str, tracepoint: &str, group: TracepointGroup, same: &str, fired: &[&str]) {
     let start = |name: &str| {
         let binary = compile(dir, &format!("{name}-{tracepoint}"));

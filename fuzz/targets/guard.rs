@@ -1,5 +1,5 @@
-//! Fuzzes the guard with a node and an exporter that both send arbitrary bytes. The fuzz input is a sequence of pieces,
-//! each with its sender (node or exporter), its length and its bytes.
+//! Fuzzes the guard, the process between a node and an exporter, with arbitrary bytes from both of them. The fuzz input
+//! is a sequence of pieces, each with its sender (node or exporter), its length and its bytes.
 #![no_main]
 
 use std::io::{Read, Write};

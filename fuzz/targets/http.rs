@@ -50,8 +50,8 @@ fuzz_target!(|data: &[u8]| {
         let open = Endpoint::all(WebConfig::default());
         let graceful = GracefulShutdown::new();
         let served = async {
-            // Tokio's clock is paused, and advances when all tasks wait. A timeout here means that a client can keep a
-            // connection open for as long as it likes.
+            // Tokio's clock is paused, and jumps to the next timeout when all tasks wait. A timeout here means that a
+            // client can keep a connection open for as long as it likes.
             tokio::time::timeout(
                 Duration::from_secs(3600),
                 serve_connection(ours, &open, &FixedPages, &Authenticated::default(), graceful.watcher()),

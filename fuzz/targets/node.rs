@@ -30,7 +30,7 @@ fn message(data: &[u8]) -> usize {
 }
 
 fuzz_target!(|data: &[u8]| {
-    // Tokio's clock is paused, and advances when all tasks wait. Timeouts therefore take no real time.
+    // Tokio's clock is paused, and jumps to the next timeout when all tasks wait. Timeouts therefore take no real time.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     tokio::task::LocalSet::new().block_on(&runtime, async {
@@ -54,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
                 Err(end) => end,
             }
         };
-        // The node sends a message after the exporter has processed the previous message.
+        // The fake node sends a message only after the exporter has processed the previous message.
         let peer = async {
             let mut rest = data;
             let mut sink = vec![0; 65_536];
@@ -74,7 +74,7 @@ fuzz_target!(|data: &[u8]| {
         assert!(!matches!(end, SessionEnd::ShutdownRequested));
         METRICS.clear_node_values();
     });
-    // The size of the metrics page must have a limit for every input.
+    // The exporter's metrics page must stay small, whatever values the node has sent.
     let page = render(&METRICS.families(), &[], Format::OpenMetrics);
     assert!(page.len() < 200_000 && page.ends_with("# EOF\n"));
 });

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-/// A value that sets a flag when it is dropped, also if the drill panics.
+/// A value that sets the stop flag of [`beside`]'s loop when it is dropped, also if the drill panics.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {

@@ -46,9 +46,9 @@ pub fn reorganization_of_four_blocks_is_deep() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinDeepReorg")], 5.0);
 }
 
-/// Drill 8: the hub mines a block that violates BIP 68. The nodes enforce BIP 68, and the hub does not. A simulated
-/// minute of this drill takes ten seconds of real time, because the exporter calls getchaintips only once a minute of
-/// real time.
+/// Drill 8: the hub, the peer of the monitored nodes, mines a block that violates BIP 68. The monitored nodes enforce
+/// BIP 68, and the hub does not. A simulated minute of this drill takes ten seconds of real time, because the exporter
+/// calls getchaintips only once a minute of real time.
 pub fn branch_with_more_work_that_the_node_rejects_is_critical() {
     const FACTOR: u32 = 6;
     let network = Network::start_with(FACTOR, Duration::ZERO, &["-testactivationheight=csv@100000"]);
@@ -107,7 +107,7 @@ fn divide(fleet: &Fleet, other: &Node) {
     fleet.network.pace.transactions.store(true, Relaxed);
 }
 
-/// Drill 9, tips of equal height: the alert fires for one of the two nodes.
+/// Drill 9, tips of equal height: the alert BitcoinChainSplit fires for one of the two nodes.
 pub fn two_tips_of_equal_height_are_a_split() {
     for (drill, kind) in [("9 equal heights, IPC", Kind::Rpc), ("9 equal heights, HTTP only", Kind::HttpOnly)]
     {
@@ -117,8 +117,7 @@ pub fn two_tips_of_equal_height_are_a_split() {
         let since = Instant::now();
         fleet.network.hub.mine(1);
         other.cli(&["generatetodescriptor", "1", "raw(52)"]);
-        // The alert fires for one of the two nodes: the node whose tip hash ends in the lower 13-digit hexadecimal
-        // number.
+        // BitcoinChainSplit fires only for the node whose tip hash ends in the lower 13-digit hexadecimal number.
         let suffix = |node: &Node| {
             let hash = node.cli(&["getbestblockhash"]);
             u64::from_str_radix(&hash[hash.len() - 13..], 16).unwrap()
@@ -128,7 +127,7 @@ pub fn two_tips_of_equal_height_are_a_split() {
     }
 }
 
-/// Drill 9, tips of different heights: the alert fires for the node with the lower height.
+/// Drill 9, tips of different heights: the alert BitcoinChainSplit fires for the node with the lower height.
 pub fn two_tips_of_different_heights_are_a_split() {
     let (fleet, other) = two_sides("9 different heights", Kind::RpcOverHttp);
     fleet.quiet(2.0);
@@ -177,7 +176,8 @@ pub fn tip_of_three_hours_ago_is_stale() {
 /// Drill 7: the height does not change for two hours, and the exporters cannot read the timestamp of the tip.
 pub fn no_new_block_for_two_hours_is_an_alert() {
     const FACTOR: u32 = 120;
-    // The rules detect by the difficulty that this node, which has no JSON-RPC, is on regtest.
+    // This node has no JSON-RPC and therefore does not report its chain. The alert rules detect by the block difficulty
+    // that it is on regtest.
     let plan = Plan::new(Kind::MiningOnly);
     let fleet = Fleet::start_scaled("7 no block for 2 h", FACTOR, vec![plan, Plan::new(Kind::Subscribed)]);
     let since = Instant::now();

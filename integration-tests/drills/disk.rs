@@ -8,7 +8,7 @@ use nix::sys::statvfs::statvfs;
 /// Size of the file system in bytes. Bitcoin Core does not start with less than 50 MiB of free space.
 const SIZE: u64 = 200 << 20;
 
-/// A mounted tmpfs of [`SIZE`] bytes. Only root can mount it.
+/// A mounted tmpfs of [`SIZE`] bytes. Only root can mount a tmpfs.
 pub struct Disk {
     place: PathBuf,
 }

@@ -42,8 +42,8 @@ pub fn exporter_that_does_not_answer_is_down() {
         usdt.signal(Signal::SIGKILL);
     }
     fleet.member("frozen").exporter().signal(Signal::SIGSTOP);
-    // The exporter of this node requires a password, which Prometheus does not send. The value of the hash is
-    // irrelevant.
+    // The exporter of this node requires a password, which Prometheus does not send. The hash can therefore be that of
+    // any password.
     let hash = "$2y$04$wqjcFCU6tDD60nk7jEOvcOdrZkmoRwCkqAAdUHV2vDKaTBFMBTIZO";
     let password = web(format!("basic_auth_users: {{prometheus: '{hash}'}}"));
     let member = fleet.member("password");
@@ -116,7 +116,8 @@ pub fn json_rpc_lost_beside_ipc_is_an_alert() {
 /// Drill 19: one USDT exporter never finds a node, and the node of a second USDT exporter is killed. The IPC exporter
 /// of the killed node is not a target of this Prometheus.
 pub fn usdt_exporter_without_tracepoints_is_an_alert() {
-    // The second node keeps a target in the job of the IPC exporters, because an empty job would cause another alert.
+    // The second node keeps its target in the scrape job of the IPC exporters, because a scrape job without targets
+    // would cause another alert (BitcoinNothingScraped).
     let plans = vec![Plan::new(Kind::Rpc).named("lost"), Plan::new(Kind::HttpOnly).named("other")];
     let mut fleet = Fleet::start("19 no tracepoints", plans);
     let mut command = fixture::command();
@@ -139,8 +140,8 @@ pub fn usdt_exporter_without_tracepoints_is_an_alert() {
 /// Drill 22: all targets of one scrape job vanish.
 pub fn job_without_targets_is_an_alert() {
     let fleet = Fleet::start("22 targets vanish", vec![Plan::new(Kind::Rpc)]);
-    // The alert needs a target that existed within the last day, and reads the targets of this day in steps of 10
-    // minutes. The target must therefore exist for more than 10 minutes.
+    // The alert BitcoinNothingScraped needs a target that existed within the last day, and reads the targets of this
+    // day in steps of 10 minutes. The target must therefore exist for more than 10 minutes.
     fleet.quiet(12.0);
     let since = Instant::now();
     let targets: Vec<_> =
@@ -169,14 +170,15 @@ pub fn monitoring_watches_itself() {
     fleet.stack.alertmanager.start_again();
     eventually("the watchdog's message arrives", || came(&fleet));
     fleet.stack.prometheus.stop();
-    // After the exit of Prometheus, Alertmanager repeats its current alerts until they expire.
+    // After the exit of Prometheus, Alertmanager repeats its current alerts, including the watchdog alert, until they
+    // expire.
     std::thread::sleep(fleet.stack.minutes(6.0));
     silent(&fleet);
     fleet.stack.prometheus.start_again();
     eventually("the watchdog's message arrives", || came(&fleet));
 }
 
-/// Drill 28: a planned upgrade of the exporters, which restarts them.
+/// Drill 28, which must cause no alert: a planned upgrade of the exporters, which restarts them.
 pub fn upgrade_of_the_exporters_is_no_alert() {
     let mut fleet = Fleet::start("28 upgrade of exporter", Kind::REAL.map(Plan::new).into());
     fleet.quiet(2.0);

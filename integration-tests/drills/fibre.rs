@@ -1,5 +1,5 @@
-//! Drills of the alerts about FIBRE. Instead of a FIBRE node, they use a program with FIBRE's tracepoints, and a fake
-//! JSON-RPC server with the responses of a FIBRE node.
+//! Drills of the alerts about FIBRE. Instead of a FIBRE node, the drills use a program with FIBRE's tracepoints, and a
+//! fake JSON-RPC server with the responses of a FIBRE node.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -67,8 +67,8 @@ pub fn fibre_without_blocks_is_silent() {
     fleet.expect(since, &["fibre".into()], &[warning("FibreSilent")], 360.0);
 }
 
-/// Drill 20: the FIBRE peers of one group send no packets. When the drill begins, their last packet is 100 seconds old,
-/// because the alert's limit of two minutes is real time.
+/// Drill 20: the FIBRE peers of one group send no packets. The alert's limit of two minutes is real time. To shorten
+/// the drill, the last packet of these peers is already 100 seconds old at its start.
 pub fn fibre_peers_that_are_silent_are_an_alert() {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let peer = |group: u32, heard: Duration| {

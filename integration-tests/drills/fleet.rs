@@ -77,8 +77,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A plan for a node of this kind. The node's name is the name of the kind. A relabel rule replaces the value
-    /// `regtest` of the label `chain` with `main`.
+    /// A plan for a node of this kind. The node gets the name of the kind. A relabel rule of Prometheus replaces the
+    /// value `regtest` of the label `chain` with `main`.
     pub fn new(kind: Kind) -> Self {
         Plan {
             name: kind.name().into(),
@@ -100,7 +100,7 @@ impl Plan {
         Plan { name: name.into(), ..self }
     }
 
-    /// The drill changes the label `node` of the node's targets to this value.
+    /// Sets the value to which the drill later changes the label `node` of the node's scrape targets.
     pub fn later_named(self, name: &str) -> Self {
         Plan { later_name: Some(name.into()), ..self }
     }
@@ -125,13 +125,14 @@ impl Plan {
         self
     }
 
-    /// A relabel rule replaces the value `regtest` of the label `chain` with this value.
+    /// Adds a relabel rule of Prometheus that replaces the value `regtest` of the label `chain` with this value.
     pub fn chain(mut self, chain: &str) -> Self {
         self.labels[0].2 = chain.into();
         self
     }
 
-    /// A relabel rule replaces values of this label that match the regular expression `pattern` with `value`.
+    /// Adds a relabel rule of Prometheus that replaces values of this label that match the regular expression `pattern`
+    /// with `value`.
     pub fn label(mut self, label: &str, pattern: &str, value: &str) -> Self {
         self.labels.push((label.into(), pattern.into(), value.into()));
         self
@@ -175,12 +176,12 @@ impl Plan {
         disk.into_iter().chain(labels)
     }
 
-    /// The node's data directory is on a separate file system.
+    /// Places the node's data directory on a separate file system.
     pub fn on_own_disk(self) -> Self {
         Plan { disk: true, ..self }
     }
 
-    /// The node has no USDT exporter.
+    /// Starts no USDT exporter for the node.
     pub fn without_usdt(self) -> Self {
         Plan { usdt: false, ..self }
     }
@@ -189,7 +190,7 @@ impl Plan {
         Plan { authority: Some(authority.into()), ..self }
     }
 
-    /// The node is not connected to the hub.
+    /// Does not connect the node to the hub, the mining node of the drill's network.
     pub fn alone(self) -> Self {
         Plan { connected: false, ..self }
     }
@@ -207,7 +208,7 @@ pub struct Member {
     real: Option<Node>,
     /// The file system of the node's data directory, which is unmounted after the node has exited.
     pub disk: Option<Disk>,
-    /// Address of the IPC exporter's endpoint, which the exporter also uses after a restart.
+    /// Listening address of the IPC exporter, which the drill passes to the exporter again after a restart.
     address: Option<String>,
     usdt_address: Option<String>,
 }
@@ -431,8 +432,8 @@ pub struct Fleet {
     pub since: Instant,
 }
 
-/// Default factor by which all durations of rules and routes are divided. With 60, a simulated minute takes a second of
-/// real time.
+/// Default factor by which a drill divides all durations in Prometheus rules and Alertmanager routes. With 60, a
+/// simulated minute takes a second of real time.
 pub const FACTOR: u32 = 60;
 
 impl Fleet {
@@ -506,7 +507,8 @@ impl Fleet {
 
     /// Waits until the webhook has received the expected alerts about each of these nodes, and then for another three
     /// simulated minutes. Panics if an expected alert is missing or if the webhook has received another alert. `within`
-    /// is the required maximum time in the report, in simulated minutes since `since`.
+    /// is the time limit for an alert in the report, in simulated minutes from `since`. The drill itself waits more
+    /// than three times as long before it fails.
     pub fn expect(&self, since: Instant, nodes: &[String], expected: &[Expected], within: f64) {
         let each: Vec<_> = nodes.iter().map(|node| (node.clone(), expected.to_vec())).collect();
         self.expect_each(since, &each, within);

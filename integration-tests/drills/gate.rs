@@ -26,7 +26,7 @@ pub struct Gate {
     state: Arc<Mutex<State>>,
 }
 
-/// The mode of a gate and its open connections, shared with its threads.
+/// The state of a [`Gate`], shared with its threads: how it handles new connections, and its open connections.
 struct State {
     mode: Mode,
     open: Vec<TcpStream>,

@@ -25,7 +25,7 @@ pub fn index_that_stands_still_is_stuck() {
 }
 
 /// Starts a network whose hub has mined blocks above an assumeutxo snapshot. The hub runs with `-prune=1`, and other
-/// nodes do not request the blocks below the snapshot from it.
+/// nodes therefore do not request the blocks below the snapshot from it.
 pub fn network_above_a_snapshot(factor: u32) -> (Network, Snapshot) {
     let mut snapshot = None;
     let prepare = |hub: &Node| snapshot = Some(Snapshot::write(hub));

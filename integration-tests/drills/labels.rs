@@ -7,7 +7,8 @@ use serde_json::Value;
 use crate::fleet::{Fleet, Kind, Plan, critical};
 use crate::harness::eventually;
 
-/// Recorded series that must exist for each node, because the fleet dashboard and the fleet's alert rules need them.
+/// Series of recording rules that must exist for each node, because the fleet dashboard and the fleet's alert rules
+/// need them.
 const RECORDS: [&str; 4] = [
     "instance:bitcoin_chain:info",
     "instance:bitcoin_chain_height:value",

@@ -137,7 +137,7 @@ impl Priority {
     fn raise() -> Self {
         let mut renice = std::process::Command::new("renice");
         let _ = renice.args(["-n", "-20", "-p", &std::process::id().to_string()]).output();
-        // The file contains for example "/autogroup-25 nice 0".
+        // /proc/self/autogroup contains for example "/autogroup-25 nice 0".
         let before = std::fs::read_to_string(Self::SESSION).ok();
         let session_before = before.and_then(|it| Some(it.split_whitespace().last()?.to_string()));
         let _ = std::fs::write(Self::SESSION, "-20");

@@ -22,7 +22,7 @@ const MINED: u32 = 160;
 /// Node arguments that disable the consistency checks that Bitcoin Core runs on regtest by default.
 pub const WITHOUT_CHECKS: [&str; 2] = ["-checkmempool=0", "-checkblockindex=0"];
 
-/// The rate at which the hub mines blocks and sends transactions.
+/// The rate at which the hub (the mining peer of the monitored nodes) mines blocks and sends transactions.
 pub struct Pace {
     pub transactions: AtomicBool,
     /// Milliseconds of real time between two blocks. With 0, the hub mines no blocks.

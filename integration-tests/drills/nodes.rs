@@ -44,7 +44,7 @@ pub fn hanging_node_is_down() {
     }
 }
 
-/// Drill 28: a planned restart of each node.
+/// Drill 28, which must cause no alert: a planned restart of each node.
 pub fn planned_restart_is_no_alert() {
     let plans = Kind::REAL.into_iter().chain([Kind::MiningOnly]).map(Plan::new);
     let mut fleet = Fleet::start("28 planned restart", plans.collect());
@@ -58,8 +58,8 @@ pub fn planned_restart_is_no_alert() {
     fleet.expect(since, &[], &[], 30.0);
 }
 
-/// Drill 28: each node is stopped, and its program is replaced with another version. The old version is Core 31 if
-/// CORE31_NODE is set.
+/// Drill 28, which must cause no alert: each node is stopped, and its program is replaced with another version. The old
+/// version is Core 31 if CORE31_NODE is set.
 pub fn upgrade_of_the_node_is_no_alert() {
     let dir = tempfile::TempDir::new().unwrap();
     let before = std::env::var_os("CORE31_NODE").map_or_else(bitcoin_node, PathBuf::from);
@@ -106,7 +106,8 @@ pub fn crash_loop_is_critical() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinNodeRestarts")], 30.0);
 }
 
-/// Drill 28: the nodes cannot build block templates, because their clocks are three hours behind.
+/// Drill 28: the nodes cannot build block templates, because their clocks are three hours behind the timestamps of the
+/// last blocks.
 pub fn node_without_templates_is_an_alert() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::MiningOnly];
     let fleet = Fleet::start("28 templates fail", kinds.map(Plan::new).into());

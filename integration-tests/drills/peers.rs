@@ -169,7 +169,8 @@ pub fn flood_of_addresses_is_an_alert() {
     fleet.quiet(2.0);
     let since = Instant::now();
     let mut peers: Vec<_> = fleet.members.iter().map(|it| Peer::connect(it.real().p2p_port)).collect();
-    // The peer sends 0.6 MB a minute for 25 minutes. The alert fires after the condition has held for 5 minutes.
+    // The peer sends 0.6 MB of addresses per simulated minute for 25 simulated minutes. BitcoinAddressFlood fires after
+    // its condition has held for 5 simulated minutes.
     for round in 0..50 {
         for of_round in 0..24 {
             for peer in &mut peers {
@@ -234,7 +235,8 @@ pub fn message_handler_without_time_left_is_an_alert() {
     let since = Instant::now();
     let mut peers = [(); 2].map(|()| Peer::connect(node.p2p_port));
     let txs_request = BlockTransactionsRequest { block_hash: large.parse().unwrap(), indexes: vec![0] };
-    // With two peers, the node always has a request to handle while the other peer reads its response.
+    // With two peers, the node is always busy: while one peer reads its response, the node handles the request of the
+    // other peer.
     let requests = || {
         for peer in &mut peers {
             peer.wait_until_handled();

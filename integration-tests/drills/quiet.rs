@@ -20,7 +20,8 @@ use crate::preload::Faulty;
 use crate::report;
 use crate::snapshot::Snapshot;
 
-/// Number of simulated minutes of a situation. The default is 75, because most rules have windows of at most an hour.
+/// Number of simulated minutes that a situation without alerts lasts. The default is 75, longer than the time windows
+/// of most alert rules, which are at most an hour.
 fn minutes() -> f64 {
     let given = std::env::var("DRILLS_QUIET_MINUTES").ok();
     given.map_or(75.0, |it| it.parse().expect("DRILLS_QUIET_MINUTES is a number"))
@@ -36,7 +37,8 @@ fn passes(fleet: &Fleet) {
 fn assert_quiet(fleet: &Fleet, since: Instant) {
     fleet.expect(since, &[], &[], minutes());
     assert_eq!(fleet.stack.alerts("firing"), BTreeSet::new(), "firing, and not sent yet or held back");
-    // After a failed scrape of its own metrics, Prometheus has no current sample of these series.
+    // The query reads the last hour, because after a failed scrape of its own metrics, Prometheus has no current sample
+    // of these series.
     let number = |series: &str| -> f64 {
         let query = format!("sum(last_over_time({series}[1h]))");
         fleet.stack.prometheus.query(&query)[0]["value"][1].as_str().unwrap().parse().unwrap()
@@ -225,7 +227,7 @@ pub fn reindex_and_late_nodes_are_quiet() {
     assert_quiet(&fleet, since);
 }
 
-/// Mines this number of blocks of 0.95 MB.
+/// Makes the hub mine this number of blocks of 0.95 MB.
 fn fill_blocks(hub: &Node, number: u32) {
     let mature = hub.mine(number + 100);
     let large = ScriptBuf::from_bytes(vec![0x51; 10_000]);

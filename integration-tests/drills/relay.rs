@@ -13,7 +13,8 @@ use crate::harness::peer::Peer;
 use crate::harness::{eventually, fixture};
 use crate::network::Network;
 
-/// Factor by which durations of rules are divided. With 120, six simulated hours take three minutes of real time.
+/// Factor by which these drills divide all durations in Prometheus rules. With 120, six simulated hours take three
+/// minutes of real time.
 const FACTOR: u32 = 120;
 
 /// A plan for a node whose exporter requests no block templates. If the exporter requested templates, the alert about
@@ -44,7 +45,7 @@ pub fn blocks_that_come_slowly_are_an_alert() {
     }
     let network = Network::start(crate::fleet::FACTOR);
     network.pace.blocks.store(0, Relaxed);
-    // This peer gets the chain up to the current tip, and no blocks after it.
+    // This peer gets the hub's chain up to the current tip, and no later blocks.
     let peer = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
     peer.cli(&["addnode", &network.address(), "onetry"]);
     let tip = |node: &Node| node.cli(&["getbestblockhash"]);

@@ -13,7 +13,7 @@ pub struct Line {
     pub after: Option<Duration>,
     /// The duration `after` in simulated minutes.
     pub minutes: Option<f64>,
-    /// Required maximum of `minutes`.
+    /// Time limit for the alert in simulated minutes, which the report shows beside `minutes`.
     pub within: f64,
 }
 
@@ -28,7 +28,7 @@ pub struct QuietDay {
     pub targets: f64,
     pub series: f64,
     pub samples: f64,
-    /// Number of rule evaluations.
+    /// Number of rule evaluations by Prometheus since its start.
     pub evaluations: f64,
 }
 

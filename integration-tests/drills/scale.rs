@@ -23,7 +23,7 @@ const SECONDS: [(&str, Unit); 15] = [
     // The values of these expressions are counts, not seconds.
     ("changes(", Unit::Real),
     ("_seconds_count", Unit::Real),
-    // Latencies of the node and of the exporter are real time.
+    // Latencies of the node and of the exporter are real time, because the drills do not make the programs faster.
     ("histogram_quantile(", Unit::Real),
     ("_seconds_sum", Unit::Real),
     ("_seconds_bucket", Unit::Real),
@@ -35,7 +35,7 @@ const SECONDS: [(&str, Unit); 15] = [
     ("offset_seconds", Unit::Real),
     ("silence_seconds", Unit::Real),
     ("cpu_seconds_total", Unit::Real),
-    // The age of a process or of a sample is simulated time.
+    // The rules compare the ages of processes and of samples with numbers of simulated seconds.
     ("node_uptime_seconds", Unit::Scaled),
     ("node_start_time_seconds", Unit::Scaled),
     ("process_start_time_seconds", Unit::Scaled),
@@ -77,7 +77,7 @@ enum Token {
     Text(String),
     /// A name, a keyword, a number or a duration.
     Word(String),
-    /// The text between square brackets.
+    /// The text between the square brackets of a range selector or of a subquery.
     Range(String),
     Operator(String),
 }
@@ -161,7 +161,7 @@ fn left_operand(tokens: &[Token], at: usize) -> String {
     tokens[start..at].iter().filter(|it| !matches!(it, Token::Space(_))).map(Token::text).collect()
 }
 
-/// Whether a number that is compared with this operand is simulated time.
+/// Whether a number that a rule compares with this operand is simulated time, which must be divided by the factor.
 fn is_scaled(operand: &str) -> Result<bool, String> {
     if !operand.contains("_seconds") && !operand.contains("time()") {
         return Ok(false);
@@ -224,8 +224,8 @@ struct Horizons {
 }
 
 impl Horizons {
-    /// The text of a token. Encloses a second argument of `predict_linear` in parentheses, and adds a division by the
-    /// factor.
+    /// Returns the text of a token. Around the second argument of `predict_linear`, the text gets parentheses and a
+    /// division by the factor.
     fn divided(&mut self, text: &str, before: Option<&Token>, factor: u32) -> String {
         match text {
             "(" => {

@@ -95,7 +95,8 @@ impl Snapshot {
         node.cli(&["loadtxoutset", &Path::display(&self.file()).to_string()]);
     }
 
-    /// Submits the block at this height to a node whose background validation waits for it. The first height is 1.
+    /// Submits the block at this height to a node whose background validation waits for the blocks below the snapshot.
+    /// The first height is 1.
     pub fn give(&self, node: &Node, height: u32) {
         node.batch(&[("submitblock", json!([serialize_hex(&self.blocks[height as usize - 1])]))]);
     }
@@ -112,7 +113,8 @@ impl Snapshot {
         to.batch(&calls);
     }
 
-    /// Number of blocks below the snapshot's block. With these blocks, background validation is not yet complete.
+    /// Number of blocks below the snapshot's block. A node that has received only these blocks has not completed its
+    /// background validation, which also needs the snapshot's block.
     pub fn below() -> u32 {
         HEIGHT - 1
     }

@@ -112,7 +112,7 @@ impl Stack {
         if let Some(authority) = authority {
             config["scrape_configs"][0]["tls_config"] = json!({"ca_file": authority});
         }
-        // The durations in Prometheus' command-line options are also divided.
+        // The durations in Prometheus' command-line options are also divided by the drill's factor.
         let scaled = |text: &str| scale::duration(text, factor).unwrap();
         let prometheus = Prometheus::start_with(
             &config.to_string(),
@@ -137,7 +137,7 @@ impl Stack {
         Duration::from_secs_f64(minutes * 60.0 / f64::from(self.factor))
     }
 
-    /// The number of simulated minutes in a duration of real time.
+    /// Converts a duration of real time into simulated minutes.
     pub fn in_minutes(&self, span: Duration) -> f64 {
         span.as_secs_f64() * f64::from(self.factor) / 60.0
     }
@@ -183,20 +183,21 @@ impl Stack {
         self.watchdog.swap(false, Relaxed)
     }
 
-    /// Discards the alert about missing targets, which fires because Prometheus reads its targets five seconds of real
-    /// time after its start.
+    /// Discards the alert about missing scrape targets. This alert fires at the start of each drill, because Prometheus
+    /// reads its targets only five seconds of real time after its start.
     pub fn discard_startup_alert(&self) {
         const ALERT: &str = "BitcoinNothingScraped";
         eventually("the alert about missing targets has ended", || {
             (!self.alerts("firing").iter().any(|it| it.starts_with(ALERT))).then_some(())
         });
-        // Alertmanager may send the alert after it has ended in Prometheus.
+        // Alertmanager may send a notification about the alert after the alert has ended in Prometheus.
         std::thread::sleep(self.minutes(1.0));
         self.received();
         self.received.lock().unwrap().retain(|it| it.alert.name != ALERT);
     }
 
-    /// Adds rules to Prometheus without dividing their durations, and restarts Prometheus.
+    /// Adds alert or recording rules to Prometheus without dividing the durations in them by the drill's factor, and
+    /// restarts Prometheus.
     pub fn add_rules(&mut self, rules: &str) {
         std::fs::write(self.dir.path().join("more.yml"), rules).unwrap();
         self.prometheus.stop();
@@ -244,8 +245,8 @@ impl Stack {
     }
 }
 
-/// The shipped configuration of Alertmanager with divided durations. Each receiver sends its notifications to the
-/// webhook.
+/// The shipped configuration of Alertmanager, with all durations divided by the drill's factor. Each receiver sends its
+/// notifications to the webhook.
 fn alertmanager_config(webhook: &str, factor: u32) -> Value {
     let mut config = scale::routes(yaml(&contrib().join("alertmanager/alertmanager.yml")), factor).unwrap();
     for receiver in config["receivers"].as_array_mut().unwrap() {

@@ -191,7 +191,7 @@ impl Exporter {
         kill(self.pid(), signal).expect("the exporter runs");
     }
 
-    /// PID of the guard. `None` if no guard is running.
+    /// PID of the guard, the exporter's process that is connected to the node. `None` if no guard is running.
     pub fn guard(&self) -> Option<Pid> {
         child_of(self.supervisor(), "bitcoind-guard")
     }

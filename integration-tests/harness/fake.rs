@@ -44,7 +44,8 @@ fn height_of(block: u8) -> i32 {
     35 + i32::from(block)
 }
 
-/// The interfaces and properties of a fake node.
+/// The configuration of a fake node: the IPC interfaces that it offers, and the behavior that differs from a normal
+/// node.
 #[derive(Clone, Copy, Default)]
 pub struct Offers {
     pub mining: bool,
@@ -52,7 +53,7 @@ pub struct Offers {
     pub core30: bool,
     pub rpc: bool,
     pub chain: bool,
-    /// Whether the Chain interface has other ordinals than in this project's schema.
+    /// Whether the methods of the Chain interface have other ordinals than in this project's Cap'n Proto schema.
     pub other_chain: bool,
     pub node: bool,
     pub tracing: bool,
@@ -61,7 +62,8 @@ pub struct Offers {
     pub absurd: bool,
     /// Whether the long poll (`waitTipChanged`) returns an error at once.
     pub tip_fails: bool,
-    /// Whether the node is still loading its chain. A call that reads the chain is then a fault.
+    /// Whether the fake node is still loading its chain. Until the chain is loaded, the fake node records each client
+    /// call that reads the chain as a client error.
     pub loading: bool,
     /// Whether the node is a FIBRE node with one FIBRE peer.
     pub fibre: bool,
@@ -113,7 +115,7 @@ pub enum Event {
     Uncache(i64),
 }
 
-/// The client's response times to the callbacks that succeeded.
+/// The response times of the fake node's client to the callbacks that succeeded.
 pub type Answers = Vec<Duration>;
 
 /// A command from the test's thread to the fake node's thread.
@@ -131,7 +133,7 @@ enum Command {
     OversizeResponse(bool),
 }
 
-/// Faults and call counts of a fake node, which the test reads.
+/// The recorded client errors (faults) and the call counts of a fake node, which the test reads.
 #[derive(Default)]
 pub struct Counts {
     /// Descriptions of client errors that would make a real node abort or hang.
@@ -142,9 +144,10 @@ pub struct Counts {
     last_awaited_tip: AtomicU32,
     getudppeerinfo_calls: AtomicU32,
     getpeerinfo_calls: AtomicU32,
-    /// Whether the test has stopped the node with [`FakeNode::end`]. Faults then no longer fail the test.
+    /// Whether the test has stopped the node with [`FakeNode::end`]. Recorded client errors then no longer fail the
+    /// test.
     ended: AtomicBool,
-    /// Number of requests for a block template so far.
+    /// Number of requests for a block template that the fake node has received so far.
     pub templates: AtomicU32,
     /// Number of calls under way to which the fake node does not respond because the test requested it.
     pub hanging: AtomicU32,
@@ -157,7 +160,7 @@ impl Counts {
     }
 }
 
-/// Runs a task of the fake node. A panic in the task is recorded as a fault.
+/// Runs a task of the fake node. A panic in the task is recorded like a client error, and therefore fails the test.
 fn spawn(counts: &Arc<Counts>, part: impl Future<Output = ()> + 'static) {
     let counts = counts.clone();
     tokio::task::spawn_local(async move {
@@ -167,7 +170,8 @@ fn spawn(counts: &Arc<Counts>, part: impl Future<Output = ()> + 'static) {
     });
 }
 
-/// A fake node that runs on a separate thread. When this value is dropped, the test fails if faults were recorded.
+/// A fake node that runs on a separate thread. When this value is dropped, the test fails if the fake node has recorded
+/// client errors.
 pub struct FakeNode {
     dir: TempDir,
     commands: async_mpsc::UnboundedSender<Command>,
@@ -175,7 +179,7 @@ pub struct FakeNode {
 }
 
 impl FakeNode {
-    /// Starts a fake node with these interfaces and properties.
+    /// Starts a fake node with this configuration.
     pub fn start(offers: Offers) -> Self {
         let dir = TempDir::new().unwrap();
         let (commands, receiver) = async_mpsc::unbounded_channel();
@@ -251,7 +255,7 @@ impl FakeNode {
         assert!(self.commands.send(Command::OversizeResponse(too_much)).is_ok(), "the fake node runs");
     }
 
-    /// Number of getpeerinfo calls so far.
+    /// Number of getpeerinfo calls that the fake node has received so far.
     pub fn getpeerinfo_calls(&self) -> u32 {
         self.counts.getpeerinfo_calls.load(Relaxed)
     }
@@ -266,7 +270,7 @@ impl FakeNode {
         assert!(self.commands.send(Command::SetOutcome(outcome)).is_ok(), "the fake node runs");
     }
 
-    /// Sets the kind of calls about block templates to which the fake node does not respond. With `None`, the fake node
+    /// Makes the fake node leave one kind of calls about block templates without a response. With `None`, the fake node
     /// responds to all calls.
     pub fn hang_at(&self, step: Option<Step>) {
         assert!(self.commands.send(Command::HangAt(step)).is_ok(), "the fake node runs");
@@ -277,7 +281,7 @@ impl FakeNode {
         self.counts.hanging.load(Relaxed) > 0
     }
 
-    /// Number of requests for a block template so far.
+    /// Number of requests for a block template that the fake node has received so far.
     pub fn templates(&self) -> u32 {
         self.counts.templates.load(Relaxed)
     }
@@ -297,7 +301,7 @@ impl FakeNode {
         self.counts.last_awaited_tip.load(Relaxed)
     }
 
-    /// Number of getudppeerinfo calls so far.
+    /// Number of getudppeerinfo calls that the fake node has received so far.
     pub fn getudppeerinfo_calls(&self) -> u32 {
         self.counts.getudppeerinfo_calls.load(Relaxed)
     }
@@ -308,7 +312,7 @@ impl FakeNode {
         assert!(self.commands.send(Command::ShutDown).is_ok(), "the fake node runs");
     }
 
-    /// Stops the fake node at once, even if calls are under way. Faults no longer fail the test.
+    /// Stops the fake node at once, even if calls are under way. Recorded client errors no longer fail the test.
     pub fn end(self) {
         self.counts.ended.store(true, Relaxed);
     }
@@ -318,17 +322,17 @@ impl FakeNode {
         self.counts.faults.lock().unwrap().clone()
     }
 
-    /// Clears the recorded faults, for tests that close the connection on purpose.
+    /// Clears the recorded client errors, for tests that close the connection on purpose.
     pub fn clear_faults(&self) {
         self.counts.faults.lock().unwrap().clear();
     }
 
-    /// Number of open connections.
+    /// Number of open client connections to the fake node.
     pub fn connections(&self) -> u32 {
         self.counts.connections.load(Relaxed)
     }
 
-    /// Number of `waitTipChanged` calls so far.
+    /// Number of `waitTipChanged` calls that the fake node has received so far.
     pub fn long_polls(&self) -> u32 {
         self.counts.long_polls.load(Relaxed)
     }
@@ -359,7 +363,7 @@ enum Callback {
 /// The callback of a subscription; `None` after the fake node has released the callback.
 type Held = Rc<RefCell<Option<Callback>>>;
 
-/// The settings, subscriptions, tip and block templates of a fake node, which its interfaces share.
+/// The state of a fake node, which all its connections and interfaces share.
 struct State {
     offers: Offers,
     ibd: Cell<bool>,
@@ -424,7 +428,7 @@ async fn run(
     }
 }
 
-/// Serves one connection until it is closed.
+/// Serves one client connection to the fake node until the connection is closed.
 async fn serve(state: Rc<State>, stream: UnixStream, connection: usize) {
     let (read, write) = stream.into_split();
     let reads = Watched { reads: read.compat(), templates: state.templates.clone(), connection };
@@ -500,7 +504,7 @@ async fn fire(state: &State, event: Event, answers: &mut Answers) {
     }
 }
 
-/// Defines a method of an interface of the fake node.
+/// Defines the implementation of one IPC method of the fake node.
 macro_rules! method {
     ($module:ident::$name:ident($params:ident: $Params:ident, $results:ident: $Results:ident), |$this:ident| $body:block) => {
         async fn $name(self: Rc<Self>, $params: $module::$Params, #[allow(unused_mut, reason = "not in each use of the macro")] mut $results: $module::$Results) -> Result<(), Error> {
@@ -525,14 +529,15 @@ struct Init {
 }
 
 impl Init {
-    /// Called when the exporter requests data of the chain. Fails the test if this fake node is still loading its chain.
+    /// Called when the exporter requests data of the fake chain. Records a client error, which fails the test, if the
+    /// fake node is still loading its chain.
     fn chain_is_loaded(&self) {
         if self.state.loading.get() {
             self.state.counts.fault("asked for its chain before it was loaded");
         }
     }
 
-    /// The object that implements all interfaces except Init for this connection.
+    /// Creates the object that implements all interfaces of the fake node except Init, for this connection.
     fn fake(&self) -> Fake {
         Fake { state: self.state.clone(), connection: self.connection }
     }
@@ -575,7 +580,7 @@ impl init::Server for Init {
     });
 }
 
-/// The fake node's thread map.
+/// The fake node's thread map, which creates thread objects for a client.
 struct Threads;
 
 impl thread_map::Server for Threads {
@@ -584,7 +589,8 @@ impl thread_map::Server for Threads {
     });
 }
 
-/// A thread of the fake node.
+/// The thread object that the fake node returns to a client. A client passes the object in its calls. The object has no
+/// thread of the operating system.
 struct Thread;
 
 impl thread::Server for Thread {}
@@ -660,8 +666,8 @@ impl Fake {
     }
 }
 
-/// A call to which the fake node has not responded. A fault is recorded if this value is dropped before the response,
-/// because a real node can abort when its client disconnects or cancels the call before the response.
+/// A call to which the fake node has not responded. A client error is recorded if this value is dropped before the
+/// response, because a real node can abort when its client disconnects or cancels the call before the response.
 struct InCall {
     state: Rc<State>,
     answered: bool,
@@ -764,7 +770,8 @@ impl chain::Server for Fake {
         results.get().set_result(9);
     });
     method!(chain::relay_min_fee(_params: RelayMinFeeParams, results: RelayMinFeeResults), |this| {
-        // With other ordinals, the method with this ordinal returns a number, and the field for the fee rate is empty.
+        // In a Chain interface with other ordinals, another method has the ordinal of `relayMinFee`. It returns a
+        // number, and the exporter therefore finds no data in the field for the fee rate.
         if !this.state.offers.other_chain {
             results.get().set_result(&1000u64.to_le_bytes());
         }

@@ -50,11 +50,11 @@ pub struct FakeHttp {
     dir: TempDir,
     address: String,
     mode: Arc<Mutex<Mode>>,
-    /// Modes of individual methods, which override `mode`.
+    /// How the server responds to individual JSON-RPC methods. These modes override `mode`.
     of_methods: Arc<Mutex<BTreeMap<String, Mode>>>,
     /// The valid cookie, in Base64.
     cookie: Arc<Mutex<String>>,
-    /// The methods of all requests so far.
+    /// The JSON-RPC methods of all requests that the server has received so far.
     pub seen: Arc<Mutex<Vec<String>>>,
 }
 
@@ -108,7 +108,8 @@ impl FakeHttp {
         self.seen.lock().unwrap().iter().filter(|seen| *seen == method).count()
     }
 
-    /// Starts an exporter that polls this server over HTTP and has no IPC connection. Waits until it is ready.
+    /// Starts an exporter that polls this server over HTTP and has no IPC connection. Waits until the exporter is
+    /// ready.
     pub fn only_exporter(&self, more: &[&str]) -> Exporter {
         let datadir = self.dir.path().to_str().unwrap();
         let mut command = command();
@@ -122,7 +123,7 @@ impl FakeHttp {
         ["--rpc-url".into(), url, "--rpc-cookie-file".into(), cookie.display().to_string()]
     }
 
-    /// Starts an exporter that polls `node` over IPC and this server over HTTP. Waits until it is ready.
+    /// Starts an exporter that polls `node` over IPC and this server over HTTP. Waits until the exporter is ready.
     pub fn exporter(&self, node: &FakeNode, more: &[&str]) -> Exporter {
         let arguments = self.arguments();
         let arguments: Vec<_> =

@@ -39,7 +39,7 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// A new cluster without a running server, made with these arguments of initdb.
+    /// Creates a new database cluster with these arguments of initdb, and starts no server.
     pub fn initialize(arguments: &[&str]) -> Self {
         let dir = TempDir::new().unwrap();
         std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();

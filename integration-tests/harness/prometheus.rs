@@ -75,7 +75,7 @@ impl Server {
         });
     }
 
-    /// The URL of this path of the program.
+    /// The URL of this path on the program's HTTP server.
     fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}/{path}", self.port)
     }
@@ -221,7 +221,7 @@ impl Alertmanager {
         Alertmanager(Server::start(program("ALERTMANAGER"), config, &arguments, "-/ready"))
     }
 
-    /// The host and port on which the program listens.
+    /// The host and port on which Alertmanager listens.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.0.port)
     }
@@ -268,7 +268,7 @@ impl VictoriaMetrics {
         VictoriaMetrics(Server::start(program("VICTORIA_METRICS"), "", &arguments, "health"))
     }
 
-    /// The host and port on which the program listens.
+    /// The host and port on which VictoriaMetrics listens.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.0.port)
     }

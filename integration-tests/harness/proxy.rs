@@ -15,7 +15,8 @@ pub struct Proxy {
     state: Arc<Mutex<State>>,
 }
 
-/// The node's socket and the open connections of a proxy, shared with the proxy's threads.
+/// The state of a [`Proxy`], shared with its threads: the socket to which it forwards connections, and its open
+/// connections.
 #[derive(Default)]
 struct State {
     /// Path of the node's socket. While the value is `None`, the proxy does not forward new connections.

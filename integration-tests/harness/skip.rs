@@ -1,4 +1,4 @@
-//! Reports tests that this machine cannot run.
+//! Reports tests that are skipped because this machine cannot run them.
 
 /// Prints that the tests described in `tests` are skipped. Panics instead if REQUIRE_ALL is set, which
 /// `integration-tests/run` does by default, and `machine_can` states that this machine should be able to run the tests.

@@ -29,7 +29,8 @@ pub enum Outcome {
     Nothing,
 }
 
-/// A kind of calls about block templates. A test can make the fake node leave calls of one kind without a response.
+/// A kind of client calls about block templates. A test can make the fake node leave calls of one kind without a
+/// response.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
     /// `createNewBlock` of the Mining interface.
@@ -40,13 +41,14 @@ pub enum Step {
     Destroy,
 }
 
-/// The unreleased block templates of a fake node, and the test's settings for its responses to calls about templates.
+/// The block template service of a fake node: returns templates or errors as the test has set, and detects templates
+/// that a client has not released.
 #[derive(Clone)]
 pub struct Templates {
     pub outcome: Rc<Cell<Outcome>>,
     pub hangs_at: watch::Sender<Option<Step>>,
     counts: Arc<Counts>,
-    /// The connection's number for each template that a client has not released.
+    /// For each block template that a client has not released, the number of the client's connection.
     held: Rc<RefCell<Vec<usize>>>,
 }
 
@@ -61,7 +63,7 @@ impl Templates {
         }
     }
 
-    /// Waits while the test has set that calls of this kind get no response.
+    /// Delays a call of this kind as long as the test has set that such calls get no response.
     async fn passes(&self, step: Step) {
         if *self.hangs_at.borrow() == Some(step) {
             self.counts.hanging.fetch_add(1, Relaxed);
@@ -99,8 +101,9 @@ impl Templates {
         })))
     }
 
-    /// Records a fault if the parameters of `createNewBlock` are not those of the node's version. The structure and the
-    /// defaults of the parameters differ between Core 30 and later versions.
+    /// Records a client error if the parameters of `createNewBlock` are not those that the fake node's version of
+    /// Bitcoin Core expects. The structure and the defaults of the parameters differ between Core 30 and later
+    /// versions.
     fn check_options(&self, params: &mining::CreateNewBlockParams, core30: bool) -> Result<(), Error> {
         let params = params.get()?;
         let right = if core30 {
@@ -123,8 +126,8 @@ impl Templates {
     }
 }
 
-/// A block template of the fake node. A fault is recorded if the client calls the template after `destroy` or during
-/// another call.
+/// A block template of the fake node. A client error is recorded if the client calls the template after `destroy` or
+/// during another call.
 struct Template {
     transactions: usize,
     templates: Templates,
@@ -145,8 +148,8 @@ impl Drop for Template {
 }
 
 impl Template {
-    /// Runs a call on the template. Records a fault if the template was destroyed or another call is under way, because
-    /// a real node would then read freed memory.
+    /// Starts a client's call on the template. Records a client error if the template was destroyed or another call is
+    /// under way, because a real node would then read freed memory.
     async fn is_called(&self, step: Step) {
         if self.destroyed.get() {
             self.templates.counts.fault("a template was called after its destroy");
@@ -213,8 +216,8 @@ impl block_template::Server for Template {
     }
 }
 
-/// The reading half of a client's connection. Records a fault if the client closes the connection with an unreleased
-/// template.
+/// The reading half of a client's connection to the fake node. Records a client error if the client closes the
+/// connection with an unreleased template.
 pub struct Watched<R> {
     pub reads: R,
     pub templates: Templates,

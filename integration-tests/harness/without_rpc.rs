@@ -28,7 +28,8 @@ impl WithoutRpc {
         listener.set_nonblocking(true).unwrap();
         let (end, ended) = oneshot::channel();
         let node = node.to_path_buf();
-        // The exporter calls a node without JSON-RPC over IPC only when the node's process has a thread with this name.
+        // The exporter calls a node without JSON-RPC over IPC only when the process that listens on the socket has a
+        // thread with this name, because a real node starts this thread after it has loaded its chain.
         let thread = std::thread::Builder::new().name("b-msghand".into()).spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             tokio::task::LocalSet::new().block_on(&runtime, async {

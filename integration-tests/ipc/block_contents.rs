@@ -1,5 +1,5 @@
-//! Tests that the metrics about connected blocks and about the tip's block agree with getblockstats of a real node,
-//! over each transport.
+//! Tests that the metrics about connected blocks and about the tip's block agree with getblockstats of a real node:
+//! over IPC, over HTTP beside IPC, and over HTTP only.
 
 use std::os::unix::fs::FileExt;
 
@@ -128,7 +128,8 @@ fn only_the_block_that_cannot_be_read_is_not_counted() {
     exporter.wait_for("bitcoin_exporter_uncounted_blocks_total", 0.0);
     exporter.signal(Signal::SIGSTOP);
     let blocks = node.mine(5);
-    // Overwrite the header of the fourth block in the file. The node then responds with the error code -1.
+    // Overwrite the header of the fourth block in the node's block file. The node then responds to getblockstats for
+    // this block with the error code -1.
     let path = node.dir().join("regtest/blocks/blk00000.dat");
     let header = Vec::from_hex(&node.cli(&["getblockheader", &blocks[3], "false"])).unwrap();
     let blocks = std::fs::read(&path).unwrap();
@@ -150,7 +151,8 @@ fn blocks_that_the_node_lacks_are_no_failures() {
     exporter.signal(Signal::SIGSTOP);
     node.spend_coinbase_of(&old[0], 1000);
     node.mine(3);
-    // The test deletes the block files, because a pruned node would keep its last 288 blocks.
+    // The test deletes the block files and does not prune the node, because a pruned node would keep its last 288
+    // blocks.
     for file in ["blk00000.dat", "rev00000.dat"] {
         std::fs::remove_file(node.dir().join("regtest/blocks").join(file)).unwrap();
     }

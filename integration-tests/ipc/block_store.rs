@@ -55,8 +55,8 @@ fn tips_are_stored_with_their_resolution_and_the_rank_is_shown() {
     let rows = eventually("the row arrives", || postgres.try_rows(times).filter(|rows| rows.len() == 2));
     assert_eq!(rows[1][0], second);
 
-    // The node has no rank if the clock of this machine is not synchronized, and the test therefore checks only the
-    // hash.
+    // The node's rank (its place among all nodes by the time at which they connected the block) is missing if the clock
+    // of this machine is not synchronized, and the test therefore checks only the hash.
     let third = node.mine(1).remove(0);
     eventually("the page has the block", || {
         let status: Value = serde_json::from_str(&exporter.get("/status.json").1).unwrap();

@@ -20,8 +20,8 @@ const HEIGHT: &str = "bitcoin_chain_height";
 const CONNECTS: &str = "bitcoin_exporter_connects_total";
 const BUSY: &str = "503 Service Unavailable";
 
-/// The exporter's arguments for a short poll interval and a call timeout of a second. With these arguments, values
-/// expire after five seconds.
+/// The exporter's arguments for a short poll interval and a call timeout of a second. With these arguments, the values
+/// of metrics expire after five seconds without a successful call.
 const QUICK: [&str; 4] = ["--poll-interval", "100ms", "--call-timeout", "1s"];
 
 fn failures(exporter: &Exporter, cause: &str) -> f64 {
@@ -82,8 +82,8 @@ fn last_block_of_an_earlier_tip_is_not_shown() {
     };
     set_tip(&"07".repeat(32));
     answers("getblockstats", json!({"txs": 3, "total_size": 700}));
-    // With a poll interval of 60 s, values expire after two minutes. A new tip triggers a poll before the end of the
-    // poll interval.
+    // With a poll interval of 60 s, the values of metrics expire after two minutes without a successful call. A new tip
+    // triggers a poll before the end of the poll interval.
     let exporter = http.only_exporter(&["--poll-interval", "60s"]);
     exporter.wait_for("bitcoin_last_block_transactions", 3.0);
     http.set_method("getblockstats", Some(Mode::Error("Block not available (pruned data)".into())));
@@ -136,8 +136,8 @@ fn hanging_http_node_is_disconnected_as_hung() {
     assert!(failures(&exporter, "timeout") >= 1.0);
 }
 
-/// The server closes the connection after the exporter has sent its next request, and does not respond. A node can
-/// close an idle HTTP connection at the same moment.
+/// The server closes the connection after the exporter has sent its next request, and does not respond. A real node can
+/// also close an idle HTTP connection at the moment at which the exporter sends a request.
 #[test]
 fn request_on_a_closing_connection_is_repeated() {
     let http = FakeHttp::start(Mode::Closes);

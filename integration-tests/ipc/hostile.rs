@@ -195,7 +195,8 @@ fn hanging_node_is_disconnected_and_reconnected() {
     let options = ["--call-timeout", "200ms", "--poll-interval", "100ms"];
     let exporter = Exporter::start(&node.socket(), &options).ready();
     node.signal(Signal::SIGSTOP);
-    // On a busy machine, the exporter may have counted a connection as hung before the test stopped the node.
+    // On a busy machine, the exporter may have counted a connection as hung before the test stopped the node. The test
+    // therefore waits for an increase of the counter.
     let hung = || exporter.value("bitcoin_exporter_disconnects_total{reason=\"hung\"}").unwrap_or(0.0);
     let before = hung();
     eventually("the exporter closes the connection as hung", || (hung() > before).then_some(()));

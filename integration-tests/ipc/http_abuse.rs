@@ -172,7 +172,8 @@ fn loopback_listener_accepts_loopback_and_allowed_names() {
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
 
-/// A client sends many requests over one connection. The timeout applies to each response, and not to the connection.
+/// A client sends many requests over one connection. The exporter's timeout applies to each response, and not to the
+/// whole connection.
 #[test]
 fn kept_alive_scraper_is_served() {
     let exporter = Exporter::start("/nonexistent/node.sock".as_ref(), &[]);

@@ -1,5 +1,5 @@
-//! Tests of the metrics about the next block. The tests also check that the node has no block template and no
-//! unfinished call of the exporter after the exporter's exit.
+//! Tests of the metrics about the next block, which describe the block template that the node has built. The tests also
+//! check that the node has no block template and no unfinished call of the exporter after the exporter's exit.
 
 use std::time::Duration;
 

@@ -305,8 +305,8 @@ fn sigterm_during_callbacks_never_leaves_a_callback_behind() {
     }
 }
 
-/// Kills the exporter after random delays, so short that some exporters are still starting. The random numbers are the
-/// same in each run.
+/// Kills the exporter after random delays, so short that some exporters are still starting. The delays are pseudorandom
+/// numbers with a fixed seed, and therefore the same in each run of the test.
 #[test]
 fn sudden_death_of_the_exporter_never_harms_the_node() {
     let node = FakeNode::start(TRACING);
@@ -352,8 +352,8 @@ fn stopped_exporter_does_not_block_the_node() {
     let data = serialize(&genesis_block(Network::Bitcoin));
     let mut events = vec![Event::Added; transactions];
     events.extend((0..blocks).map(|height| Event::Connected { height, data: data.clone() }));
-    // The fake node makes each callback after the response to the previous callback. The guard responds, because the
-    // exporter is stopped.
+    // The fake node makes each callback after the response to the previous callback. The exporter is stopped, and all
+    // responses therefore come from its guard process.
     let count = events.len();
     assert_eq!(node.fire(events), count);
     exporter.signal(Signal::SIGCONT);
@@ -425,7 +425,7 @@ fn http_has_low_priority_and_guard_short_timeslices() {
     }
     let guard = exporter.guard().unwrap();
     assert_eq!(nice(guard)[0].1, usual);
-    // A process can set its time slice since Linux 6.12.
+    // Since Linux 6.12, a process can set the length of its CPU time slice.
     let slice = |pid: Pid| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/sched")).ok()?;
         text.lines().find(|line| line.starts_with("se.slice"))?.rsplit(' ').next()?.parse::<u64>().ok()

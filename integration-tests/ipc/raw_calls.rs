@@ -17,8 +17,8 @@ use capnp_rpc::rpc_capnp::{self as rpc, cap_descriptor, message_target, return_}
 
 use crate::node::Node;
 
-/// A Cap'n Proto client that is encoded in the parameters of a call, as a position in the message's table of
-/// capabilities. The test never calls this client.
+/// A placeholder for a capability in the parameters of a call. Cap'n Proto encodes a capability as a position in the
+/// message's table of capabilities. The test never calls this client.
 fn reference<C: FromClientHook>() -> C {
     let broken = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
     C::new(broken.hook)
@@ -109,7 +109,8 @@ impl RawClient {
     fn send(&mut self, build: impl FnOnce(rpc::message::Builder)) {
         let mut message = Builder::new_default();
         build(message.init_root());
-        // The write fails if the guard has disconnected. The tests check this at the end.
+        // The write fails if the guard has disconnected. The tests check at their end whether the guard has
+        // disconnected.
         let _ = serialize::write_message(&mut self.stream, &message);
     }
 

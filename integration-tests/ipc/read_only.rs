@@ -105,7 +105,8 @@ fn attack<F: Future<Output = ()>>(node: &Node, attack: impl FnOnce(Attacker) -> 
 fn guard_forwards_no_json_rpc_that_changes_the_node() {
     let node = Node::start(&[]);
     node.mine(101);
-    // If the node supports wallets, the test checks that no call sends coins.
+    // If the node was built with wallet support, the test also checks that the attacker cannot send coins from a
+    // wallet.
     let has_wallet = node.try_cli(&["createwallet", "hot"]).is_ok();
     let address = if has_wallet {
         node.cli(&["getnewaddress"])

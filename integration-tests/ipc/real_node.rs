@@ -669,8 +669,8 @@ fn indexes_chainstates_and_soft_forks_agree_with_bitcoin_cli() {
     assert_eq!(exporter.value("bitcoin_deployment_active{deployment=\"csv\"}"), Some(1.0));
     assert_eq!(exporter.value("bitcoin_deployment_signalling_blocks{deployment=\"csv\"}"), None);
 
-    // This node has no indexes. At its height, the soft fork csv is not active yet, and the soft fork testdummy is in
-    // its signalling period.
+    // This node has no optional index such as txindex. At its height, the soft fork csv is not active yet, and the soft
+    // fork testdummy is in its signalling period.
     let node = Node::start(&["-testactivationheight=csv@2000", "-vbparams=testdummy:0:999999999999"]);
     node.mine(200);
     let exporter = Exporter::start(&node.socket(), &[]).ready();

@@ -1,4 +1,4 @@
-//! Tests that counters remain correct when the exporter reconnects and when calls fail.
+//! Tests that the exporter's counters remain correct when it reconnects to the node and when calls to the node fail.
 
 use std::process::Command;
 

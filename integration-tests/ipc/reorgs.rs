@@ -110,7 +110,8 @@ fn thousand_invalidations_and_reconnects_are_counted() {
     exporter.wait_for("bitcoin_chain_height", height);
     assert_eq!(exporter.value("bitcoin_exporter_uncounted_tip_changes_total"), Some(0.0));
 
-    // A running exporter reads the chain tips only at intervals. A new exporter reads them in its first poll.
+    // A running exporter reads the chain tips only at intervals. The test therefore starts a new exporter, which reads
+    // the chain tips in its first poll.
     let mut by_status: BTreeMap<String, u32> = BTreeMap::new();
     for tip in node.json(&["getchaintips"]).as_array().unwrap() {
         *by_status.entry(tip["status"].as_str().unwrap().into()).or_default() += 1;
@@ -125,7 +126,7 @@ fn thousand_invalidations_and_reconnects_are_counted() {
 }
 
 /// During a reorg or while a node catches up with the network, its tip can change thousands of times a second. The
-/// exporter must limit its long polls.
+/// exporter must limit the rate of its long polls for a new tip.
 #[test]
 fn rapid_tip_changes_are_polled_at_an_interval() {
     let node = FakeNode::start(Offers { mining: true, rpc: true, ..Offers::default() });

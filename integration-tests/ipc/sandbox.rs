@@ -119,7 +119,7 @@ fn role() -> Option<String> {
     std::env::var(ROLE).ok()
 }
 
-/// Prints whether the sandbox denied the call that `what` describes.
+/// Prints whether the sandbox denied the system call that `what` describes.
 fn report<T>(what: &str, result: io::Result<T>) {
     let denied = result.err().is_some_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
     println!("\n{what}: {}", if denied { "denied" } else { "not denied" });

@@ -166,7 +166,8 @@ fn bitcoin_node_without_ipc_gets_a_socket() {
 #[test]
 fn check_gets_no_other_environment() {
     let (node, root) = (Node::start(&[]), root());
-    // The check waits for the stopped node.
+    // `setup` runs the exporter with `--check`. While the node is stopped, this process waits for the node, which gives
+    // the test time to read the environment of the process.
     node.signal(Signal::SIGSTOP);
     let mut command = setup_command(root.path(), &["--node", &node.pid().to_string()]);
     command.env("SECRET", "of root").stdout(Stdio::null()).stderr(Stdio::null());

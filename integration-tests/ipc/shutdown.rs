@@ -237,7 +237,8 @@ fn supervisor_outlives_the_guard_of_a_killed_exporter() {
     let node = FakeNode::start(TRACING);
     let mut supervised = Supervised::start(&node);
     node.hang(true);
-    // If no call were under way, the guard could exit at once.
+    // If no call to the node were under way, the guard could exit at once, and the supervisor would have nothing to
+    // wait for.
     eventually("a call is under way", || node.hangs().then_some(()));
     kill(supervised.exporter, Signal::SIGKILL).unwrap();
     eventually("the exporter has exited", || is_gone(supervised.exporter).then_some(()));
@@ -258,8 +259,8 @@ fn supervisor_outlives_the_guard_of_a_killed_exporter() {
 fn supervisor_forwards_sigterm() {
     let node = FakeNode::start(TRACING);
     let mut supervised = Supervised::start(&node);
-    // A real-time signal must not end the supervisor. Some container images are configured to be stopped with such a
-    // signal.
+    // A real-time signal must not end the exporter's supervisor process. Some container images are configured to be
+    // stopped with such a signal.
     let supervisor = supervised.supervisor.supervisor();
     assert!(Command::new("sh").args(["-c", &format!("kill -37 {supervisor}")]).status().unwrap().success());
     let pending = || Process::new(supervisor.as_raw()).and_then(|it| it.status()).map(|it| it.shdpnd);

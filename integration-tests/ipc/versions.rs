@@ -1,10 +1,10 @@
 //! Tests of all metrics that the exporter derives from the JSON-RPC results of each version of Bitcoin Core.
 //!
 //! The file `integration-tests/answers/core-28.json` has the JSON-RPC results of Bitcoin Core 28 and the expected
-//! metrics. The file of each later version is a merge patch (RFC 7396) for the file of the previous version. In these
-//! patches, an object also applies to each element of an array. The fields of the results are those in `src/rpc/*.cpp`
-//! at the commits where the release branches began, and the values are invented. The file `knots-29.json` has the user
-//! agent and the service bit 26 of Bitcoin Knots 29.
+//! metrics. The file of each later version is a merge patch (RFC 7396) for the file of the previous version. Unlike in
+//! RFC 7396, an object in a patch is applied to each element if the patched value is an array. The fields of the
+//! results are those in `src/rpc/*.cpp` at the commits where the release branches began, and the values are invented.
+//! The file `knots-29.json` has the user agent and the service bit 26 of Bitcoin Knots 29.
 
 use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -188,7 +188,8 @@ fn password_guesses_delay_no_authenticated_client() {
                 .spawn()
         })
         .collect();
-    // The exporter has already verified the correct password, and the request with it skips the queue of passwords.
+    // The exporter has already verified the correct password in the request above. This request with the same password
+    // must therefore not wait for the checks of the 20 guessed passwords.
     assert_eq!(curl(&exporter, dir.path(), &["-u", "prom:secret"]).map(|(status, _)| status), Ok(200));
     let mut guessers: Vec<_> = guessers.into_iter().map(Result::unwrap).collect();
     let waiting =

@@ -121,8 +121,8 @@ fn check_and_once_need_no_ipc_and_report_errors() {
         "{message}"
     );
 
-    // If neither IPC nor HTTP works, the error message contains both reasons. If the arguments contain a socket path,
-    // the exporter does not fall back to HTTP only.
+    // If neither IPC nor HTTP works, the exporter's error message contains the reasons for both failures. If the
+    // arguments contain a socket path, the exporter does not fall back to HTTP only.
     let (good, message) = run(&[&arguments[..4], &["--rpc-url", "http://127.0.0.1:1", "--check"]].concat());
     assert!(
         !good && message.contains("no such socket") && message.contains("connection refused"),

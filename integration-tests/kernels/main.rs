@@ -91,8 +91,8 @@ const SAMPLES: &str = r#"
     bitcoin_log_operation_duration_seconds_count{kind="write"} 1
 "#;
 
-/// Commands of bitcoin-cli for the test with a real node. The command `addnode` makes the node connect to itself, which
-/// the node detects.
+/// Commands of bitcoin-cli for the test with a real node. The command `addnode` makes the node open a connection to
+/// itself, which fires the tracepoints of connections. The node then detects that it is its own peer.
 const NODE_COMMANDS: &str = "\
 generatetodescriptor 5 raw(51)#8lvh9jxk
 addnode 127.0.0.1:18444 onetry
@@ -149,7 +149,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
-/// A kernel to test, with the exporter and the C compiler for the kernel's architecture.
+/// A kernel on which the BPF programs are tested, with the exporter and the C compiler for the kernel's architecture.
 struct Kernel {
     folder: Option<PathBuf>,
     exporter: Option<PathBuf>,

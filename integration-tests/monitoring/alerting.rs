@@ -26,7 +26,7 @@ fn alerts() -> Vec<Value> {
 const RUNBOOKS: &str =
     "{{ or $externalLabels.runbooks `file:///usr/share/doc/bitcoind-exporter/docs/alerts.md` }}";
 
-/// The files with promtool tests.
+/// The files in contrib/prometheus/tests, which contain unit tests of the shipped rules for promtool.
 fn tests() -> Vec<PathBuf> {
     let files = std::fs::read_dir(contrib().join("prometheus/tests")).unwrap();
     files
@@ -109,7 +109,7 @@ pub fn unchanged_win_rate_causes_no_alert() {
     let mut series = Vec::new();
     for (node, rate) in [0.1, 0.3, 0.5, 0.8, 0.95].into_iter().cycle().take(15).enumerate() {
         let (mut udp, mut compact) = (vec![0], vec![0]);
-        // Each node has a race every ten minutes on average.
+        // Each node has a race between FIBRE and compact blocks every ten minutes on average.
         for _ in 0..30 * 144 {
             let mut wins = [udp[udp.len() - 1], compact[compact.len() - 1]];
             let mut minutes = -10.0 * (1.0 - random()).ln();

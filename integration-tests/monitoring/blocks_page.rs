@@ -70,8 +70,9 @@ pub fn page_shows_blocks_as_the_log_has_them() {
     );
     keep(&browser, "blocks.png");
 
-    // The first block has all stages. The second block was complete before the peer responded to the node's request,
-    // and the stage `trip` therefore ends when the block is complete.
+    // The page divides the time of a block into stages. The first block here has all kinds of stages. The second block
+    // was complete (60 µs) before the peer responded to the node's request (70 µs), and the stage `trip` therefore ends
+    // when the block is complete.
     let stages = |block: &str| browser.run(&format!("return stages({block}).map(it => it.slice(0, 3))"));
     assert_eq!(
         stages(
@@ -93,13 +94,13 @@ pub fn page_shows_blocks_as_the_log_has_them() {
     );
     assert_eq!(stages("{announced_by: null}"), serde_json::json!([]));
 
-    // Select the second block with the keyboard, and open it.
+    // Select the second block with the keyboard, and open the details of the block.
     browser.run("document.querySelector('summary').focus()");
     browser.press("\u{e015}\u{e007}"); // arrow down, enter
     let opened = "const open = document.querySelector('details[open]'); return open && open.innerText";
     let shown: Value = browser.run(opened);
     assert!(shown.as_str().unwrap().contains(&mined[1]), "{shown}");
-    // The block stays open when the page is refreshed.
+    // The details of the block stay open when the page is refreshed.
     mine(&miner, &exporter, 1);
     eventually("the next block is shown", || {
         (browser.run("return document.querySelectorAll('details').length") == 4).then_some(())
@@ -135,7 +136,9 @@ pub fn races_of_fibre_are_shown() {
     let mut fixture = Fixture::start(&compile(dir.path(), &["-DDETAIL"]));
     let exporter = usdt_exporter(fixture.pid(), &[]);
     let browser = open(&exporter, 1280, false);
-    // The winner is not the mechanism with the shorter time: both times end with the connection of the block.
+    // The page must not conclude from the times which mechanism delivered the block first: each time begins with the
+    // first data of a mechanism and ends with the connection of the block, and the winner therefore often has the
+    // longer time.
     fixture.fire("winner 800001 FIBRE/UDP peer");
     fixture.fire("time 800001 5500000 peer 2000000 other");
     fixture.fire("winner 800002 BIP152/CMPCTBLOCK other");

@@ -29,7 +29,7 @@ pub fn compose_images_are_pinned_and_hardened() {
         // A version of PostgreSQL has two numbers. The versions of the other images have three.
         let parts = if name == "postgres" { 2 } else { 3 };
         assert!(tag.split('.').count() == parts, "{image}: {tag} is not one version");
-        // The YAML merge key, as in `<<: *hardened`.
+        // `<<` is the YAML merge key: each service must contain `<<: *hardened`, the shared security settings.
         let hardened = &service["<<"];
         assert_eq!(hardened["read_only"], true, "{name}");
         assert_eq!(hardened["security_opt"][0], "no-new-privileges:true", "{name}");

@@ -41,7 +41,8 @@ const WITHOUT: [(&str, &str); 7] = [
 /// exits, a fake node with notifications, a fake node that has shut down, and a program with FIBRE's tracepoints.
 struct Stack {
     nodes: [Node; 2],
-    /// A node that the test stops, because a node flushes its UTXO cache during shutdown.
+    /// A node that the test stops. The metrics about UTXO cache flushes need this node, because a node flushes its UTXO
+    /// cache during shutdown.
     ends: Node,
     fake: FakeNode,
     fixture: Fixture,
@@ -196,7 +197,8 @@ fn expressions() -> BTreeMap<String, String> {
     {
         all.extend(rules(file).into_iter().map(|(name, expression)| (format!("{file}/{name}"), expression)));
     }
-    // The expressions of alerts return no data while the alerts do not fire. Therefore each series in them must exist.
+    // The expression of an alert returns no data while the alert does not fire. The test therefore checks that each
+    // series in the expression exists.
     for (alert, expression) in rules("rules/alerts.yml") {
         for series in series(&expression) {
             all.insert(format!("alert {alert}/{series}"), series);

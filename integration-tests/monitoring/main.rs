@@ -158,7 +158,8 @@ fn dashboards_are_complete() {
         let variables = dashboard["templating"]["list"].as_array().unwrap();
         let named = |name: &str| variables.iter().find(|variable| variable["name"] == name).unwrap();
         // A dashboard must show the data of only one of the two exporters, because some metrics have the same name in
-        // both. The variables must query the series `up`, which also exists while the exporter is down.
+        // both. The dashboard variables must get their values from the series `up`, which also exists while the
+        // exporter is down.
         let job = named("job")["allValue"].as_str().unwrap();
         assert!(["bitcoind-ipc", "bitcoind-usdt|fibre"].contains(&job), "{uid}: {job}");
         for name in ["job", "instance", "node"] {

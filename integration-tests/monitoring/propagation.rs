@@ -8,9 +8,9 @@ use crate::{all_dashboards, panels};
 
 pub const UID: &str = "bitcoin-propagation";
 
-/// A block store with rows of this number of nodes for each of this number of blocks. The last block is a minute old.
-/// Node `n1` has each block first, node `n2` a millisecond later, node `n3` two milliseconds later. The clock of the
-/// last node is not synchronized.
+/// A block store with `blocks` blocks, ten minutes apart, and a row for each block and each of `nodes` nodes. The last
+/// block is a minute old. Node `n1` is the first node that gets each block. Node `n2` gets the block one millisecond
+/// after `n1`, and node `n3` two milliseconds after `n1`. The clock of the last node is not synchronized.
 fn store(nodes: u32, blocks: u32) -> Postgres {
     let postgres = Postgres::start();
     let schema = std::fs::read_to_string(contrib().join("postgresql/propagation.sql")).unwrap();
@@ -69,8 +69,8 @@ pub fn every_query_returns_data() {
             assert!(!postgres.rows(&query(panel, stage, 24)).is_empty(), "{title}: {stage}");
         }
     }
-    // The blocks of 24 hours are 144 blocks. Node n1 is certainly the first node, because its lead of 1 ms is longer
-    // than the possible error of 802 µs. The node with the unsynchronized clock is excluded.
+    // The queries read the last 24 hours, which contain 144 blocks. Node n1 is certainly the first node, because its
+    // lead of 1 ms is longer than the possible error of 802 µs. The node with the unsynchronized clock is excluded.
     assert_eq!(shown(&postgres, "First node", "connected"), [["n1", "144", "0"]]);
     assert_eq!(
         shown(&postgres, "First by mechanism", "connected"),
@@ -92,7 +92,9 @@ pub fn every_query_returns_data() {
     );
     let distribution = shown(&postgres, "Distribution of the lateness", "connected");
     assert_eq!(distribution, [["≤ 1.0 ms", "144", "0"], ["≤ 2.0 ms", "144", "0"]]);
-    // The mechanism that won, not the shorter time: both times end with the connection, so the earlier mechanism has the longer one.
+    // The dashboard must take the winner of a race from the column `race_winner`, and not from the shorter of the two
+    // times: each time begins with the first data of a mechanism and ends with the connection of the block, and the
+    // mechanism that began first therefore has the longer time.
     postgres.rows("UPDATE propagation.blocks SET race_winner = 'bip152_cmpct' WHERE node = 'n1'");
     for hour in shown(&postgres, "FIBRE against compact blocks", "connected") {
         assert_eq!(hour[2], if hour[1] == "n1" { "0" } else { "1" }, "{hour:?}");

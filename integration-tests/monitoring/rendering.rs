@@ -30,8 +30,8 @@ fn number(value: &Value) -> Option<f64> {
     value.as_str()?.parse().ok().filter(|value: &f64| value.is_finite())
 }
 
-/// The columns and rows of a table panel. If the panel has one query, the columns are the labels of the result. If the
-/// panel has several queries, the result of each query is a column.
+/// The columns and rows that Grafana shows for a table panel. If the panel has one query, the columns are the labels of
+/// the result. If the panel has several queries, the result of each query is a column.
 fn table(panel: &Value, prometheus: &Prometheus, job: &str) -> (Vec<String>, Vec<Vec<String>>) {
     let targets = panel["targets"].as_array().unwrap();
     let organized = panel["transformations"].as_array().unwrap().last().unwrap()["options"].clone();

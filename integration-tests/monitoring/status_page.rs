@@ -97,7 +97,8 @@ pub fn numbers_equal_the_metrics_and_follow_the_node() {
     assert!(browser.run("return plots[0].shown.textContent").as_str().unwrap().contains(" at "));
     browser.press("\u{e00c}"); // escape
     assert!(!browser.run("return plots[0].shown.textContent").as_str().unwrap().contains(" at "));
-    // The arrow keys select a band in the chart of the mempool by fee rate, whose only transaction is in this band.
+    // The arrow keys select a fee rate band in the chart of the mempool. The only transaction in the mempool is in the
+    // expected band.
     assert_eq!(browser.run("return $('bands').hidden"), false);
     browser.run("bands.figure.focus()");
     browser.press("\u{e011}"); // home

@@ -67,7 +67,8 @@ pub fn store_gets_all_samples_after_an_outage() {
             (height(prometheus.query("bitcoin_chain_height")) == Some(blocks)).then_some(())
         });
     }
-    // These are all samples that Prometheus scraped before and while VictoriaMetrics was stopped.
+    // This query returns all samples that Prometheus has scraped from the exporter, before and while VictoriaMetrics
+    // was stopped.
     let ours = "{job=\"bitcoind-ipc\",__name__=~\"bitcoin_.*\"}[10m]";
     let scraped = samples(&prometheus.query(ours));
     store.start_again();

@@ -218,7 +218,8 @@ in
       bindsTo = [ "bitcoind.service" ];
     };
   };
-  # A configuration that was written for the module of ipc-exporter-rust must still work.
+  # A configuration that was written for the NixOS module of ipc-exporter-rust, another exporter, must also work with
+  # this module.
   as-before = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;
@@ -230,7 +231,8 @@ in
       bindsTo = [ "bitcoind-mainnet.service" ];
     };
   };
-  # Nodes of nixpkgs' module. By default, the exporter runs as the user of the node whose socket it uses.
+  # Nodes that are configured with nixpkgs' module for bitcoind. By default, the exporter runs as the user of the node
+  # whose socket it uses.
   known-owner = evaluateWith nodes.nixpkgs {
     services.bitcoind = {
       main.enable = true;

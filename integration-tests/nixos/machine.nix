@@ -24,7 +24,7 @@ in
     group = "bitcoin";
   };
   users.groups.bitcoin = { };
-  # The service of the node does not start at boot, because the scenarios start it.
+  # The node's service does not start at boot, because each scenario starts the node itself.
   systemd.services.bitcoind.serviceConfig = {
     User = "bitcoin";
     RuntimeDirectory = "bitcoind";

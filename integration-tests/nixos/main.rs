@@ -31,7 +31,8 @@ fn main() -> ExitCode {
         ("any-debian", "TRIXIE"),
         ("any-debian", "BOOKWORM"),
     ];
-    // A scenario that contains the first text needs the file or folder in the environment variable.
+    // Pairs of a text and an environment variable. A scenario whose file contains the text needs the file or folder
+    // whose path is in the environment variable.
     let needs = [
         ("machine.with_package()", "DEB"),
         ("machine.with_tarball()", "TARBALL"),
@@ -83,7 +84,7 @@ fn nix() -> Vec<Trial> {
     if !has_nix {
         skip("the tests of the Nix files, which need nix-instantiate", true);
     }
-    /// A function with a test of the Nix files.
+    /// A test function for the Nix files, which returns an error if the test fails.
     type Test = fn() -> Result<(), Failed>;
     let tests: [(&str, Test); 5] = [
         ("nix_files_parse", nix_files_parse),
@@ -287,8 +288,8 @@ fn lintian_finds_nothing_in_the_package() -> Result<(), Failed> {
 /// Checks that build.rs uses the revision in BUILD_REVISION. The flake sets this variable, because Nix builds without a
 /// Git repository.
 fn build_has_the_given_revision() -> Result<(), Failed> {
-    // OUT_DIR is target/debug/build/bitcoind-exporter-…/out. The build script's binary is in another folder whose name
-    // begins with `bitcoind-exporter-`.
+    // OUT_DIR is target/debug/build/bitcoind-exporter-…/out. The build script's binary is in another folder below
+    // target/debug/build, whose name also begins with `bitcoind-exporter-`.
     let builds = Path::new(env!("OUT_DIR")).ancestors().nth(2).expect("the folder of all builds");
     let scripts = std::fs::read_dir(builds)?.filter_map(|folder| {
         let folder = folder.unwrap();

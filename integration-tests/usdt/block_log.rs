@@ -92,7 +92,7 @@ pub fn rows_can_be_read_while_others_are_written() {
     scene.until(104..=203);
     assert_eq!(scene.logged("block log"), 0, "{}", scene.exporter.log());
 
-    // Before it exits, the exporter must write the block that it has not yet written.
+    // Before it exits, the exporter must write the last block, which it has not yet written, to the block log.
     scene.node.mine(1);
     eventually("the block is known", || {
         let status: Value = serde_json::from_str(&scene.exporter.get("/status.json").1).unwrap();

@@ -128,8 +128,9 @@ pub fn rows_of_two_nodes_arrive_once_through_outages() {
 /// Asserts that each time in the block store is between the times of two lines in the node's debug.log: the line that
 /// the node logs before the event, and the line after the event.
 fn times_are_those_of_the_nodes_logs(postgres: &Postgres, mined: &[String], nodes: [(&str, &Node); 2]) {
-    /// Tolerance of the comparison. The exporter converts times to the wall clock when it processes an event, and the
-    /// node reads the wall clock at another moment.
+    /// Tolerance in microseconds when a time in the block store is compared with a time in debug.log. The exporter
+    /// converts times to the wall clock when it processes an event, and the node reads the wall clock at another
+    /// moment.
     const TOLERANCE_US: i128 = 1000;
     let logs: BTreeMap<_, _> = nodes
         .iter()
@@ -226,7 +227,7 @@ fn command_shows_offsets_and_names_excluded_nodes(postgres: &Postgres, url: &str
     let missing = propagation(url, postgres, &["--height", "7000"]);
     assert!(missing.status.success(), "{missing:?}");
 
-    // A name with escape sequences, which a terminal would execute: ESC, and the C1 control character CSI.
+    // A node name with escape sequences, which a terminal would execute: ESC, and the C1 control character CSI.
     postgres.rows("UPDATE propagation.blocks SET node = E'\\x1b[2J\\xc2\\x9b2Jx', clock_synchronized = false WHERE node = 'b'");
     for format in ["table", "csv", "json"] {
         let (text, errors) = show(&["--format", format]);
@@ -237,7 +238,8 @@ fn command_shows_offsets_and_names_excluded_nodes(postgres: &Postgres, url: &str
     postgres.rows("UPDATE propagation.blocks SET node = 'b', clock_synchronized = true WHERE node <> 'a'");
 }
 
-/// Asserts that the status page has the node's rank after the next block.
+/// Asserts that the status page shows the node's rank for the next block: its place among all nodes by the time at
+/// which they connected the block.
 fn page_shows_the_rank(postgres: &Postgres, exporter: &Exporter, node: &Node) {
     postgres.rows(
         "CREATE FUNCTION propagation.synchronize() RETURNS trigger LANGUAGE plpgsql AS \
@@ -255,7 +257,8 @@ fn page_shows_the_rank(postgres: &Postgres, exporter: &Exporter, node: &Node) {
         (newest["block_hash"] == block.as_str() && (1..=nodes).contains(&rank)).then_some(())
     });
 
-    // A failure of this query is no failure of the store: rows arrive.
+    // If the exporter cannot query the ranks, it must not report the block store as failed, because the block store
+    // still accepts rows.
     postgres.rows("ALTER VIEW propagation.lateness RENAME TO other");
     let restored = exporter.log().matches("sending rows to the block store").count();
     node.mine(1);
@@ -316,7 +319,8 @@ pub fn wrong_settings_are_logged_and_lose_no_row() {
     has_rows(&postgres, 2);
     drop(exporter_c);
 
-    // The exporter's user may not create the schema in this database. The owner of the database then creates it.
+    // The exporter's user may not create the schema in this database. The owner of the database then creates the
+    // schema.
     postgres.sql("postgres", "CREATE DATABASE theirs");
     let exporter_d = exporter(&node, "d", dir.path(), &url.replace("/fleet", "/theirs"), &right);
     logs(
@@ -417,7 +421,8 @@ pub fn outbox_is_bounded_and_drops_are_counted() {
         exporter(&node, "a", dir.path(), &url, &[&password[0], &password[1], "--block-log-keep", "5"]);
     node.mine(12);
     exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 5.0);
-    // The block log keeps the last five rows. Of the first seven rows, some were dropped and the others are in memory.
+    // The block log keeps the last five rows. Of the first seven rows, the exporter has dropped some, and has the
+    // others in memory to send them.
     let dropped = exporter.value("bitcoin_block_store_rows_dropped_total{node=\"a\"}").unwrap() as usize;
     assert!((1..=7).contains(&dropped), "{dropped}");
     exporter.wait_for("bitcoin_block_store_up{node=\"a\"}", 0.0);
@@ -455,7 +460,8 @@ pub fn unsent_rows_of_a_moved_block_log_are_counted() {
     is_logged(dir.path(), "a", 2);
     postgres.start_again();
     exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 0.0);
-    // The first rows were in memory, on their way to the store.
+    // The exporter had the first of the six waiting rows in memory to send them, and therefore has lost only the other
+    // waiting rows with the moved file.
     let dropped = exporter.value("bitcoin_block_store_rows_dropped_total{node=\"a\"}").unwrap() as usize;
     assert!((1..=5).contains(&dropped), "{dropped}");
     has_rows(&postgres, 9 - dropped);

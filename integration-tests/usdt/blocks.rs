@@ -47,8 +47,8 @@ pub fn check_of_the_database_counts_no_block() {
     };
     node.mine(1);
     connected(1);
-    // The RPC `verifychain` connects all eleven blocks of the chain again. The exporter must not count them as new
-    // blocks.
+    // The RPC `verifychain` connects all eleven blocks of the chain again. The exporter must not count these blocks as
+    // new blocks.
     node.cli(&["verifychain", "4", "0"]);
     fired(12.0);
     node.mine(2);
@@ -103,7 +103,8 @@ pub fn check_at_startup_and_background_validation_count_no_block() {
     fixture.fire("named b-msghand block 211 1 1000");
     fixture.fire("named b-msghand block 212 2 1000");
     connected(14, 212);
-    // The duration of a block is negative if the node's clock was set back. The exporter must not observe it.
+    // The duration of a block is negative if the node's clock was set back. The exporter must not add the negative
+    // duration to its histogram.
     fixture.fire("named b-msghand block 213 3 -1000");
     connected(15, 213);
     crate::assert_samples(
@@ -210,7 +211,8 @@ pub fn three_announcing_peers_are_distinguished() {
     scene.connected(&block);
     assert_eq!(scene.field(&block, "announced_by").as_deref(), Some("headers"));
     assert_eq!(scene.field(&block, "announcements").as_deref(), Some("3"));
-    // Since the exporter started, the first peer has sent no message from which the exporter reads connection types.
+    // The connection type of the first peer is unknown, because this peer has sent no message from which the exporter
+    // reads connection types since the exporter started.
     assert_eq!(scene.sum("bitcoin_block_first_announcements_total", "connection_type=\"unknown\""), 1.0);
     assert_eq!(scene.field(&block, "arrival").as_deref(), Some("compact_complete"));
     for by in ["headers", "inv", "cmpctblock"] {
@@ -218,7 +220,7 @@ pub fn three_announcing_peers_are_distinguished() {
     }
 
     // The requested compact block and a fourth announcement arrive after the node has connected the block. The exporter
-    // must still count them.
+    // must still count both messages.
     first.send_compact_block(&block, &[]);
     first.wait_until_handled();
     let mut fourth = Peer::connect(scene.node.p2p_port);

@@ -18,7 +18,7 @@ use crate::harness::exporter::Exporter;
 use crate::harness::node::Node;
 use crate::harness::peer::{Peer, block_on, unix_time};
 
-/// The rest of each line in the node's debug.log that contains this text, after the text.
+/// For each line in the node's debug.log that contains this text, the part of the line after the text.
 fn logged(node: &Node, text: &str) -> Vec<String> {
     let log = std::fs::read(node.dir().join("regtest/debug.log")).unwrap();
     let log = String::from_utf8_lossy(&log);
@@ -99,7 +99,8 @@ pub fn misbehaving_reasons_are_bounded() {
     let (_dir, mut fixture, exporter) = crate::fibre(&["-DSTANDARD"]);
     let misbehaving = |labels: &str| sum(&exporter, "bitcoin_connections_misbehaving_total", labels);
     let mut misbehave = |reason: &str| fixture.fire(&format!("misbehaving {reason}"));
-    // Reasons with numbers at the beginning, in the middle and at the end, and a reason of the maximum length.
+    // Reasons for misbehavior with numbers at the beginning, in the middle and at the end, and a reason of the maximum
+    // length.
     let long = format!("{}0", "r".repeat(127));
     for reason in ["9 of 10", "1234567890", "a0/:b", "\u{e9}1\u{b0}", &long] {
         misbehave(reason);
@@ -113,7 +114,7 @@ pub fn misbehaving_reasons_are_bounded() {
     let series = || exporter.metrics().matches("\nbitcoin_connections_misbehaving_total{").count();
     assert_eq!((misbehaving(""), misbehaving("\"other\""), series()), (85.0, 21.0, 65));
     assert_eq!((misbehaving(&letters(79)), misbehaving(&letters(15))), (1.0, 0.0));
-    // The test fires more reasons than the map of the BPF programs can hold.
+    // The fixture fires the tracepoint with more different reasons than the map of the BPF programs can hold.
     (0..400).for_each(|number| {
         misbehave(&format!("{} {}", letters((number % 200) as u8), letters((number / 200) as u8)))
     });

@@ -173,7 +173,7 @@ pub fn full_table_of_rejections_removes_the_least_recent() {
     assert_eq!(exporter.metrics().matches("\nbitcoin_mempool_tx_rejected_total{").count(), 65);
 }
 
-/// Waits until the exporter's gauge of inbound connections equals the number in the node's getnetworkinfo.
+/// Waits until the exporter's gauge of inbound connections equals `connections_in` in the node's getnetworkinfo.
 fn counts_inbound_connections(exporter: &Exporter, node: &Node) {
     eventually("the exporter and the node count the same connections", || {
         let of_node = node.json(&["getnetworkinfo"])["connections_in"].as_f64().unwrap();

@@ -17,8 +17,8 @@ pub fn every_fibre_metric_is_what_was_fired() {
     fixture.fire(&format!("winner 800001 BIP152/CMPCTBLOCK {NAME_A}"));
     fixture.fire("winner 800002 CARRIER/PIGEON n/a");
     fixture.fire("winner 800003 FIBRE/UDPX n/a");
-    fixture.fire("time 800000 1000000 a 26000000 b"); // FIBRE/UDP wins by 25 ms.
-    fixture.fire("time 800001 30000000000 a 29000000000 b"); // The compact block wins by 1 s.
+    fixture.fire("time 800000 1000000 a 26000000 b"); // FIBRE/UDP has the time that is shorter by 25 ms.
+    fixture.fire("time 800001 30000000000 a 29000000000 b"); // The compact block has the time that is shorter by 1 s.
     fixture.fire("time 800002 -1 n/a 5000000 b");
     fixture.fire("time 799999 5000001 a -1 n/a");
     fixture.fire("detail 0 0 2500 2500 1");
@@ -206,7 +206,7 @@ pub fn last_block_is_the_last_seen_by_any_tracepoint() {
     assert_samples(&exporter, "fibre_last_block_height 800002");
     fixture.fire("time 800003 1 a 2 b");
     assert_samples(&exporter, "fibre_last_block_height 800003");
-    // A reorg to a lower height must decrease the gauge.
+    // A reorg to a lower height must decrease the gauge of the last block's height.
     fixture.fire("block 800001 3 1000");
     assert_samples(
         &exporter,
@@ -226,8 +226,8 @@ pub fn restarted_node_does_not_finish_what_the_last_one_queued() {
     });
     let mut fixture = crate::Fixture::start(&compile(dir.path(), &["-DNEWEST"]));
     eventually("the exporter attaches to the new node", || (exporter.get("/ready").0 == 200).then_some(()));
-    // The exporter does not know the waiting time of writes to debug.log that were queued before it attached to the
-    // node.
+    // For writes to debug.log that the node queued before the exporter attached to the node, the exporter does not know
+    // when the wait began, and must not export a waiting time.
     fixture.fire("log_completed 1 1 0");
     fixture.fire("log_started 2 1");
     fixture.fire("log_completed 2 1 0");

@@ -150,7 +150,7 @@ pub fn several_nodes_are_waited_for_until_one_is_left() {
     assert_samples(&exporter, "fibre_blocks_sent_total 1");
 }
 
-/// Starts an exporter that waits for a process of this binary.
+/// Starts an exporter that waits for a process of this node binary to trace.
 fn waiting(binary: &Path) -> Exporter {
     let mut command = command();
     command.arg("--bitcoind").arg(binary).args(["--node-name", "relay", "--health-port", "0"]);

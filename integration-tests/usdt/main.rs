@@ -111,7 +111,7 @@ fn main() -> ExitCode {
         settings::wrong_settings_are_explained_with_their_names,
         block_store::block_store_needs_are_explained,
     ];
-    // These tests start processes as another user, create namespaces or mount file systems, which needs root.
+    // These tests need root, because they start processes as another user, create namespaces or mount file systems.
     let as_root = tests![
         lifecycle::missing_privileges_are_reported,
         lifecycle::node_is_selected_by_its_unit,

@@ -13,7 +13,7 @@ use crate::harness::eventually;
 use crate::harness::exporter::Exporter;
 use crate::harness::node::{bitcoin_cli, bitcoin_node, free_port};
 
-/// A node with its own data directory, which the test restarts. With some arguments, the node is a daemon.
+/// A node with its own data directory, which the test restarts. With the argument `-daemonwait`, the node is a daemon.
 struct Restarted {
     dir: TempDir,
     program: PathBuf,

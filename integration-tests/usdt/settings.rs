@@ -1,5 +1,5 @@
-//! Tests that the exporter reads the settings of `fibre_exporter.py` from its configuration file and from its
-//! environment variables.
+//! Tests that the exporter reads the settings of `fibre_exporter.py`, the program that it replaces, from the
+//! configuration file and from the environment variables of that program.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -146,7 +146,7 @@ pub fn wrong_settings_are_explained_with_their_names() {
         ("FIBRE_HEALTH_PORT", "-1", "FIBRE_HEALTH_PORT: invalid value '-1'"),
         ("FIBRE_VERBOSE", "1", "FIBRE_VERBOSE: \"1\" is neither true nor false"),
         ("FIBRE_TLS_KEY", "/nonexistent", "tls_key is set without tls_cert"),
-        // The exporter must reject an empty unit name, because it would match every process.
+        // The exporter must reject an empty name of a systemd unit, because an empty name would match every process.
         ("BITCOIND_USDT_EXPORTER_UNIT", "", "a value is required for '--unit <NAME>'"),
     ] {
         let message = refused(command().env(variable, value));
