@@ -1,7 +1,7 @@
 """The dashboard *Propagation*: how blocks spread over the nodes of a block store. Its data source is PostgreSQL.
 
 In a query, `{blocks}` is the condition that selects the blocks of the dashboard's time range, chain and stage. It is a condition on the
-height: the views read all rows for a condition on the time.
+height, because the database views read all rows for a condition on the time.
 """
 
 import itertools
