@@ -264,7 +264,7 @@ def build(uid, title, description, job, parts, unfolded=2, one_node=False):
 def encoded(board):
     """The dashboard as JSON. Adds the annotations, which the builders of the SDK do not support."""
     made = json.loads(json.dumps(board, cls=JSONEncoder))
-    if board.uid == "bitcoin-propagation":  # its data source has none of them
+    if board.uid == "bitcoin-propagation":  # its data source, PostgreSQL, has no series for the annotations
         return json.dumps(made, indent=1, sort_keys=True) + "\n"
     made["annotations"] = {"list": [
         {"name": name, "enable": name != "Alerts", "iconColor": colour, "expr": expression, "titleFormat": text,

@@ -1,7 +1,7 @@
 """The dashboard *Propagation*: how blocks spread over the nodes of a block store. Its data source is PostgreSQL.
 
 In a query, `{blocks}` is the condition that selects the blocks of the dashboard's time range, chain and stage. It is a condition on the
-height: the views read all rows for a condition on the time.
+height, because the database views read all rows for a condition on the time.
 """
 
 import itertools
@@ -67,7 +67,7 @@ def _table(title, description, sql, units, span=24, links=()):
 
 
 MICROS = {"median": "µs", "last": "µs", "±": "µs"}
-# The query of the two tables that show the spread of each block.
+# The query of the two tables that show how long each block took to reach the median node and the last node.
 SPREAD = """
     SELECT first_at AS time, block_height AS height, first_node AS "first node", nodes, median_us AS median, last_us AS last,
         error_us AS "±", last_node AS "last node", array_to_string(excluded, ', ') AS "excluded nodes",

@@ -10,7 +10,7 @@
 --     GRANT INSERT, UPDATE ON propagation.blocks TO exporter;
 --     GRANT EXECUTE ON FUNCTION propagation.ensure_partition(integer) TO exporter;
 --
--- Readers, for example Grafana, need only USAGE on the schema and SELECT on its tables.
+-- Users that only read, for example the user of Grafana, need only USAGE on the schema and SELECT on its tables.
 
 CREATE SCHEMA propagation;
 
@@ -71,23 +71,25 @@ BEGIN
                        name, number * 4320, (number + 1)::bigint * 4320);
     END IF;
 END $$;
--- Otherwise every reader could create partitions with the rights of the owner.
+-- Without this statement, every user that can read the schema could create partitions with the rights of the schema's
+-- owner.
 REVOKE EXECUTE ON FUNCTION propagation.ensure_partition(integer) FROM PUBLIC;
 
--- The height of the first block that a node connected at this time or later. A query of the views below should have a
--- condition on the height, which reads only the blocks of a time range. With a condition on the time, the query would
--- read all blocks.
+-- The height of the first block that a node connected at this time or later. A query of the views below should limit
+-- the height with this function: it then reads only the blocks of its time range. With a condition on a time column,
+-- the query would read all blocks.
 CREATE FUNCTION propagation.height_at(of_chain text, at timestamptz) RETURNS integer
 LANGUAGE sql STABLE AS $$
     SELECT block_height FROM propagation.blocks WHERE chain = of_chain AND connected_at >= at ORDER BY connected_at LIMIT 1
 $$;
 
--- The lateness of each node for each block. offset_us is the time from the first node to this node. error_us is the
--- bound on the error of offset_us: the sum of the error bounds of the two clocks and of the two resolutions. The order
--- of two nodes is certain only if offset_us is greater than error_us. `stage` is the compared stage of the block:
--- `connected`, which all exporters report, or `complete`, which only tracepoints show. The view excludes nodes whose
--- clock was not synchronized (see the view unsynchronized), and nodes that connected the block more than an hour after
--- the first node, because they were catching up.
+-- The lateness of each node for each block. offset_us is the time from the moment when the first node reached the stage
+-- to the moment when this node reached it, in microseconds. error_us is the bound on the error of offset_us: the sum of
+-- the error bounds of the two clocks and of the two resolutions. The order of two nodes is certain only if offset_us is
+-- greater than error_us. `stage` is the compared stage of the block: `connected`, which all exporters report, or
+-- `complete`, which only tracepoints show. The view excludes nodes whose clock was not synchronized (see the view
+-- unsynchronized), and nodes that connected the block more than an hour after the first node, because they were
+-- catching up.
 CREATE VIEW propagation.lateness AS
 SELECT *, count(*) OVER (PARTITION BY stage, chain, block_height, block_hash) AS nodes FROM (
     SELECT stage, chain, block_height, block_hash, node, source, at,
@@ -115,7 +117,7 @@ SELECT chain, node, source, block_height, block_hash, connected_at, clock_max_er
 FROM propagation.blocks WHERE clock_synchronized IS NOT TRUE;
 
 -- The spread of each block over the nodes: the time from the first node to the median node and to the last node, the
--- greatest bound on the error of these times, and the excluded nodes.
+-- greatest bound on the error of these times, and the nodes that are excluded because their clock was not synchronized.
 CREATE VIEW propagation.spread AS
 SELECT stage, chain, block_height, block_hash, min(first_at) AS first_at, min(first_node) AS first_node, count(*) AS nodes,
     (percentile_cont(0.5) WITHIN GROUP (ORDER BY offset_us))::bigint AS median_us,
