@@ -28,7 +28,7 @@ use crate::status::Status;
 pub enum UtxoTraceMode {
     /// Subscribe after initial block download, until the trace exceeds its time budget.
     Auto,
-    /// Subscribe after initial block download, without a time budget.
+    /// Subscribe after initial block download, with no limit on the time for which the trace delays the node.
     On,
     /// Never subscribe.
     Off,

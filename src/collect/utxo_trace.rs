@@ -138,7 +138,7 @@ impl UtxoCacheTrace {
     }
 }
 
-/// Counter of the events of the UTXO cache trace.
+/// Counts the changes in the node's UTXO cache that the node reports through the IPC interface Tracing.
 pub struct CoinCounter {
     exceeded: Rc<Notify>,
     counting: Rc<Cell<bool>>,

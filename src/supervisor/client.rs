@@ -28,7 +28,8 @@ pub struct ExporterStart {
     pub inherited: Option<InheritedConnection>,
 }
 
-/// Description of the inherited connection to the node, which only the supervisor has.
+/// Facts about the connection to the node that the supervisor has inherited from systemd or from the node. Only the
+/// supervisor has the connection itself.
 #[derive(Clone, Debug)]
 pub struct InheritedConnection {
     /// Path on which the node's socket listens, if the kernel reports an absolute path.

@@ -99,7 +99,7 @@ pub struct SubscriptionIds {
     pub callback: u32,
     /// The node's export ID for the subscription's handler.
     pub handler: u32,
-    /// The node's export ID for its thread that runs the calls on the handler.
+    /// The node's export ID of its thread that runs the calls of the subscription's `Handler`.
     pub thread: u32,
 }
 
