@@ -70,8 +70,9 @@ pub fn branch_with_more_work_that_the_node_rejects_is_critical() {
     }
 }
 
-/// Starts two nodes on the same chain. The first node is a peer of the hub. The second node is a peer of another node
-/// that can mine. Returns the fleet of the two nodes, and this other node.
+/// Starts two nodes on the same chain. The first node is a peer of the hub. The second node is a peer of a third
+/// node, with which the test mines blocks that the hub does not have. Returns the fleet of the two nodes, and the third
+/// node.
 fn two_sides(drill: &'static str, kind: Kind) -> (Fleet, Node) {
     let network = Network::start(FACTOR);
     network.pace.blocks.store(0, Relaxed);

@@ -49,7 +49,7 @@ impl KnownNode {
     }
 }
 
-/// Evidence about all nodes other than the traced node, kept as long as the exporter runs.
+/// Facts by which processes of other nodes are recognized, and therefore not traced. Kept as long as the exporter runs.
 #[derive(Clone, Debug, Default)]
 pub struct OtherNodes {
     /// Whether other nodes exist, or the user named a PID. In both cases, a process whose file locks, command line and
@@ -71,8 +71,8 @@ pub enum Choice {
     None(Option<String>),
 }
 
-/// Selects the node among these candidates. `last` is the evidence about the node that was traced before, and has
-/// ended.
+/// Selects the node's process among these candidates. `last` has the facts about the node process that the exporter
+/// traced last, and that has exited.
 pub fn choose(
     all: &[Candidate],
     named: UserSelection,

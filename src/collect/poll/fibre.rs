@@ -46,8 +46,8 @@ pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
 #[derive(Default)]
 pub struct PeerSilence(BTreeMap<String, LastReceived>);
 
-/// The last receive time that the node returned for one group, and the group's silence when the node first returned
-/// that time.
+/// For one group of UDP peers: the last receive time that the node returned, and the time since the group's last packet
+/// when the node first returned this receive time.
 struct LastReceived {
     /// Receive time that the node returned, in Unix seconds.
     at: f64,

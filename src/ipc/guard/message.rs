@@ -338,7 +338,7 @@ impl Outcome<'_> {
 /// The capabilities that the sender of a message hosts and passes to the receiver.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MessageCapabilities {
-    /// The sender's export IDs of the capabilities. Each ID in this list gives the receiver one more reference to the
+    /// The sender's export IDs of the capabilities in this message. Each ID in this list gives the receiver one more reference to the
     /// capability.
     pub hosted: Vec<u32>,
 }

@@ -12,8 +12,9 @@
 //!   height is part of a reorg. A block with the known hash is part of a check of the database, unless a thread that
 //!   never checks the database has connected it.
 //!
-//! If the exporter has no hash for a height, because the exporter was started after that block was connected, the
-//! block is undecided until later blocks show whether it belongs to the active chain. A check of the database holds a
+//! If the exporter was started after the active chain's block at a height was connected, it has no hash for this
+//! height. A block that is connected at this height is undecided until later blocks show whether it belongs to the
+//! active chain. A check of the database holds a
 //! lock, and the node connects no other block during the check.
 
 use std::collections::VecDeque;
