@@ -16,6 +16,7 @@ use libtest_mimic::{Arguments, Trial};
 use skip::skip;
 
 const COMMANDS: &str = "\
+way 1 2 3 4 500
 reconstructed source 5 7 2 1000 799999
 send
 winner 800000 FIBRE/UDP peer
@@ -25,7 +26,6 @@ header_chunk 10 20 30 40
 log_queued 7 127
 log_started 7 1
 log_completed 7 1 0
-way 1 2 3 4 500
 message inv 73
 message addr 61
 message addrv2 100
