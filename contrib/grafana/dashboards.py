@@ -621,9 +621,9 @@ INTERNALS = {
     ],
 }
 
-# The bands of the stacked graph: for each band the values of the label `from` that it sums, and its colour. More bands
-# would have colours that are hard to distinguish. The lightness increases from one band to the next (colour map
-# viridis), so people who do not see colours can distinguish the bands.
+# The bands of the graph *Mempool by fee rate*: for each band the values of the label `from` (a fee rate) whose series
+# the band sums, and the band's colour. More bands would have colours that are hard to distinguish. The lightness
+# increases from one band to the next (colour map viridis), so people who do not see colours can distinguish the bands.
 FEERATE_BANDS = {
     "from 233": ("233|377|610|987", "#fde725"),
     "89 to 233": ("89|144", "#a0da39"),

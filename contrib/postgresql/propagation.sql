@@ -21,8 +21,9 @@ INSERT INTO propagation.version VALUES (1);
 -- of a stage that did not occur, or that the exporter does not see, is NULL. docs/fleet.md describes the columns.
 --
 -- The partition key must be a part of the primary key. The height is suitable, because the hash of a block determines
--- its height. A time is not suitable, because it differs between two exporters of one node, and after a reorganization:
--- a block could get a second row. A partition has 4,320 heights, which is a month of blocks.
+-- its height. The time of the connection is not suitable: two exporters of one node measure different times, and a
+-- reorganization can connect a block a second time, so a block could get a second row for the same node. A partition
+-- has 4,320 heights, which is a month of blocks.
 CREATE TABLE propagation.blocks (
     chain text NOT NULL,
     block_height integer NOT NULL,
