@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the dashboards. `dashboards.py --check` compares them with the files instead. Needs the packages in requirements.txt.
+"""Writes the JSON files of the dashboards. With `--check`, only compares the files with the dashboards in this script. Needs the
+packages in requirements.txt.
 
 A panel has a title, a unit, a description, and a legend for each expression. In an expression, `{*}` selects the job, exporter
 and node that are chosen on the dashboard, `{*,x="y"}` also selects a label, and `{@}` selects only the node, for series of the
@@ -33,8 +34,8 @@ def hourly(metric, by=""):
 
 
 def quantiles(metric, by="", window="1d"):
-    """Expressions for the median and the tail of a histogram over a day, for each node and exporter, and by a label. (An hour has
-    only six blocks.)"""
+    """Expressions for the median and the tail of a histogram over a day, for each node and exporter, and by a label. (An hour
+    would be too short for quantiles over blocks, because it has only six blocks.)"""
     grouping = ",".join(["le", "node", "instance", by]).rstrip(",")
     legend = "{{node}} {{%s}}" % by if by else "{{node}}"
     return {

@@ -200,8 +200,8 @@ def _place(panels, top):
 
 
 def _links():
-    """Links to all dashboards. A link keeps the selected node and time range, but not the selected exporter, because dashboards differ in
-    their exporters."""
+    """Links to all dashboards. A link keeps the selected node and time range, but not the selected exporter, because the dashboards
+    show different exporters."""
     boards = {"bitcoin-fleet": "Fleet", "bitcoin-node": "Node", "bitcoin-relay": "Block relay", "bitcoin-mining": "Mining",
               "bitcoin-internals": "Internals", "bitcoin-fibre": "FIBRE", "bitcoin-propagation": "Propagation"}
     return [dashboard.DashboardLink(title).type(model.DashboardLinkType.LINK).keep_time(True)
