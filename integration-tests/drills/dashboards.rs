@@ -35,7 +35,8 @@ fn collect(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// Drill 25: Prometheus also evaluates alert rules of another project, one of which has alerts with the label `node`.
+/// Drill 25 in docs/alerts.md: Prometheus also evaluates alert rules of another project, one of which has alerts with
+/// the label `node`.
 pub fn others_alerts_are_not_counted() {
     let mut fleet =
         Fleet::start("25 unrelated alerts", vec![Plan::new(Kind::Rpc), Plan::new(Kind::HttpOnly)]);

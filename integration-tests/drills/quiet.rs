@@ -1,5 +1,6 @@
-//! Drill 30, the quiet day: situations in which no alert may fire. By default, a situation lasts 75 simulated minutes.
-//! With DRILLS_QUIET_MINUTES=1440, a situation lasts a simulated day, which takes 24 minutes of real time.
+//! Drill 30 in docs/alerts.md, the quiet day: situations in which no alert may fire. By default, a situation lasts 75
+//! simulated minutes. With DRILLS_QUIET_MINUTES=1440, a situation lasts a simulated day, which takes 24 minutes of real
+//! time.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -37,8 +38,8 @@ fn passes(fleet: &Fleet) {
 fn assert_quiet(fleet: &Fleet, since: Instant) {
     fleet.expect(since, &[], &[], minutes());
     assert_eq!(fleet.stack.alerts("firing"), BTreeSet::new(), "firing, and not sent yet or held back");
-    // The query reads the last hour, because after a failed scrape of its own metrics, Prometheus has no current sample
-    // of these series.
+    // The query reads the last hour: after a failed scrape of Prometheus' own metrics, the series have no current
+    // sample.
     let number = |series: &str| -> f64 {
         let query = format!("sum(last_over_time({series}[1h]))");
         fleet.stack.prometheus.query(&query)[0]["value"][1].as_str().unwrap().parse().unwrap()

@@ -1,4 +1,5 @@
-//! The tables of the drills' results, which are written to the file in DRILLS_REPORT.
+//! The tables of the results of all drills (fault injection tests of the alerts), which are written to the file in
+//! DRILLS_REPORT.
 
 use std::sync::Mutex;
 use std::time::Duration;

@@ -31,7 +31,8 @@ const SECONDS: [(&str, Unit); 15] = [
     ("tip_timestamp_seconds", Unit::Real),
     ("tip_age_seconds", Unit::Real),
     ("certificate_expiry", Unit::Real),
-    // The offsets of clocks are real time. FIBRE peers send a packet every ten seconds of real time.
+    // Differences between clocks (`offset_seconds`) are real time. FIBRE peers send a packet every ten seconds of real
+    // time (`silence_seconds`).
     ("offset_seconds", Unit::Real),
     ("silence_seconds", Unit::Real),
     ("cpu_seconds_total", Unit::Real),

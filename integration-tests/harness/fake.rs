@@ -602,7 +602,7 @@ struct Fake {
 }
 
 impl Fake {
-    /// Waits while the test has set that requests for subscriptions get no response.
+    /// Waits until the test lets the fake node respond to requests for subscriptions.
     async fn subscriptions_pass(&self) {
         if *self.state.subscriptions_hang.borrow() {
             let mut call = InCall { state: self.state.clone(), answered: false };
@@ -710,8 +710,9 @@ impl mining::Server for Fake {
         let params = params.get()?;
         let mut milliseconds = params.get_timeout();
         if this.state.offers.core30 {
-            // Cap'n Proto XORs a value with its default. This project's schema has the default f64::MAX and the schema
-            // of Core 30 has none. For Core 30, the XOR must therefore be undone.
+            // Cap'n Proto sends the XOR of a value and its default. For the timeout, this project's schema has the
+            // default f64::MAX, and the schema of Core 30 has no default. To get the value that Core 30 would read, the
+            // fake node undoes the XOR with f64::MAX.
             milliseconds = f64::from_bits(milliseconds.to_bits() ^ f64::MAX.to_bits());
         }
         let timeout = Duration::from_secs_f64(milliseconds / 1000.0);
@@ -770,8 +771,8 @@ impl chain::Server for Fake {
         results.get().set_result(9);
     });
     method!(chain::relay_min_fee(_params: RelayMinFeeParams, results: RelayMinFeeResults), |this| {
-        // In a Chain interface with other ordinals, another method has the ordinal of `relayMinFee`. It returns a
-        // number, and the exporter therefore finds no data in the field for the fee rate.
+        // In a Chain interface with other ordinals, another method has the ordinal of `relayMinFee`. That method
+        // returns a number, and the exporter therefore finds no data in the field for the fee rate.
         if !this.state.offers.other_chain {
             results.get().set_result(&1000u64.to_le_bytes());
         }
@@ -859,8 +860,8 @@ impl tracing::Server for Fake {
 struct Handler {
     callback: Held,
     disconnected: Cell<bool>,
-    /// Whether the fake node calls `destroy` on the callback before it responds to `disconnect`. If false, it calls
-    /// `destroy` after the response.
+    /// Whether the fake node calls `destroy` on the callback before it responds to `disconnect`. If false, the fake
+    /// node calls `destroy` after the response.
     destroys_first: bool,
     counts: Arc<Counts>,
 }

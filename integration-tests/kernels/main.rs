@@ -33,8 +33,8 @@ misbehaving inv message size = 50001
 standard 8 2 3 4 5000000 block text
 ";
 
-/// Samples, without the label `node`, that the exporter must export after [`COMMANDS`]. Each tracepoint has at least
-/// one sample here whose value is not 0.
+/// Samples, without the label `node`, that the exporter must export after the traced program has executed [`COMMANDS`].
+/// Each tracepoint has at least one sample here whose value is not 0.
 const SAMPLES: &str = r#"
     fibre_exporter_probes_attached 27
     fibre_exporter_errors_total{error_type="argument"} 0

@@ -85,7 +85,7 @@ let
           user = defaultsTo "bitcoin" types.str;
           group = defaultsTo config.services.bitcoind.user types.str;
           rpc.users = defaultsTo { } (types.attrsOf types.raw);
-          # This option has no default value.
+          # In nix-bitcoin, this option has no default value.
           cli = option types.package;
         };
       };

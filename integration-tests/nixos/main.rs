@@ -238,7 +238,7 @@ fn nix_packages_install_what_they_should() -> Result<(), Failed> {
         let page = std::fs::read_to_string(out.path().join(format!("share/man/man1/{name}.1")))?;
         assert!(page.contains(".TH"), "{name}: {page}");
     }
-    // The systemd units are for Debian's layout, and must not be installed.
+    // The systemd units contain the paths of Debian, and the Nix packages must not install them.
     assert!(!out.path().join("lib/systemd").exists());
 
     std::fs::write(libexec.join("bitcoin-node"), "the node")?;

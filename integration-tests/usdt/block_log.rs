@@ -1,5 +1,6 @@
-//! Tests of the block log with a real node: that the exporter writes blocks, that the subcommand `blocks` prints them,
-//! and how the exporter handles a full disk and a corrupt file.
+//! Tests of the block log (the exporter's SQLite file with a row for each block) with a real node: that the exporter
+//! writes blocks, that the subcommand `blocks` prints them, and how the exporter handles a full disk and a corrupt
+//! file.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;

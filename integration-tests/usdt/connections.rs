@@ -216,14 +216,15 @@ pub fn evicted_connections_end_once() {
     assert_eq!(sum(&exporter, "fibre_exporter_errors_total", ""), 0.0, "{}", exporter.metrics());
 }
 
-/// The number of messages and the sum of their entries, according to the exporter's histogram.
+/// The number of messages and the total number of their entries (for example, of inventory entries), according to the
+/// exporter's histogram `metric`.
 fn entries(exporter: &Exporter, metric: &str, direction: &str) -> (f64, f64) {
     let part = |what: &str| sum(exporter, &format!("{metric}_{what}"), &format!("direction=\"{direction}\""));
     (part("count"), part("sum"))
 }
 
-/// The number of messages and the sum of their entries, according to the sizes in bytes that follow `text` in the
-/// node's debug.log. An entry has `entry` bytes.
+/// The number of messages and the total number of their entries, computed from the message sizes in bytes that follow
+/// `text` in the node's debug.log. An entry has `entry` bytes.
 fn logged_entries(node: &Node, text: &str, entry: u64) -> (f64, f64) {
     let sizes = logged(node, text).iter().map(|rest| number(rest)).collect::<Vec<_>>();
     (sizes.len() as f64, sizes.iter().map(|size| size / entry).sum::<u64>() as f64)
