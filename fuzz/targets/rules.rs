@@ -1,5 +1,5 @@
-//! Fuzzes the guard with an exporter that sends arbitrary messages, and with a fake node that behaves correctly. The
-//! input selects the messages of the exporter and of the node.
+//! Fuzzes the guard (the process between a node and an exporter) with an exporter that sends arbitrary messages, and
+//! with a fake node that behaves correctly. The input selects the messages of the exporter and of the node.
 //!
 //! The fake node panics if the guard forwards a call that would change the state of a real node, or if the guard does
 //! something that would make a real node disconnect, abort or hang: a protocol violation, a cancelled call, a second

@@ -134,7 +134,8 @@ pub fn usdt_exporter_without_tracepoints_is_an_alert() {
     ];
     targets.extend(fleet.members[1].targets());
     let since = Instant::now();
-    // The new targets do not include the IPC exporter of the killed node, as if another Prometheus scraped it.
+    // The new targets do not include the IPC exporter of the killed node, as if another Prometheus server scraped this
+    // exporter.
     fleet.stack.set_targets(&targets);
     fleet.expect(since, &["lost".into(), "never".into()], &[warning("BitcoinNoProbes")], 60.0);
 }

@@ -158,8 +158,9 @@ pub fn peers_that_misbehave_are_an_alert() {
         // An inv message may have at most 50,000 entries.
         let too_many = vec![bitcoin::p2p::message_blockdata::Inventory::Error; 50_001];
         peer.send(NetworkMessage::Inv(too_many));
-        // A node drops a peer's unhandled messages when the connection is closed. The node does not disconnect the
-        // misbehaving peers, because they have the permission noban.
+        // Keep the connection open until the node has handled the message, because a node drops a peer's unhandled
+        // messages when the connection is closed. The node does not disconnect the misbehaving peers, because they have
+        // the permission noban.
         peer.wait_until_handled();
     }
     fleet.expect(since, &["rpc".into()], &[warning("BitcoinPeersMisbehave")], 30.0);

@@ -43,7 +43,7 @@ pub fn add(line: Line) {
     LINES.lock().unwrap().push(line);
 }
 
-/// The tables of the results of all drills that have run, in Markdown. Empty if no drill has run.
+/// The tables of the results of all drills that have run, in Markdown. The text is empty if no drill has run.
 pub fn tables() -> String {
     let tables = [table(), quiet_table()];
     tables.into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join("\n")

@@ -149,7 +149,7 @@ pub struct Counts {
     ended: AtomicBool,
     /// Number of requests for a block template that the fake node has received so far.
     pub templates: AtomicU32,
-    /// Number of calls under way to which the fake node does not respond because the test requested it.
+    /// Number of the client's unfinished calls to which the fake node does not respond, as requested by the test.
     pub hanging: AtomicU32,
 }
 
@@ -276,7 +276,7 @@ impl FakeNode {
         assert!(self.commands.send(Command::HangAt(step)).is_ok(), "the fake node runs");
     }
 
-    /// Whether a call is under way to which the fake node does not respond because the test requested it.
+    /// Whether the client has an unfinished call to which the fake node does not respond, as requested by the test.
     pub fn hangs(&self) -> bool {
         self.counts.hanging.load(Relaxed) > 0
     }

@@ -138,7 +138,7 @@ impl RawClient {
         })
     }
 
-    /// Reads the next response. Returns the first capability in it, or an error if the connection is closed.
+    /// Reads the next response. Returns the first capability in the response, or an error if the connection is closed.
     fn response(&mut self) -> Result<Option<u32>, capnp::Error> {
         loop {
             let message = serialize::read_message(&mut self.stream, ReaderOptions::new())?;

@@ -8,9 +8,10 @@ use crate::{all_dashboards, panels};
 
 pub const UID: &str = "bitcoin-propagation";
 
-/// A block store with `blocks` blocks, ten minutes apart, and a row for each block and each of `nodes` nodes. The last
-/// block is a minute old. Node `n1` is the first node that gets each block. Node `n2` gets the block one millisecond
-/// after `n1`, and node `n3` two milliseconds after `n1`. The clock of the last node is not synchronized.
+/// A block store (a PostgreSQL database) with `blocks` blocks, ten minutes apart, and a row for each block and each of
+/// `nodes` nodes. The last block is a minute old. Node `n1` is the first node that gets each block. Node `n2` gets the
+/// block one millisecond after `n1`, and node `n3` two milliseconds after `n1`. The clock of the last node is not
+/// synchronized.
 fn store(nodes: u32, blocks: u32) -> Postgres {
     let postgres = Postgres::start();
     let schema = std::fs::read_to_string(contrib().join("postgresql/propagation.sql")).unwrap();

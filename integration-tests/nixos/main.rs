@@ -263,7 +263,8 @@ fn nix_flake_is_locked() -> Result<(), Failed> {
         .arg(format!("path:{}", flake.display()))
         .env("XDG_CACHE_HOME", dir.path())
         .output()?;
-    // Nix makes the files in its store read-only, and they could not be deleted.
+    // Nix makes the files in its store read-only. Without write permission, the test could not delete the temporary
+    // folder.
     Command::new("chmod").arg("-R").arg("u+w").arg(dir.path()).status()?;
     if output.status.success() {
         Ok(())

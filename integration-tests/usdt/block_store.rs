@@ -1,5 +1,5 @@
-//! Tests that the block store, a database on a real PostgreSQL server, receives one row for each block and each of the
-//! real nodes that connect it. Rows must not be lost or stored twice when PostgreSQL stops, when an exporter is killed,
+//! Tests that the block store, a database on a real PostgreSQL server, receives one row for each block from the
+//! exporter of each real node. Rows must not be lost or stored twice when PostgreSQL stops, when an exporter is killed,
 //! when a disk is full, or when settings are wrong.
 
 use std::collections::BTreeMap;

@@ -49,7 +49,7 @@ pub fn reasons_of_misbehaving_peers_are_those_in_the_log() {
     let tip = bitcoin::consensus::encode::deserialize_hex(&tip).unwrap();
     let exporter = crate::exporter(node.pid(), &["--tracepoints", "net"]);
     let misbehaving = |labels: &str| sum(&exporter, "bitcoin_connections_misbehaving_total", labels);
-    // The exporter exports a counter of 0 for each known reason.
+    // The exporter exports a counter of 0 for each known reason of misbehavior.
     assert!(exporter.metrics().contains("reason=\"mutated block\"} 0"), "{}", exporter.metrics());
     assert_eq!(misbehaving(""), 0.0);
 
@@ -318,8 +318,8 @@ pub fn addr_entries_are_counted_as_the_nodes_log_them() {
     });
     let mut minutes = 0;
     let to_next = eventually("both get addresses", || {
-        // The node sends addresses every 30 seconds on average, and closes connections without messages after 20
-        // minutes.
+        // Move the node's clock forward, because the node sends addresses only every 30 seconds on average. The clock
+        // stays at most 15 minutes ahead, because the node closes connections without messages after 20 minutes.
         minutes = (minutes + 1).min(15);
         node.cli(&["setmocktime", &(unix_time() + minutes * 60).to_string()]);
         let lines = logged(&next, "Received addr: ");
