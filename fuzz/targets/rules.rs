@@ -276,7 +276,7 @@ impl Node {
             }
         }
         if fails && method == Some(DISCONNECT) {
-            self.disconnected.remove(&target); // The guard may then call disconnect again.
+            self.disconnected.remove(&target); // After an error, the guard may call disconnect again.
         }
         let frame = build(|it| {
             let mut answer: return_::Builder = it.init_return();

@@ -1,4 +1,5 @@
-//! A drill of the dashboards: they must count the alerts of this project, and no alerts of other projects.
+//! A drill (a fault injection test of the alerts) of the dashboards: they must count the alerts of this project, and no
+//! alerts of other projects.
 
 use std::path::Path;
 use std::time::Instant;

@@ -281,7 +281,7 @@ fn scale_key(object: &mut Value, key: &str, factor: u32) -> Result<(), String> {
 /// Divides the intervals of all routes and the resolve timeout in a configuration of Alertmanager by the factor.
 pub fn routes(mut config: Value, factor: u32) -> Result<Value, String> {
     scale_route(&mut config["route"], factor)?;
-    let default = "5m"; // Alertmanager's default
+    let default = "5m"; // Alertmanager's default of `resolve_timeout`
     let timeout = config["global"]["resolve_timeout"].as_str().unwrap_or(default);
     config["global"]["resolve_timeout"] = duration(timeout, factor)?.into();
     Ok(config)

@@ -70,7 +70,7 @@ impl fmt::Debug for Alert {
     }
 }
 
-/// The first notification about an alert that the webhook received.
+/// An alert that the webhook has received, with the time and the contents of the first notification about this alert.
 #[derive(Clone)]
 pub struct Received {
     pub alert: Alert,

@@ -31,7 +31,7 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use super::templates::{Outcome, Step, Templates, Watched};
 
-/// Number of the block that is the tip when the fake node starts.
+/// Number of the fake chain's block that is the tip when the fake node starts.
 const FIRST_TIP: u8 = 7;
 
 /// The current time in milliseconds since the Unix epoch.
@@ -62,8 +62,8 @@ pub struct Offers {
     pub absurd: bool,
     /// Whether the long poll (`waitTipChanged`) returns an error at once.
     pub tip_fails: bool,
-    /// Whether the fake node is still loading its chain. Until the chain is loaded, the fake node records each client
-    /// call that reads the chain as a client error.
+    /// Whether the fake node is still loading its chain. Until the chain is loaded, the fake node records a client
+    /// error for each call that reads the chain.
     pub loading: bool,
     /// Whether the node is a FIBRE node with one FIBRE peer.
     pub fibre: bool,
@@ -187,7 +187,7 @@ impl FakeNode {
         let listener = std::os::unix::net::UnixListener::bind(dir.path().join("node.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let shared = counts.clone();
-        // Core 30 does not report over IPC when its chain is loaded. The exporter therefore waits until the node's
+        // Core 30 does not report over IPC whether its chain is loaded. The exporter therefore waits until the node's
         // process has a thread with the name `b-msghand`.
         let name = if offers.loading { "b-init" } else { "b-msghand" };
         std::thread::Builder::new()

@@ -22,7 +22,7 @@ fn tips_are_stored_with_their_resolution_and_the_rank_is_shown() {
     let dir = TempDir::new().unwrap();
     let mut postgres = Postgres::start();
     let node = Node::start(&["-logtimemicros"]);
-    node.mine(1); // Initial block download ends. During it, tips are not stored.
+    node.mine(1); // Initial block download, in which the exporter stores no blocks, ends.
     let (file, password) = (dir.path().join("blocks.sqlite"), postgres.password_file());
     let url = postgres.url("sslmode=prefer");
     let arguments = ["--chain", "regtest", "--node-name", "ipc-node", "--block-log", file.to_str().unwrap()];

@@ -136,7 +136,7 @@ fn hanging_http_node_is_disconnected_as_hung() {
     assert!(failures(&exporter, "timeout") >= 1.0);
 }
 
-/// The fake HTTP server closes the connection after the exporter has sent its second request, and does not respond to
+/// The fake HTTP server closes each connection after the exporter has sent a second request, and does not respond to
 /// this request. A real node can also close an idle HTTP connection at the moment at which the exporter sends a
 /// request.
 #[test]
@@ -364,7 +364,7 @@ fn calls_without_answer_are_not_repeated_on_their_thread() {
     node.signal(Signal::SIGSTOP);
     eventually("a call has no answer", || exporter.log().contains("no response within").then_some(()));
     // Wait for six times the call timeout. In this time, a faulty exporter would make another call on a thread of the
-    // node that has not responded to its last call.
+    // node whose last call is unfinished.
     std::thread::sleep(std::time::Duration::from_secs(3));
     node.signal(Signal::SIGCONT);
     node.mine(2);

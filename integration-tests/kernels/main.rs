@@ -1,5 +1,6 @@
-//! Tests of all BPF programs on Debian's kernels, in virtual machines of QEMU. In each virtual machine, the exporter
-//! loads the BPF programs, attaches them to a program with all tracepoints, and counts the tracepoints' events.
+//! Tests of all BPF programs of the USDT exporter on Debian's kernels, in virtual machines of QEMU. In each virtual
+//! machine, the exporter loads the BPF programs, attaches them to a program with all tracepoints, and counts the
+//! tracepoints' events.
 //!
 //! The tests need the folder $KERNELS, which `integration-tests/kernels/fetch` creates. The tests for arm64 also need
 //! the package $DEB_ARM64, which `contrib/debian/package arm64` builds. Tests whose files are missing are skipped with

@@ -26,7 +26,7 @@ pub fn compose_images_are_pinned_and_hardened() {
     );
     for (name, service) in services {
         let (image, tag) = service["image"].as_str().unwrap().rsplit_once(':').expect("a tag");
-        // A version of PostgreSQL has two numbers. The versions of the other images have three.
+        // A version of PostgreSQL has two numbers. The versions of the other images have three numbers.
         let parts = if name == "postgres" { 2 } else { 3 };
         assert!(tag.split('.').count() == parts, "{image}: {tag} is not one version");
         // `<<` is the YAML merge key: each service must contain `<<: *hardened`, the shared security settings.

@@ -289,7 +289,7 @@ in
       };
     };
   };
-  # JSON-RPC over HTTP in addition to IPC, for Bitcoin Core 30 and 31.
+  # An exporter that uses JSON-RPC over HTTP in addition to IPC, which Bitcoin Core 30 and 31 need.
   rpc-beside-ipc = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;

@@ -62,7 +62,8 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
     // announcements, which counts only announcements of connected blocks.
     assert!(exporter.metrics().contains("\nbitcoin_block_announcements_total{"));
     assert!(!of_peer.metrics().contains("\nbitcoin_block_announcements_total{"));
-    // For each message type, the messages and bytes that one node sent must equal those that the other node received.
+    // For each message type, the messages and bytes that one node sent must equal the messages and bytes that the other
+    // node received.
     let of_type = |exporter: &Exporter, metric: &str, direction: &str, kind: &str| {
         sum(exporter, metric, &format!("direction=\"{direction}\",type=\"{kind}\""))
     };
