@@ -215,8 +215,8 @@ pub fn backlog_of_announcements_is_an_alert() {
         fleet.members.iter().map(|it| Peer::connect_for_transactions(it.real().p2p_port)).collect();
     // Stop mining, because a new block would confirm most of the transactions.
     fleet.network.pace.blocks.store(0, Relaxed);
-    // The transactions split the coinbase of block 61, because the hub spends the coinbases of the first 60 blocks in
-    // other transactions.
+    // Spend the coinbase of block 61, because the hub spends the coinbases of the first 60 blocks in other
+    // transactions.
     hub.fan_out(&hub.cli(&["getblockhash", "61"]), 9_000);
     let since = Instant::now();
     fleet.expect(since, &fleet.names(), &[warning("BitcoinInvBacklog")], 30.0);
