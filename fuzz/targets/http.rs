@@ -22,6 +22,9 @@ impl Pages for FixedPages {
     fn index(&self) -> String {
         "index".into()
     }
+    fn status(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
 }
 
 fuzz_target!(|data: &[u8]| {

@@ -312,6 +312,9 @@ mod tests {
         fn index(&self) -> String {
             "index".into()
         }
+        fn status(&self) -> serde_json::Value {
+            serde_json::Value::Null
+        }
     }
 
     fn listener() -> (Arc<Listener>, SocketAddr) {

@@ -177,7 +177,7 @@ impl Pages for StatusPages {
         self.page.html()
     }
 
-    fn status(&self) -> Option<Value> {
-        Some(self.page.json(&self.ready()))
+    fn status(&self) -> Value {
+        self.page.json(&self.ready())
     }
 }
