@@ -140,7 +140,7 @@ impl WebConfig {
 
     /// Whether clients need a password or a client certificate.
     pub fn protects(&self) -> bool {
-        !self.users.is_empty() || self.tls.as_ref().is_some_and(ReloadableTls::asks_for_certificate)
+        !self.users.is_empty() || self.tls.as_ref().is_some_and(|tls| tls.asks_for_certificate)
     }
 
     /// The configured HTTP headers, which the server adds to every response.
