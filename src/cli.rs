@@ -75,7 +75,7 @@ impl CommonArgs {
     /// # Errors
     /// The web configuration file cannot be read or is invalid.
     pub fn web_config(&self) -> Result<WebConfig> {
-        WebConfig::from_option(self.web_config_file.as_deref())
+        self.web_config_file.as_deref().map_or_else(|| Ok(WebConfig::default()), WebConfig::read)
     }
 
     /// The web configuration file, and the certificate and key files that it names, which the sandbox has to allow.

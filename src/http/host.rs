@@ -78,17 +78,12 @@ impl AllowedHosts {
 
     fn allows(&self, host: &[u8]) -> bool {
         let Ok(host) = str::from_utf8(host) else { return false };
-        let name = host_name(host);
+        let (name, _) = split_port(host);
         name.is_empty()
             || name.eq_ignore_ascii_case("localhost")
             || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
             || self.names.iter().any(|allowed| name.eq_ignore_ascii_case(&allowed.0))
     }
-}
-
-/// Returns the host name or address in `NAME:PORT`.
-fn host_name(host: &str) -> &str {
-    split_port(host).0
 }
 
 /// Splits `HOST:PORT`. Returns the host name or address, without the brackets of an IPv6 address and without a trailing

@@ -51,23 +51,15 @@ impl Listener {
     /// # Errors
     /// The process cannot listen on the address, for example because another process listens on it.
     pub fn bind(address: &Address) -> Result<Self> {
+        const ADVICE: &str = "choose another address with --metrics-addr";
         match address {
-            Address::Tcp(address) => {
-                let listener = TcpListener::bind(address).with_context(|| {
-                    format!(
-                        "cannot listen on {address} (choose another address with --metrics-addr HOST:PORT)"
-                    )
-                })?;
-                Ok(Listener::Tcp(listener))
-            }
+            Address::Tcp(address) => TcpListener::bind(address)
+                .map(Listener::Tcp)
+                .with_context(|| format!("cannot listen on {address} ({ADVICE} HOST:PORT)")),
             Address::Unix(path) => {
                 remove_stale_socket(path)?;
-                let listener = UnixListener::bind(path).with_context(|| {
-                    format!(
-                        "cannot listen on {} (choose another address with --metrics-addr)",
-                        path.display()
-                    )
-                })?;
+                let listener = UnixListener::bind(path)
+                    .with_context(|| format!("cannot listen on {} ({ADVICE})", path.display()))?;
                 Ok(Listener::Unix(listener, Some(SocketFile::at(path)?)))
             }
         }

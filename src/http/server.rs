@@ -2,12 +2,12 @@
 
 use std::convert::Infallible;
 use std::os::fd::AsFd;
-use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
+use futures::FutureExt;
 use futures::future::join_all;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -137,7 +137,7 @@ fn serve_on_thread_with(
 ) -> Result<HttpServerHandle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let end = CancellationToken::new();
-    let mut servers: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+    let mut servers = Vec::new();
     {
         let _runtime = runtime.enter();
         for (listener, mut endpoint) in listeners {
@@ -147,18 +147,18 @@ fn serve_on_thread_with(
             }
             let connections = Connections::new(connection_limit(max_connections, endpoint.access));
             let (endpoint, pages, end) = (Arc::new(endpoint), pages.clone(), end.clone());
-            match &*listener {
+            servers.push(match &*listener {
                 Listener::Tcp(listener) => {
                     listener.set_nonblocking(true)?;
                     let listener = TcpListener::from_std(listener.try_clone()?)?;
-                    servers.push(Box::pin(serve(listener, connections, endpoint, pages, end)));
+                    serve(listener, connections, endpoint, pages, end).boxed()
                 }
                 Listener::Unix(listener, _) => {
                     listener.set_nonblocking(true)?;
                     let listener = UnixListener::from_std(listener.try_clone()?)?;
-                    servers.push(Box::pin(serve(listener, connections, endpoint, pages, end)));
+                    serve(listener, connections, endpoint, pages, end).boxed()
                 }
-            }
+            });
         }
     }
     let (alive, ended) = mpsc::channel();
@@ -265,9 +265,9 @@ pub async fn serve_connection(
     let web_config = &endpoint.web_config;
     let answer = service_fn(async |request: Request<Incoming>| {
         let mut response = if endpoint.hosts.permit(request.uri(), request.headers()) {
-            match web_config.users().permit(request.headers()).await {
+            match web_config.users.permit(request.headers()).await {
                 AuthResult::Permitted => {
-                    if !web_config.users().is_empty() {
+                    if !web_config.users.is_empty() {
                         authenticated.store(true, Relaxed);
                     }
                     answer(&request, endpoint.access, pages)
@@ -278,7 +278,7 @@ pub async fn serve_connection(
         } else {
             misdirected()
         };
-        response.headers_mut().extend(web_config.headers().clone());
+        response.headers_mut().extend(web_config.headers.clone());
         Ok::<_, Infallible>(response)
     });
     // With `half_close`, a client that shuts down its sending side after the request still receives the response.
