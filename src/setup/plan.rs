@@ -108,12 +108,12 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn problem(&mut self, text: String) {
-        self.plan.problems.push(text);
+    fn problem(&mut self, text: impl Into<String>) {
+        self.plan.problems.push(text.into());
     }
 
-    fn note(&mut self, text: String) {
-        self.plan.notes.push(text);
+    fn note(&mut self, text: impl Into<String>) {
+        self.plan.notes.push(text.into());
     }
 
     /// Plans to add `text` to the file at `path`, which is relative to the root directory.
@@ -132,14 +132,11 @@ impl Planner<'_> {
             ));
         }
         if node.is_in_container {
-            self.problem(
-                "the node runs in a container, which setup cannot change; see docs/containers.md".into(),
-            );
+            self.problem("the node runs in a container, which setup cannot change; see docs/containers.md");
         }
         if self.machine.systemd.is_none() {
             self.problem(
-                "this machine does not run systemd; start the exporter in another way (docs/connection.md)"
-                    .into(),
+                "this machine does not run systemd; start the exporter in another way (docs/connection.md)",
             );
         }
         let binary = node.node_binary.as_ref().map(|binary| &binary.path);
@@ -153,7 +150,7 @@ impl Planner<'_> {
             self.note(format!("{} includes other files, which setup does not read", node.conf.display()));
         }
         if !node.wallets.is_empty() {
-            self.note("the node has open wallets. The exporter cannot use them. A restart locks encrypted wallets, and closes those that are not loaded at startup".into());
+            self.note("the node has open wallets. The exporter cannot use them. A restart locks encrypted wallets, and closes those that are not loaded at startup");
         }
     }
 
@@ -187,7 +184,7 @@ impl Planner<'_> {
             return Some(socket.clone());
         }
         if node.settings.value("ipcbind") == Some("0") {
-            self.note("the exporter will poll this node over HTTP only, because -noipcbind is set".into());
+            self.note("the exporter will poll this node over HTTP only, because -noipcbind is set");
             return None;
         }
         if let Some(value) = node.settings.value("ipcbind").filter(|_| !has_drop_in) {
@@ -209,7 +206,7 @@ impl Planner<'_> {
             }
             return Some(node.chain_dir.join("node.sock"));
         }
-        self.note("the exporter will poll this node over HTTP only, because bitcoind has no IPC. For IPC, start bitcoin-node -ipcbind=unix (Bitcoin Core 30 or later) in its place".into());
+        self.note("the exporter will poll this node over HTTP only, because bitcoind has no IPC. For IPC, start bitcoin-node -ipcbind=unix (Bitcoin Core 30 or later) in its place");
         None
     }
 
@@ -250,16 +247,13 @@ impl Planner<'_> {
             return false;
         }
         if node.exporter.has_credentials {
-            self.note("the exporter's unit or environment file has credentials for JSON-RPC already; setup adds none".into());
+            self.note("the exporter's unit or environment file has credentials for JSON-RPC already; setup adds none");
             return true;
         }
         if node.settings.value("server") == Some("0") {
             let why = "the node has no JSON-RPC over HTTP, because server=0 is set; with server=1 the exporter has more metrics";
-            if has_ipc {
-                self.note(why.into())
-            } else {
-                self.problem(why.into())
-            }
+            let list = if has_ipc { &mut self.plan.notes } else { &mut self.plan.problems };
+            list.push(why.into());
             return false;
         }
         for name in ["rpcauth", "rpcwhitelist"] {
@@ -362,7 +356,7 @@ impl Planner<'_> {
             Some(prometheus) if prometheus.targets.contains(&address) => {}
             Some(prometheus) => {
                 if !prometheus.config.contains("targets/ipc") {
-                    self.note("add this job to /etc/prometheus/prometheus.yml:\n- job_name: bitcoind-ipc\n  file_sd_configs:\n    - files: [/etc/prometheus/targets/ipc*.yml]".into());
+                    self.note("add this job to /etc/prometheus/prometheus.yml:\n- job_name: bitcoind-ipc\n  file_sd_configs:\n    - files: [/etc/prometheus/targets/ipc*.yml]");
                 }
                 self.add(&format!("etc/prometheus/targets/ipc-{}.yml", name.unwrap_or("bitcoind")), target);
             }
