@@ -145,9 +145,6 @@ pub trait Cli: Parser {
     /// Default of `--metrics-addr`.
     const METRICS_ADDR: &'static str;
 
-    /// The arguments that both binaries share.
-    fn common(&self) -> &CommonArgs;
-
     /// Sets options that the command line (`given`) does not set, from other sources, for example a configuration file.
     ///
     /// # Errors
@@ -180,9 +177,12 @@ pub trait Cli: Parser {
         Ok(program)
     }
 
-    /// Prints the file that `--generate` requests. Returns `None` without that option.
-    fn generate(&self) -> Option<Result<()>> {
-        Some(ignore_broken_pipe(generate::print(self.common().generate?, Self::full_command())))
+    /// Prints a file that packages ship with the binary.
+    ///
+    /// # Errors
+    /// Standard output cannot be written.
+    fn generate(file: PackageFile) -> Result<()> {
+        print(&String::from_utf8_lossy(&generate::contents(file, Self::full_command())?))
     }
 }
 

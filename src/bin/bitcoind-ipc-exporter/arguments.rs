@@ -178,10 +178,6 @@ pub enum HttpRpcMode {
 impl Cli for Arguments {
     const ENVIRONMENT: &'static str = "BITCOIND_IPC_EXPORTER";
     const METRICS_ADDR: &'static str = "127.0.0.1:9332";
-
-    fn common(&self) -> &CommonArgs {
-        &self.common
-    }
 }
 
 impl Arguments {

@@ -123,7 +123,7 @@ fn print(arguments: &Arguments) -> Option<Result<()>> {
     if arguments.print_metrics_reference {
         return Some(cli::print(&bitcoind_exporter::metrics_reference()));
     }
-    arguments.generate()
+    arguments.common.generate.map(Arguments::generate)
 }
 
 /// The listener for the metrics, and the additional listener for health checks if that is enabled.
