@@ -5,7 +5,7 @@
 //!
 //! - `address` parses addresses, and `listener` opens the listening sockets.
 //! - `server` accepts connections and handles requests; `routes` builds the response for each path; `negotiate` selects
-//!   the exposition format, and `compression` compresses responses.
+//!   the exposition format and compression, and `compression` compresses responses.
 //! - `web_config` reads `--web.config.file`: TLS and passwords.
 //!
 //! The table lists the attacks that the endpoint defends against, the code that prevents each attack, and the test of
@@ -36,6 +36,6 @@ pub use address::Address;
 pub use host::HostName;
 pub use listener::Listener;
 pub(crate) use listener::remove_stale_socket;
-pub use routes::Pages;
-pub use server::{Endpoint, HttpServerHandle, serve_on_thread};
+pub use routes::{EndpointScope, Pages};
+pub use server::{Endpoint, HttpServerHandle, max_connections, serve_on_thread};
 pub use web_config::WebConfig;

@@ -9,8 +9,8 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 
-use super::compression::{accepts_gzip, compress};
-use super::negotiate::negotiate;
+use super::compression::compress;
+use super::negotiate::{accepts_gzip, negotiate};
 use crate::metrics::Format;
 
 /// The contents of the HTTP endpoint's pages, which each of the two exporters implements.
