@@ -12,7 +12,7 @@ use clap::{ArgMatches, Args, Command, Parser};
 
 use crate::block_store::StoreArgs;
 use crate::generate::{self, PackageFile};
-use crate::http::{Address, Endpoint, HostName, WebConfig};
+use crate::http::{Address, Endpoint, EndpointScope, HostName, WebConfig};
 use crate::logging::{self, LogTarget};
 use crate::sandbox::{AllowedFiles, SandboxMode};
 
@@ -90,7 +90,7 @@ impl CommonArgs {
     /// # Errors
     /// The errors of [`Self::web_config`].
     pub fn endpoint(&self) -> Result<Endpoint> {
-        Ok(Endpoint::all(self.web_config()?).with_allowed_hosts(&self.web_allowed_host))
+        Ok(Endpoint::new(EndpointScope::Everything, self.web_config()?, &self.web_allowed_host))
     }
 }
 

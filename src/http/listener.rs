@@ -26,23 +26,13 @@ pub fn remove_stale_socket(path: &Path) -> io::Result<()> {
 pub enum Listener {
     /// A TCP socket.
     Tcp(TcpListener),
-    /// A Unix socket, and the identity of its file if this process created the file.
-    Unix(UnixListener, Option<SocketFile>),
+    /// A Unix socket, and if this process created the socket's file, the path and the [`identity`] of the file.
+    Unix(UnixListener, Option<(PathBuf, (u64, u64))>),
 }
 
-/// The identity of a Unix socket's file: path, device and inode.
-#[derive(PartialEq)]
-pub struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl SocketFile {
-    fn at(path: &Path) -> io::Result<Self> {
-        let file = path.symlink_metadata()?;
-        Ok(SocketFile { path: path.to_path_buf(), device: file.dev(), inode: file.ino() })
-    }
+/// The device and the inode of a file.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    path.symlink_metadata().map(|file| (file.dev(), file.ino()))
 }
 
 impl Listener {
@@ -60,7 +50,7 @@ impl Listener {
                 remove_stale_socket(path)?;
                 let listener = UnixListener::bind(path)
                     .with_context(|| format!("cannot listen on {} ({ADVICE})", path.display()))?;
-                Ok(Listener::Unix(listener, Some(SocketFile::at(path)?)))
+                Ok(Listener::Unix(listener, Some((path.clone(), identity(path)?))))
             }
         }
     }
@@ -101,10 +91,10 @@ impl Listener {
 
     /// Removes the file of a Unix socket if this process created the file, and no other file has replaced the file.
     pub fn remove_file(&self) {
-        if let Listener::Unix(_, Some(file)) = self
-            && SocketFile::at(&file.path).is_ok_and(|present| present == *file)
+        if let Listener::Unix(_, Some((path, created))) = self
+            && identity(path).is_ok_and(|present| present == *created)
         {
-            let _ = std::fs::remove_file(&file.path);
+            let _ = std::fs::remove_file(path);
         }
     }
 

@@ -68,21 +68,10 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Creates the configuration of a listener that serves all paths, with the TLS settings and users of the web
-    /// configuration.
-    pub fn all(web_config: WebConfig) -> Self {
-        Endpoint { web_config, access: EndpointScope::Everything, hosts: AllowedHosts::default() }
-    }
-
-    /// Creates the configuration of a listener that serves only the health checks, over TLS if the web configuration
-    /// has a certificate.
-    pub fn health(web_config: WebConfig) -> Self {
-        Endpoint { web_config, access: EndpointScope::Health, hosts: AllowedHosts::default() }
-    }
-
-    /// Also allows requests for these host names, if the listener has a loopback address.
-    pub fn with_allowed_hosts(self, names: &[HostName]) -> Self {
-        Endpoint { hosts: AllowedHosts::loopback_and(names.to_vec()), ..self }
+    /// Creates the configuration of a listener that serves these paths, with the TLS settings and users of the web
+    /// configuration. If the listener has a loopback address, requests for the host names in `names` are also allowed.
+    pub fn new(access: EndpointScope, web_config: WebConfig, names: &[HostName]) -> Self {
+        Endpoint { web_config, access, hosts: AllowedHosts::loopback_and(names.to_vec()) }
     }
 
     fn announce(&self, listener: &Listener) {
@@ -122,14 +111,6 @@ impl HttpServerHandle {
 /// # Errors
 /// The runtime or the thread cannot be created, or a listener cannot be used.
 pub fn serve_on_thread(
-    listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
-    pages: Arc<impl Pages>,
-    heartbeat: Heartbeat,
-) -> Result<HttpServerHandle> {
-    serve_on_thread_with(max_connections(), listeners, pages, heartbeat)
-}
-
-fn serve_on_thread_with(
     max_connections: usize,
     listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
     pages: Arc<impl Pages>,
@@ -214,7 +195,7 @@ async fn serve<L>(
 
 /// The maximum number of HTTP connections of the process: [`MAX_CONNECTIONS`], or fewer if the process's limit on open
 /// files is low.
-fn max_connections() -> usize {
+pub fn max_connections() -> usize {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     limit.saturating_sub(OTHER_FILES).clamp(2, MAX_CONNECTIONS) as usize
 }
@@ -343,11 +324,10 @@ mod tests {
     #[test]
     fn connections_for_health_checks_close_no_scrapers() {
         let [(metrics, metrics_at), (health, health_at)] = [listener(), listener()];
-        let listeners = [
-            (metrics, Endpoint::all(WebConfig::default())),
-            (health, Endpoint::health(WebConfig::default())),
-        ];
-        let serving = serve_on_thread_with(6, listeners, Arc::new(FixedPages), Heartbeat::default()).unwrap();
+        let endpoint = |access| Endpoint::new(access, WebConfig::default(), &[]);
+        let listeners =
+            [(metrics, endpoint(EndpointScope::Everything)), (health, endpoint(EndpointScope::Health))];
+        let serving = serve_on_thread(6, listeners, Arc::new(FixedPages), Heartbeat::default()).unwrap();
         let mut scrapers: Vec<_> = (0..5).map(|_| TcpStream::connect(metrics_at).unwrap()).collect();
         assert!(scrapers.iter_mut().all(is_answered));
         let mut checks: Vec<_> = (0..30).map(|_| TcpStream::connect(health_at).unwrap()).collect();
