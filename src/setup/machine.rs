@@ -324,25 +324,26 @@ impl Node {
         format!("http://127.0.0.1:{}", self.rpc_port())
     }
 
+    /// The rest of the first line with this prefix in the output of `--check`.
+    fn checked(&self, prefix: &str) -> Option<&str> {
+        self.check.as_deref().ok()?.lines().find_map(|line| line.strip_prefix(prefix))
+    }
+
     /// Whether the node has this interface over IPC; `None` if the node could not be queried over IPC.
     pub fn has_interface(&self, name: &str) -> Option<bool> {
-        let lines = self.check.as_deref().ok()?.lines();
-        let line =
-            lines.filter_map(|line| line.strip_prefix("interface ")).find(|line| line.starts_with(name))?;
-        Some(line.trim_start_matches(name).trim_start().starts_with("yes"))
+        let offered = self.checked(&format!("interface {name} "))?;
+        Some(offered.trim_start().starts_with("yes"))
     }
 
     /// The reason why `--check` could not use JSON-RPC over HTTP in addition to IPC; `None` if it used HTTP or did not
     /// need it.
     pub fn http_error(&self) -> Option<&str> {
-        let mut lines = self.check.as_deref().ok()?.lines();
-        lines.find_map(|line| line.strip_prefix("JSON-RPC over HTTP is not used: "))
+        self.checked("JSON-RPC over HTTP is not used: ")
     }
 
     /// The version of the node, for example `320000`; `None` if the output of `--check` does not contain it.
     pub fn version(&self) -> Option<u32> {
-        let node = self.check.as_deref().ok()?.lines().find_map(|line| line.strip_prefix("node: "))?;
-        let label = node.split(',').find_map(|label| label.strip_prefix("version="))?;
+        let label = self.checked("node: ")?.split(',').find_map(|label| label.strip_prefix("version="))?;
         label.trim_matches('"').parse().ok()
     }
 
@@ -416,9 +417,7 @@ impl Node {
         if !self.is_accessible || !self.is_selected {
             return text;
         }
-        let check = self.check.as_deref().unwrap_or_default();
-        let node = check.lines().find_map(|line| line.strip_prefix("node: "));
-        fact("version", node.unwrap_or("unknown").to_string());
+        fact("version", self.checked("node: ").unwrap_or("unknown").to_string());
         fact("chain", format!("{} in {}", self.chain.name, self.chain_dir.display()));
         let is_missing = if self.conf.exists() { "" } else { " (does not exist)" };
         fact("configuration", format!("{}{is_missing}", self.conf.display()));
@@ -430,9 +429,11 @@ impl Node {
         let offered = |name: &&str| self.has_interface(name) == Some(true);
         let interfaces: Vec<_> =
             ["mining", "rpc", "chain", "node", "tracing", "http-rpc"].into_iter().filter(offered).collect();
-        let metrics = check.lines().filter(|line| line.starts_with("  bitcoin_")).count();
         match &self.check {
-            Ok(_) => fact("provides", format!("{metrics} metrics now, over {}", interfaces.join(", "))),
+            Ok(check) => {
+                let metrics = check.lines().filter(|line| line.starts_with("  bitcoin_")).count();
+                fact("provides", format!("{metrics} metrics now, over {}", interfaces.join(", ")));
+            }
             Err(error) => fact("provides", format!("unknown: {error}")),
         }
         fact("tracepoints", self.tracepoints.map_or("unknown".into(), |sites| sites.to_string()));
