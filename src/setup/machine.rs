@@ -257,12 +257,12 @@ impl Node {
         let arguments = process.cmdline().unwrap_or_default();
         let uid = status.euid;
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-        let started_with = datadir_at_start(process, &arguments, user.as_ref());
-        let (chain, chain_dir, datadir) = directories(&arguments, &files, &started_with);
+        let given = Settings::new(&arguments, "", "main");
+        let started_with = datadir_at_start(process, &given, user.as_ref());
+        let (chain, chain_dir, datadir) = directories(&given, &files, &started_with);
         let mut wallets = files;
         wallets.retain(|path| path.ends_with("wallet.dat"));
         wallets.dedup();
-        let given = Settings::new(&arguments, "", chain.name);
         let conf = started_with.join(given.value("conf").unwrap_or("bitcoin.conf"));
         let (text, previous) = read_split(&conf);
         let unit = service(process).filter(|_| root == Path::new("/"));
@@ -446,13 +446,12 @@ impl Node {
 
 /// The directory that contains `bitcoin.conf`: the data directory on the command line, or the default data directory.
 /// The setting `datadir` in `bitcoin.conf` can select another data directory.
-fn datadir_at_start(process: &Process, arguments: &[String], user: Option<&User>) -> PathBuf {
+fn datadir_at_start(process: &Process, given: &Settings, user: Option<&User>) -> PathBuf {
     let home = || {
         let variable = process.environ().ok().and_then(|mut variables| variables.remove(OsStr::new("HOME")));
         variable.map(PathBuf::from).or_else(|| Some(user?.dir.clone())).unwrap_or("/".into())
     };
-    let settings = Settings::new(arguments, "", "main");
-    match settings.value("datadir").map(Path::new) {
+    match given.value("datadir").map(Path::new) {
         Some(path) if path.is_absolute() => path.into(),
         Some(path) => process.cwd().unwrap_or_default().join(path),
         None => home().join(".bitcoin"),
@@ -462,7 +461,7 @@ fn datadir_at_start(process: &Process, arguments: &[String], user: Option<&User>
 /// The node's chain, the directory of the chain and the data directory. The result is derived from the directory in
 /// which the node has the file `.lock` open, or if the node has none, from the node's arguments.
 fn directories(
-    arguments: &[String],
+    given: &Settings,
     files: &[PathBuf],
     started_with: &Path,
 ) -> (&'static ChainParams, PathBuf, PathBuf) {
@@ -474,10 +473,9 @@ fn directories(
         let datadir = by_folder.and_then(|_| dir.parent()).unwrap_or(dir);
         return (by_folder.unwrap_or(&CHAINS[0]), dir.into(), datadir.into());
     }
-    let settings = Settings::new(arguments, "", "main");
     let flags = [("testnet", "test"), ("testnet4", "testnet4"), ("signet", "signet"), ("regtest", "regtest")];
-    let by_flag = flags.iter().find(|(flag, _)| settings.value(flag).is_some()).map(|(_, name)| *name);
-    let chain = ChainParams::from_name(settings.value("chain").or(by_flag).unwrap_or("main"));
+    let by_flag = flags.iter().find(|(flag, _)| given.value(flag).is_some()).map(|(_, name)| *name);
+    let chain = ChainParams::from_name(given.value("chain").or(by_flag).unwrap_or("main"));
     (chain, chain.folder(started_with), started_with.into())
 }
 

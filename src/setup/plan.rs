@@ -146,7 +146,7 @@ impl Planner<'_> {
                 "{path:?} has a character that setup cannot write to a unit; write the drop-ins by hand"
             ));
         }
-        if node.settings.includes_files() {
+        if node.settings.includes_files {
             self.note(format!("{} includes other files, which setup does not read", node.conf.display()));
         }
         if !node.wallets.is_empty() {
