@@ -77,7 +77,8 @@ impl Plan {
             Ok(node) => node,
             Err(problem) => return Plan { problems: vec![problem], ..Plan::default() },
         };
-        let mut planner = Planner { machine, node, binary: node.named_binary.clone(), plan: Plan::default() };
+        let binary = node.named_binary.clone();
+        let mut planner = Planner { machine, node, binary, needs_restart: false, plan: Plan::default() };
         planner.check_machine();
         if node.is_accessible && !node.is_in_container {
             planner.plan_all(Secret::of_earlier_setup(node).unwrap_or(secret));
@@ -104,6 +105,8 @@ struct Planner<'a> {
     node: &'a Node,
     /// Path of the binary that the node runs after the changes.
     binary: PathBuf,
+    /// Whether the node has to be restarted, because its unit or `bitcoin.conf` changes.
+    needs_restart: bool,
     plan: Plan,
 }
 
@@ -159,14 +162,15 @@ impl Planner<'_> {
         let socket = self.connection(&mut conf);
         let uses_http = self.http(socket.is_some(), &secret, &mut conf);
         if !conf.is_empty() {
+            self.needs_restart = true;
             let text = conf.join("\n") + "\n";
             let node = Some((self.node.uid, self.node.gid));
             self.plan.blocks.push(Block { path: self.node.conf.clone(), text, node, is_secret: false });
         }
         self.exporter(socket.as_deref(), uses_http, &secret);
+        self.commands();
         self.usdt_exporter();
         self.prometheus();
-        self.commands();
     }
 
     /// The IPC socket that the node has, or will have after the changes; `None` if the node stays without IPC. Adds
@@ -194,6 +198,7 @@ impl Planner<'_> {
         match node.unit.as_ref().map(|unit| (unit, drop_in(unit, node.node_binary.as_ref()))) {
             Some((unit, Ok((text, socket)))) => {
                 self.replace_binary(unit);
+                self.needs_restart = true;
                 self.add(&format!("etc/systemd/system/{}.d/{DROP_IN}", unit.name), text);
                 return Some(socket);
             }
@@ -283,26 +288,21 @@ impl Planner<'_> {
         let by_path = exporter.instance.is_some()
             || self.machine.systemd.is_some_and(|version| version < OPEN_FILE)
             || (uses_http && !is_default_port);
-        let mut options = vec![("CHAIN", node.chain.name.to_string())];
-        if let Some(socket) = socket.filter(|_| by_path) {
-            options.push(("SOCKET_PATH", socket.display().to_string()));
-        }
-        if exporter.instance.is_some() {
-            options.push(("METRICS_ADDR", self.address()));
-        }
-        if socket.is_none() {
-            options.push(("RPC", "on".into()));
-        }
-        if uses_http && (socket.is_none() || !is_default_port) {
-            options.push(("RPC_URL", node.rpc_url()));
-        }
-        if uses_http && !exporter.has_credentials {
-            options.push(("RPC_USER", RPC_USER.into()));
-            options.push(("RPC_PASSWORD", secret.password.clone()));
-        }
+        let needs_url = uses_http && (socket.is_none() || !is_default_port);
+        let needs_user = uses_http && !exporter.has_credentials;
+        let options = [
+            ("CHAIN", Some(node.chain.name.to_string())),
+            ("SOCKET_PATH", socket.filter(|_| by_path).map(|path| path.display().to_string())),
+            ("METRICS_ADDR", exporter.instance.as_ref().map(|_| self.address())),
+            ("RPC", socket.is_none().then(|| "on".into())),
+            ("RPC_URL", needs_url.then(|| node.rpc_url())),
+            ("RPC_USER", needs_user.then(|| RPC_USER.into())),
+            ("RPC_PASSWORD", needs_user.then(|| secret.password.clone())),
+        ];
         let marker = format!("# For the node with the data directory {}\n", node.datadir.display());
         let mut text = marker.clone();
         for (name, value) in options {
+            let Some(value) = value else { continue };
             let name = format!("BITCOIND_IPC_EXPORTER_{name}");
             match exporter.environment.lines().find_map(|line| line.strip_prefix(&name)?.strip_prefix('=')) {
                 Some(other) if other != value => self.problem(format!(
@@ -365,18 +365,15 @@ impl Planner<'_> {
 
     /// Plans the commands that activate the changes, in the order in which the operator has to run them.
     fn commands(&mut self) {
-        let exporter = &self.node.exporter;
-        let mut commands = vec!["systemctl daemon-reload".to_string()];
-        let unit = self.node.unit.as_ref().map(|unit| &unit.name);
-        let node_dir = unit.map(|unit| format!("{unit}.d"));
-        let is_of_node = |block: &Block| {
-            block.node.is_some()
-                || node_dir.as_ref().is_some_and(|dir| block.path.iter().any(|part| part == dir.as_str()))
-        };
-        if self.plan.blocks.iter().any(is_of_node) {
-            commands.push(unit.map_or("# restart the node when that is convenient".into(), |unit| {
-                format!("systemctl restart {unit}   # restarts the node: choose the time")
-            }));
+        let (exporter, address) = (&self.node.exporter, self.address());
+        let commands = &mut self.plan.commands;
+        commands.push("systemctl daemon-reload".into());
+        match &self.node.unit {
+            Some(Unit { name, .. }) if self.needs_restart => {
+                commands.push(format!("systemctl restart {name}   # restarts the node: choose the time"));
+            }
+            None if self.needs_restart => commands.push("# restart the node when that is convenient".into()),
+            _ => {}
         }
         match &exporter.instance {
             Some(_) => {
@@ -394,10 +391,8 @@ impl Planner<'_> {
             }
         }
         commands.push(format!(
-            "curl http://{}/metrics   # the first scrape starts the exporter; if bitcoin_up is 0, repeat it",
-            self.address()
+            "curl http://{address}/metrics   # the first scrape starts the exporter; if bitcoin_up is 0, repeat it"
         ));
-        self.plan.commands.splice(..0, commands);
     }
 }
 
