@@ -40,7 +40,6 @@ impl FromStr for HostName {
 /// The set of host names for which a listener serves requests.
 #[derive(Default)]
 pub struct AllowedHosts {
-    any: bool,
     names: Vec<HostName>,
     has_logged: AtomicBool,
 }
@@ -51,17 +50,9 @@ impl AllowedHosts {
         AllowedHosts { names, ..Self::default() }
     }
 
-    /// Allows every host name, for a listener that is not on a loopback address.
-    pub fn any() -> Self {
-        AllowedHosts { any: true, ..Self::default() }
-    }
-
     /// Whether the host name of a request is allowed. A request without a host name is allowed, because it does not
     /// come from a browser. Logs the first host name that is rejected.
     pub fn permit(&self, uri: &Uri, headers: &HeaderMap) -> bool {
-        if self.any {
-            return true;
-        }
         let of_uri = uri.authority().map(|authority| authority.as_str().as_bytes());
         let of_headers = headers.get_all(HOST).iter().map(|value| value.as_bytes());
         let rejected = of_uri.into_iter().chain(of_headers).find(|host| !self.allows(host));
@@ -163,7 +154,6 @@ mod tests {
             assert!(permits(&hosts, "/", &[name]), "{name}");
         }
         assert!(!permits(&hosts, "/", &["evil.metrics.example.com"]));
-        assert!(permits(&AllowedHosts::any(), "http://evil.example/", &["evil.example"]));
         assert_eq!("x:65535".parse(), Ok(HostName("x".into())));
         for wrong in [
             "",

@@ -64,14 +64,15 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Endpoint {
     web_config: WebConfig,
     access: EndpointScope,
-    hosts: AllowedHosts,
+    /// The host names that requests may have; `None` if every host name is allowed.
+    hosts: Option<AllowedHosts>,
 }
 
 impl Endpoint {
     /// Creates the configuration of a listener that serves these paths, with the TLS settings and users of the web
     /// configuration. If the listener has a loopback address, requests for the host names in `names` are also allowed.
     pub fn new(access: EndpointScope, web_config: WebConfig, names: &[HostName]) -> Self {
-        Endpoint { web_config, access, hosts: AllowedHosts::loopback_and(names.to_vec()) }
+        Endpoint { web_config, access, hosts: Some(AllowedHosts::loopback_and(names.to_vec())) }
     }
 
     fn announce(&self, listener: &Listener) {
@@ -124,7 +125,7 @@ pub fn serve_on_thread(
         for (listener, mut endpoint) in listeners {
             endpoint.announce(&listener);
             if !listener.is_on_loopback() {
-                endpoint.hosts = AllowedHosts::any();
+                endpoint.hosts = None;
             }
             let connections = Connections::new(connection_limit(max_connections, endpoint.access));
             let (endpoint, pages, end) = (Arc::new(endpoint), pages.clone(), end.clone());
@@ -245,19 +246,19 @@ pub async fn serve_connection(
 ) -> Result<()> {
     let web_config = &endpoint.web_config;
     let answer = service_fn(async |request: Request<Incoming>| {
-        let mut response = if endpoint.hosts.permit(request.uri(), request.headers()) {
-            match web_config.users.permit(request.headers()).await {
+        let (uri, headers) = (request.uri(), request.headers());
+        let is_host_allowed = endpoint.hosts.as_ref().is_none_or(|hosts| hosts.permit(uri, headers));
+        let mut response = match &web_config.users {
+            _ if !is_host_allowed => misdirected(),
+            None => answer(&request, endpoint.access, pages),
+            Some(users) => match users.permit(headers).await {
                 AuthResult::Permitted => {
-                    if !web_config.users.is_empty() {
-                        authenticated.store(true, Relaxed);
-                    }
+                    authenticated.store(true, Relaxed);
                     answer(&request, endpoint.access, pages)
                 }
                 AuthResult::Rejected => unauthorized(),
                 AuthResult::Busy => busy(),
-            }
-        } else {
-            misdirected()
+            },
         };
         response.headers_mut().extend(web_config.headers.clone());
         Ok::<_, Infallible>(response)

@@ -48,8 +48,8 @@ struct HttpServer {
 #[derive(Default)]
 pub struct WebConfig {
     tls: Option<ReloadableTls>,
-    /// The users that may make requests, with the hashes of their passwords.
-    pub(super) users: Users,
+    /// The users that may make requests, with the hashes of their passwords; `None` if requests need no password.
+    pub(super) users: Option<Users>,
     /// The configured HTTP headers, which the server adds to every response.
     pub(super) headers: HeaderMap,
 }
@@ -130,7 +130,7 @@ impl WebConfig {
 
     /// Whether clients need a password or a client certificate.
     pub fn protects(&self) -> bool {
-        !self.users.is_empty() || self.tls.as_ref().is_some_and(|tls| tls.asks_for_certificate)
+        self.users.is_some() || self.tls.as_ref().is_some_and(|tls| tls.asks_for_certificate)
     }
 }
 
