@@ -96,18 +96,14 @@ impl Exporter {
 
     /// Name of the exporter's unit.
     pub fn unit(&self) -> String {
-        match &self.instance {
-            Some(instance) => format!("bitcoind-ipc-exporter@{instance}.service"),
-            None => "bitcoind-ipc-exporter.service".into(),
-        }
+        let instance = self.instance.as_ref().map(|name| format!("@{name}")).unwrap_or_default();
+        format!("bitcoind-ipc-exporter{instance}.service")
     }
 
     /// Path of the unit's environment file, relative to the root directory.
     pub fn environment_file(&self) -> String {
-        match &self.instance {
-            Some(instance) => format!("etc/default/bitcoind-ipc-exporter-{instance}"),
-            None => "etc/default/bitcoind-ipc-exporter".into(),
-        }
+        let instance = self.instance.as_ref().map(|name| format!("-{name}")).unwrap_or_default();
+        format!("etc/default/bitcoind-ipc-exporter{instance}")
     }
 }
 
