@@ -12,7 +12,7 @@ use clap::{ArgMatches, Args, Command, Parser};
 
 use crate::block_store::StoreArgs;
 use crate::generate::{self, PackageFile};
-use crate::http::{Address, Endpoint, EndpointScope, HostName, WebConfig};
+use crate::http::{self, Address, Endpoint, EndpointScope, WebConfig};
 use crate::logging::{self, LogTarget};
 use crate::sandbox::{AllowedFiles, SandboxMode};
 
@@ -36,8 +36,8 @@ pub struct CommonArgs {
     /// Additional host name to accept in requests while listening on loopback, e.g. the name of a reverse proxy. Can
     /// be repeated; separate several names with commas. On loopback, only localhost, 127.0.0.0/8 and ::1 are accepted
     /// by default, which prevents DNS rebinding; on other addresses, all names are accepted
-    #[arg(long = "web.allowed-host", value_name = "NAME", value_delimiter = ',', env = "WEB_ALLOWED_HOST")]
-    pub web_allowed_host: Vec<HostName>,
+    #[arg(long = "web.allowed-host", value_name = "NAME", value_delimiter = ',', value_parser = http::host_name, env = "WEB_ALLOWED_HOST")]
+    pub web_allowed_host: Vec<String>,
 
     /// The block store.
     #[command(flatten)]

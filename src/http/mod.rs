@@ -33,7 +33,7 @@ pub(crate) mod server;
 mod web_config;
 
 pub use address::Address;
-pub use host::HostName;
+pub use host::host_name;
 pub use listener::Listener;
 pub(crate) use listener::remove_stale_socket;
 pub use routes::{EndpointScope, Pages};

@@ -28,7 +28,7 @@ use super::deadline::WriteDeadline;
 use super::host::AllowedHosts;
 use super::routes::{EndpointScope, answer, busy, misdirected, unauthorized};
 use super::web_config::AuthResult;
-use super::{HostName, Listener, Pages, WebConfig};
+use super::{Listener, Pages, WebConfig};
 use crate::scheduling;
 use crate::systemd::Heartbeat;
 
@@ -71,7 +71,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// Creates the configuration of a listener that serves these paths, with the TLS settings and users of the web
     /// configuration. If the listener has a loopback address, requests for the host names in `names` are also allowed.
-    pub fn new(access: EndpointScope, web_config: WebConfig, names: &[HostName]) -> Self {
+    pub fn new(access: EndpointScope, web_config: WebConfig, names: &[String]) -> Self {
         Endpoint { web_config, access, hosts: Some(AllowedHosts::loopback_and(names.to_vec())) }
     }
 
