@@ -388,9 +388,7 @@ impl Node {
     fn run_check(&self) -> Result<String, String> {
         let cookie = self.settings.value("rpccookiefile").unwrap_or(".cookie");
         let mut command = self.command_as_user(Path::new("/proc/self/exe"));
-        command
-            .env_clear()
-            .envs(CONTAINER_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.envs(CONTAINER_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         let cookie = self.chain_dir.join(cookie);
         command.args(self.sockets.first()).args(["--check", "--chain", self.chain.name]);
         // If this node has no socket, `--check` would otherwise look for a socket in ~/.bitcoin, which may be of
