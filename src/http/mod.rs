@@ -4,8 +4,8 @@
 //! response to the node.
 //!
 //! - `address` parses addresses, and `listener` opens the listening sockets.
-//! - `server` accepts connections and handles requests; `routes` builds the response for each path; `negotiate` selects
-//!   the exposition format and compression, and `compression` compresses responses.
+//! - `server` accepts connections and handles requests; `routes` builds the response for each path and compresses it;
+//!   `negotiate` selects the exposition format and compression.
 //! - `web_config` reads `--web.config.file`: TLS and passwords.
 //!
 //! The table lists the attacks that the endpoint defends against, the code that prevents each attack, and the test of
@@ -22,7 +22,6 @@
 //! | finding valid user names by the response time | `web_config::basic_auth`: passwords of unknown users are checked against another user's hash | `basic_auth::tests` |
 
 mod address;
-mod compression;
 pub(crate) mod connections;
 mod deadline;
 mod host;

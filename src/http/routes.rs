@@ -1,5 +1,9 @@
 //! The paths of the HTTP endpoint, and the response for each path.
 
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
@@ -9,7 +13,6 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 
-use super::compression::compress;
 use super::negotiate::{accepts_gzip, negotiate};
 use crate::metrics::Format;
 
@@ -41,6 +44,9 @@ pub enum EndpointScope {
 const HEALTH_PATHS: [&str; 4] = ["/livez", "/health", "/readyz", "/ready"];
 /// Paths that only a listener with [`EndpointScope::Everything`] serves.
 const OTHER_PATHS: [&str; 3] = ["/", "/metrics", "/status.json"];
+/// Smallest response body that is compressed, in bytes. A smaller body fits into one network packet without
+/// compression.
+const MIN_COMPRESSED_BYTES: usize = 1024;
 const TEXT: &str = "text/plain; charset=utf-8";
 /// Content security policy of the page at `/`: the browser runs the page's inline script, which may connect only to
 /// this server.
@@ -104,6 +110,18 @@ fn respond_compressed(request: &Request<Incoming>, kind: &str, body: String) -> 
     response
 }
 
+/// Compresses the body with gzip. Returns `None` if the body has less than `MIN_COMPRESSED_BYTES`.
+fn compress(body: &str) -> Option<Bytes> {
+    if body.len() < MIN_COMPRESSED_BYTES {
+        return None;
+    }
+    // The fastest compression level is used. All other levels take several times as long, and save only a few percent
+    // of the size.
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 8), Compression::fast());
+    encoder.write_all(body.as_bytes()).ok()?;
+    encoder.finish().ok().map(Bytes::from)
+}
+
 fn respond(status: StatusCode, kind: &str, body: String) -> Response<Full<Bytes>> {
     Response::builder()
         .status(status)
@@ -139,4 +157,17 @@ pub fn unauthorized() -> Response<Full<Bytes>> {
         .header(WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"")
         .body(Full::from("a user name and a password are required\n"))
         .expect("these headers are valid")
+}
+
+#[cfg(test)]
+#[test]
+fn large_bodies_are_compressed_without_loss() {
+    use std::io::Read;
+    let page: String = (0..2000).map(|n| format!("bitcoin_metric{{label=\"{n}\"}} {n}\n")).collect();
+    let compressed = compress(&page).unwrap();
+    assert!(compressed.len() * 4 < page.len(), "{}", compressed.len());
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(&compressed[..]).read_to_string(&mut text).unwrap();
+    assert_eq!(text, page);
+    assert_eq!(compress("ok\n"), None);
 }
