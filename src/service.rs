@@ -55,7 +55,7 @@ impl Service {
         };
         systemd::connect_to_manager();
         confine();
-        let serving = http::serve_on_thread(listeners, pages, heartbeat.clone())?;
+        let serving = http::serve_on_thread(http::max_connections(), listeners, pages, heartbeat.clone())?;
         systemd::notify(systemd::Notification::Ready);
         Ok(Service { listeners: kept, serving, heartbeat, terminate, interrupt })
     }
