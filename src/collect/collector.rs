@@ -12,7 +12,6 @@ use super::http_rpc_verifier::HttpRpcVerifier;
 use super::session::{Session, SessionEnd, show_disconnected};
 use crate::ipc::endpoint::NodeEndpoint;
 use crate::node_process::SocketPeer;
-use crate::status::ConnectionState;
 use crate::supervisor::GuardedSockets;
 
 /// An open connection to a node, over one of two transports.
@@ -91,7 +90,7 @@ impl Collector {
             show_disconnected(&self.context);
             let Some(reason) = end.reason() else { return Ok(()) };
             self.context.metrics.exporter.disconnects.inc_by([reason], 1);
-            self.context.status.set(ConnectionState::Disconnected(end.to_string()));
+            self.context.status.set_not_ready(end.to_string());
             if connected.elapsed() > Backoff::MAX {
                 backoff = Backoff::default();
             }
@@ -122,7 +121,7 @@ impl Collector {
     /// Shows `why` on the status page as the reason why the exporter is not connected. Returns after `time`, or when
     /// shutdown is requested.
     pub async fn wait_without_node(self, why: &str, time: Duration) {
-        self.context.status.set(ConnectionState::Disconnected(why.to_string()));
+        self.context.status.set_not_ready(why.to_string());
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
@@ -165,8 +164,7 @@ impl Collector {
                         }
                     }
                     self.context.metrics.exporter.connects.inc();
-                    let state = ConnectionState::Connected("connected, not polled yet".into());
-                    self.context.status.set(state);
+                    self.context.status.set_not_ready("connected, not polled yet".into());
                     return transport;
                 }
                 Err(error) => {
@@ -174,7 +172,7 @@ impl Collector {
                     if text != last_logged {
                         self.context.warn_limited(&format!("{text}; retrying until it succeeds"));
                         show_disconnected(&self.context);
-                        self.context.status.set(ConnectionState::Disconnected(text.clone()));
+                        self.context.status.set_not_ready(text.clone());
                         last_logged = text;
                     }
                 }

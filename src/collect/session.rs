@@ -27,7 +27,6 @@ use crate::json_rpc::http::HttpRpc;
 use crate::json_rpc::{CallError, HttpFailure};
 use crate::metrics::lifetime;
 use crate::node_process::ProcessUsage;
-use crate::status::ConnectionState;
 
 /// The reason why a session has ended.
 #[derive(Debug)]
@@ -264,8 +263,7 @@ impl Session {
     /// subscriptions.
     fn show(&mut self, polled: PollResult, subscriptions: Option<&Subscriptions>) {
         show_connected(&self.interfaces, &self.context);
-        let (interfaces, node) = (self.interfaces.names(), polled.subversion.clone());
-        self.context.status.set(ConnectionState::Polled { interfaces, node });
+        self.context.status.set_polled(polled.subversion.clone(), &self.interfaces.names());
         let guard = self.ipc.as_mut().and_then(|ipc| ipc.guard.as_mut());
         if let Some(delay) = guard.and_then(Guard::new_run_delay) {
             self.context.metrics.exporter.guard_run_delay.inc_by(delay);
@@ -280,7 +278,7 @@ impl Session {
     fn show_failed(&self, why: &PollError) {
         self.context.metrics.exporter.up.set(Some(0));
         show_interfaces(&self.interfaces, &self.context);
-        self.context.status.set(ConnectionState::Connected(format!("the last poll failed: {why}")));
+        self.context.status.set_not_ready(format!("the last poll failed: {why}"));
     }
 }
 
