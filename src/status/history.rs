@@ -55,42 +55,31 @@ fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
     bands.sum::<Option<f64>>().map(f64::round)
 }
 
-/// One row of the history: the values of the `COLUMNS`, then the values of the `BANDS`.
-type Row = [Option<f64>; COLUMNS.len() + BANDS.len()];
-
-/// The values of the last hour that the status page plots, as rows: the time of the row in Unix seconds, and one value
-/// for each curve and each fee rate band. A value that the node has not reported is `None`.
+/// The values of the last hour that the status page plots, oldest row first. A row has the time in Unix seconds, the
+/// values of the `COLUMNS` and the values of the `BANDS`. A value that the node has not reported is `None`.
 #[derive(Default)]
-pub struct History(Mutex<VecDeque<(f64, Row)>>);
+pub struct History(Mutex<VecDeque<Vec<Option<f64>>>>);
 
 impl History {
-    /// Appends a row with the current values, and removes the oldest rows beyond `MAX_ROWS`.
+    /// Appends a row with the current values, and removes the oldest row if there are more than `MAX_ROWS`.
     pub fn keep(&self, metrics: &Metrics) {
-        let mut values = Row::default();
         let columns = COLUMNS.iter().map(|(_, value)| value(metrics));
         let bands = BANDS.iter().map(|(_, from)| vbytes(metrics, from));
-        columns.chain(bands).zip(&mut values).for_each(|(value, kept)| *kept = value);
+        let row = [Some(now())].into_iter().chain(columns).chain(bands).collect();
         let mut rows = self.0.lock().expect("nobody panics holding it");
-        rows.push_back((now(), values));
-        let outdated = rows.len().saturating_sub(MAX_ROWS);
-        rows.drain(..outdated);
+        rows.push_back(row);
+        if rows.len() > MAX_ROWS {
+            rows.pop_front();
+        }
     }
 
     /// Returns the history as `{"names": [name, …], "rows": [[Unix seconds, value or null, …], …]}`, oldest row first.
     /// The name of a band is `sat/vB from`, followed by its lowest fee rate.
     pub fn json(&self) -> Value {
-        let rows = self.0.lock().expect("nobody panics holding it");
-        let rows: Vec<Value> = rows
-            .iter()
-            .map(|(at, values)| {
-                let values = values.iter().map(|value| json!(value));
-                std::iter::once(json!(at)).chain(values).collect()
-            })
-            .collect();
         let columns = COLUMNS.iter().map(|(name, _)| name.to_string());
-        let names: Vec<_> =
-            columns.chain(BANDS.iter().map(|(from, _)| format!("sat/vB from {from}"))).collect();
-        json!({"names": names, "rows": rows})
+        let bands = BANDS.iter().map(|(from, _)| format!("sat/vB from {from}"));
+        let rows = self.0.lock().expect("nobody panics holding it");
+        json!({"names": columns.chain(bands).collect::<Vec<_>>(), "rows": *rows})
     }
 }
 
