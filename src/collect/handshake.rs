@@ -46,8 +46,9 @@ pub async fn open(
     let prepared = context.shutdown.run_until_cancelled(handshake(stream, node, context));
     match prepared.await.unwrap_or(Err(SessionEnd::ShutdownRequested)) {
         Ok((ipc, interfaces, http_rpc)) => {
-            let ipc = IpcParts { guard, ..ipc };
-            Ok(Session::new(Some(ipc), Rc::new(interfaces), http_rpc, node.process(), context))
+            let ipc = Some(IpcParts { guard, ..ipc });
+            let (interfaces, context) = (Rc::new(interfaces), context.clone());
+            Ok(Session { ipc, interfaces, http_rpc, process: node.process(), context })
         }
         Err(end) => Err(disconnect(guard, end).await),
     }
@@ -63,27 +64,26 @@ async fn handshake(
     let connection = connection.map_err(|error| match error {
         // The kernel accepts connections for a node that hangs, so a timeout does not show that the process behind the
         // socket is not a node.
-        CallError::TimedOut(_) => SessionEnd::Failed(error),
-        error => SessionEnd::NoNode(error),
+        CallError::TimedOut(_) => error.into(),
+        error => SessionEnd::Refused(format!(
+            "no Bitcoin node responds there: {error}; check that it is the socket of bitcoin-node -ipcbind=unix"
+        )),
     })?;
+    let prepared = async {
+        let (waiting, subscribing, mut interfaces) = discover_node(&connection, node).await?;
+        let http_rpc = add_http_rpc(&connection, &mut interfaces, context).await?;
+        let mut building = None;
+        if next_block::is_wanted(&interfaces, context.config.next_block) {
+            building = Some(connection.thread("exporter-template").await?);
+        }
+        Ok((waiting, subscribing, building, interfaces, http_rpc))
+    };
     let prepared = tokio::select! {
-        prepared = discover_node(&connection, node) => prepared,
-        reason = connection.closed() => Err(SessionEnd::Closed(reason)),
+        prepared = prepared => prepared,
+        why = connection.closed() => Err(SessionEnd::closed(why)),
         () = wait_for_shutdown(node) => Err(SessionEnd::NodeShutDown),
     };
-    let (waiting, subscribing, mut interfaces) = prepared?;
-    let checked = async {
-        tokio::select! {
-            verifier = add_http_rpc(&connection, &mut interfaces, context) => verifier.map_err(SessionEnd::from),
-            reason = connection.closed() => Err(SessionEnd::Closed(reason)),
-            () = wait_for_shutdown(node) => Err(SessionEnd::NodeShutDown),
-        }
-    };
-    let http_rpc = checked.await?;
-    let mut building = None;
-    if next_block::is_wanted(&interfaces, context.config.next_block) {
-        building = Some(connection.thread("exporter-template").await?);
-    }
+    let (waiting, subscribing, building, interfaces, http_rpc) = prepared?;
     let ipc = IpcParts { connection, guard: None, waiting, subscribing, building };
     Ok((ipc, interfaces, http_rpc))
 }
@@ -145,7 +145,10 @@ async fn discover_node(
         interfaces.mining = Mining::discover_core30(connection, &polling).await?;
     }
     if !interfaces.has_tip_source() {
-        return Err(SessionEnd::NothingOffered);
+        return Err(SessionEnd::Refused(
+            "the node has none of the interfaces Mining, Rpc, Chain and Node; use bitcoin-node of Bitcoin Core 30 or later"
+                .into(),
+        ));
     }
     // After the discovery, make a long poll, because its response shows whether the node is shutting down. No other
     // call must be made to a node that is shutting down; for example, such a node never responds to estimatesmartfee.
@@ -183,6 +186,13 @@ async fn wait_for_message_handler(node: &SocketPeer) {
     }
 }
 
+/// The reason why a node of Bitcoin Core 30 whose process is not visible in `/proc` is not polled.
+const NO_EVIDENCE: &str =
+    "this node (Bitcoin Core 30) does not report over IPC whether it has loaded its chain, and aborts if it is queried \
+     too early. Its thread b-msghand would show it, but its process is not visible in /proc; waiting until it is. Run \
+     the exporter in the node's PID namespace (containers: --pid=host or --pid=container:NODE; systemd: no \
+     ProtectProc=), and connect to the node's own socket, not to a proxy's";
+
 /// Waits until a node of Bitcoin Core 30 has loaded its chain. Bitcoin Core 30 aborts if its Mining interface is called
 /// before the chain is loaded. The exporter therefore does not call Mining before the node's message handler thread
 /// exists. Returns an error if the node's threads are not visible in `/proc`.
@@ -191,7 +201,7 @@ async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
         match node.runs_thread(MESSAGE_HANDLER) {
             Some(true) => return Ok(()),
             Some(false) => tokio::time::sleep(RETRY_INTERVAL).await,
-            None => return Err(SessionEnd::NoEvidence),
+            None => return Err(SessionEnd::Refused(NO_EVIDENCE.into())),
         }
     }
 }
@@ -216,7 +226,7 @@ async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), Se
                     is_logged = true;
                 }
                 if node.is_shutting_down().is_none() && since.elapsed() > MAX_BLIND_WAIT {
-                    return Err(SessionEnd::Loading(error));
+                    return Err(SessionEnd::Refused(format!("the node is starting: {error}")));
                 }
             }
             Err(error @ (CallError::Disconnected(_) | CallError::TimedOut(_))) => return Err(error.into()),

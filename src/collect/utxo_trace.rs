@@ -3,15 +3,13 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use super::context::{Context, UtxoTraceMode};
-use super::poll::PollResult;
 use crate::ipc::{CoinEvent, Subscription, Tracing};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UtxoCacheMetrics};
 
 /// Whether the exporter is subscribed to the UTXO cache trace on one connection, and if not, the reason.
 enum TraceState {
@@ -32,11 +30,8 @@ enum TraceState {
 /// starts and ends.
 pub struct UtxoCacheTrace {
     state: TraceState,
-    /// Notified when the guard reports that the trace has exceeded its time budget.
-    exceeded: Rc<Notify>,
-    /// Whether the events of the trace are counted. Events that arrive while the subscription is being ended are not
-    /// counted.
-    counting: Rc<Cell<bool>>,
+    /// The counter of the trace's events, which the task that receives the guard's events shares.
+    pub coins: Rc<CoinCounter>,
 }
 
 impl UtxoCacheTrace {
@@ -48,16 +43,7 @@ impl UtxoCacheTrace {
             (Some(_), _) if context.persistent_state.borrow().trace_over_budget => TraceState::OverBudget,
             (Some(_), _) => TraceState::Waiting,
         };
-        UtxoCacheTrace { state, exceeded: Rc::default(), counting: Rc::default() }
-    }
-
-    /// Creates the object that counts the events of this trace.
-    pub fn coins(&self, metrics: &Arc<Metrics>) -> CoinCounter {
-        CoinCounter {
-            exceeded: self.exceeded.clone(),
-            counting: self.counting.clone(),
-            metrics: metrics.clone(),
-        }
+        UtxoCacheTrace { state, coins: Rc::default() }
     }
 
     /// Whether the exporter is subscribed to the trace.
@@ -66,8 +52,8 @@ impl UtxoCacheTrace {
     }
 
     /// Whether the exporter should subscribe to the trace now.
-    pub fn is_due(&self, polled: &PollResult) -> bool {
-        matches!(self.state, TraceState::Waiting) && polled.ibd == Some(false)
+    pub fn is_due(&self, ibd: Option<bool>) -> bool {
+        matches!(self.state, TraceState::Waiting) && ibd == Some(false)
     }
 
     /// Subscribes to the trace.
@@ -75,7 +61,7 @@ impl UtxoCacheTrace {
         // Counting starts before the subscribe call, because the first events may arrive before the response to the
         // call.
         metrics.utxo_cache.start();
-        self.counting.set(true);
+        self.coins.counting.set(true);
         self.state = match tracing.subscribe().await {
             Ok(subscription) => {
                 info!("subscribed to the UTXO cache trace");
@@ -89,12 +75,6 @@ impl UtxoCacheTrace {
         };
     }
 
-    /// Waits until the trace has exceeded its time budget. Never returns if the exporter is not subscribed to the
-    /// trace.
-    pub async fn over_budget(&self) {
-        if self.is_active() { self.exceeded.notified().await } else { std::future::pending().await }
-    }
-
     /// Turns the trace off until the exporter is restarted, because the trace has exceeded its time budget. The guard
     /// ends the subscription.
     pub fn stop_over_budget(&mut self, context: &Context) {
@@ -104,7 +84,7 @@ impl UtxoCacheTrace {
             humantime::format_duration(context.config.utxo_trace_budget)
         );
         context.persistent_state.borrow_mut().trace_over_budget = true;
-        self.counting.set(false);
+        self.coins.counting.set(false);
         context.metrics.utxo_cache.stop();
         self.state = TraceState::OverBudget;
         self.show(&context.metrics);
@@ -112,12 +92,12 @@ impl UtxoCacheTrace {
 
     /// Stops counting the events of the trace if the last poll found the node in initial block download again. Returns
     /// the subscription, which the caller has to end.
-    pub fn end_in_ibd(&mut self, polled: &PollResult, metrics: &Metrics) -> Option<Subscription> {
-        if polled.ibd != Some(true) || !self.is_active() {
+    pub fn end_in_ibd(&mut self, ibd: Option<bool>, metrics: &Metrics) -> Option<Subscription> {
+        if ibd != Some(true) || !self.is_active() {
             return None;
         }
         info!("the node is in initial block download: the UTXO cache trace is off until it ends");
-        self.counting.set(false);
+        self.coins.counting.set(false);
         metrics.utxo_cache.stop();
         match std::mem::replace(&mut self.state, TraceState::Waiting) {
             TraceState::Active(subscription) => Some(subscription),
@@ -139,22 +119,19 @@ impl UtxoCacheTrace {
 }
 
 /// Counts the changes in the node's UTXO cache that the node reports through the IPC interface Tracing.
+#[derive(Default)]
 pub struct CoinCounter {
-    exceeded: Rc<Notify>,
-    counting: Rc<Cell<bool>>,
-    metrics: Arc<Metrics>,
+    /// Notified when the guard reports that the trace has exceeded its time budget.
+    pub exceeded: Notify,
+    /// Whether the events of the trace are counted. Events that arrive while the subscription is being ended are not
+    /// counted.
+    counting: Cell<bool>,
 }
 
 impl CoinCounter {
-    /// Handles the guard's report that the trace has exceeded its time budget.
-    pub fn over_budget(&self) {
-        self.exceeded.notify_one();
-    }
-
     /// Counts one event of the UTXO cache trace: a coin was added to a cache, spent from it, or dropped from it
     /// unspent. Returns the name of the node's callback.
-    pub fn count(&self, event: CoinEvent) -> &'static str {
-        let cache = &self.metrics.utxo_cache;
+    pub fn count(&self, event: CoinEvent, cache: &UtxoCacheMetrics) -> &'static str {
         let (coins, total, value, callback) = match event {
             CoinEvent::Added(value) => (&cache.added, &cache.added_value, value, "utxoCacheAdd"),
             CoinEvent::Spent(value) => (&cache.spent, &cache.spent_value, value, "utxoCacheSpend"),

@@ -38,7 +38,7 @@ use crate::metrics::{Metrics, now};
 use crate::node_process::ProcessUsage;
 
 /// The values of a successful poll that other parts of the collector need.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct PollResult {
     /// Whether the node is in initial block download.
     pub ibd: Option<bool>,
@@ -261,7 +261,7 @@ pub struct Poller {
 
 impl Poller {
     /// Creates a poller for a new connection.
-    pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
+    pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>, process: Option<ProcessUsage>) -> Self {
         context.persistent_state.borrow_mut().node_start.connected();
         let candidates = context.config.data_directory.clone();
         let data_directory = file_system::DatadirPoller::new(candidates, &interfaces);
@@ -276,12 +276,7 @@ impl Poller {
             showed_peers: false,
             versions: Default::default(),
         };
-        Poller { calls, tip: None, udp_silence: fibre::PeerSilence::default(), data_directory, process: None }
-    }
-
-    /// Returns a poller that also exports the resource usage of the node's process.
-    pub fn with_process(self, process: Option<ProcessUsage>) -> Self {
-        Poller { process, ..self }
+        Poller { calls, tip: None, udp_silence: fibre::PeerSilence::default(), data_directory, process }
     }
 
     /// Resets the rate limits, which makes every call due. The session calls this after a suspend of the machine,
