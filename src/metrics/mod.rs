@@ -19,7 +19,6 @@
 
 mod blocks;
 mod chain;
-mod chainstates;
 mod exporter;
 mod exposition;
 mod fibre;
@@ -28,10 +27,8 @@ mod model;
 mod network;
 mod next_block;
 mod node;
-mod node_process;
 mod pushed;
 mod reference;
-mod relay;
 mod utxo_cache;
 
 use std::sync::Arc;
@@ -41,7 +38,6 @@ use pushed::{PushedFamily, Registry};
 
 pub use blocks::BlockMetrics;
 pub use chain::ChainMetrics;
-pub use chainstates::ChainstateMetrics;
 pub use exporter::ExporterMetrics;
 pub use exposition::{Format, render};
 pub use fibre::FibreMetrics;
@@ -51,12 +47,9 @@ pub use model::{
 };
 pub use network::{MESSAGE_TYPES, NetworkMetrics};
 pub use next_block::NextBlockMetrics;
-pub use node::NodeMetrics;
-pub use node::ZMQ_TYPES;
-pub use node_process::NodeProcessMetrics;
+pub use node::{NodeMetrics, ZMQ_TYPES};
 pub use pushed::{Counter, CounterVec, Gauge, GaugeVec};
 pub use reference::markdown;
-pub use relay::RelayMetrics;
 pub use utxo_cache::UtxoCacheMetrics;
 
 /// Time for which a value is exported after it was read from the node, if the node is polled at this interval. The time
@@ -71,20 +64,14 @@ pub fn lifetime(interval: Duration) -> Duration {
 pub struct Metrics {
     pushed: Vec<Arc<PushedFamily>>,
     poll_lifetime: pushed::PollLifetime,
-    /// Metrics about the active chain.
+    /// Metrics about the active chain, chainstates, indexes and soft forks.
     pub chain: ChainMetrics,
-    /// Metrics about chainstates, indexes and soft forks.
-    pub chainstates: ChainstateMetrics,
-    /// Metrics about the node itself.
+    /// Metrics about the node itself and its process.
     pub node: NodeMetrics,
-    /// Metrics about the node's process.
-    pub node_process: NodeProcessMetrics,
     /// Metrics about the contents of the tip block, and about connected and disconnected blocks.
     pub blocks: BlockMetrics,
-    /// Metrics about the mempool and fees.
+    /// Metrics about the mempool, fees, orphan transactions and private broadcasts.
     pub mempool: MempoolMetrics,
-    /// Metrics about orphan transactions and private broadcasts.
-    pub relay: RelayMetrics,
     /// Metrics about the next block.
     pub next_block: NextBlockMetrics,
     /// Metrics about peers and traffic.
@@ -103,12 +90,9 @@ impl Metrics {
         let mut registry = Registry::default();
         let metrics = Metrics {
             chain: ChainMetrics::declare(&mut registry),
-            chainstates: ChainstateMetrics::declare(&mut registry),
             node: NodeMetrics::declare(&mut registry),
-            node_process: NodeProcessMetrics::declare(&mut registry),
             blocks: BlockMetrics::declare(&mut registry),
             mempool: MempoolMetrics::declare(&mut registry),
-            relay: RelayMetrics::declare(&mut registry),
             next_block: NextBlockMetrics::declare(&mut registry),
             network: NetworkMetrics::declare(&mut registry),
             fibre: FibreMetrics::declare(&mut registry),
@@ -189,14 +173,14 @@ mod tests {
             metrics.chain.height.set(Some(7));
             metrics.chain.tips.replace([(["active"], 1.0)]);
             metrics.network.bytes_sent.set(Some(9));
-            metrics.node_process.io.replace_if_any([(["read"], 5.0)]);
+            metrics.node.process_io.replace_if_any([(["read"], 5.0)]);
         };
         let fail = || {
             metrics.chain.height.set(None::<f64>);
             metrics.chain.height.set(Some(f64::NAN));
             metrics.chain.tips.replace_if_any([]);
             metrics.network.bytes_sent.set(None);
-            metrics.node_process.io.replace_if_any([]);
+            metrics.node.process_io.replace_if_any([]);
         };
         let read = [
             "bitcoin_chain_height 7",

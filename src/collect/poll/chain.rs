@@ -1,12 +1,12 @@
-//! Metrics of the active chain (tip, headers, initial block download), of all tips of the block tree (getchaintips),
-//! and of the hashrate.
+//! Metrics of the active chain (tip, headers, initial block download, next block), of all tips of the block tree
+//! (getchaintips), of the hashrate, of the node's chainstates and optional indexes, and of soft forks.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
 use super::RateLimitedCalls;
-use crate::collect::json::{flag, number};
+use crate::collect::json::{entries, flag, number, sat_per_vbyte};
 use crate::ipc::{BlockHash, Chain, Mining, Node};
 use crate::json_rpc::Method;
 
@@ -106,4 +106,100 @@ pub async fn poll_tips(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     }
     let by_status = by_status.into_iter().map(|(status, tips)| ([status], tips));
     calls.metrics().chain.tips.replace_for(shown_for, by_status);
+}
+
+/// Reads the chainstates and the state of the indexes. This function is called at each poll.
+pub async fn poll_chainstates(calls: &mut RateLimitedCalls, chain_info: &Value) {
+    let answer = calls.rpc(Method::GetChainstates, json!([])).await;
+    let states = named_chainstates(&answer);
+    let indexes = calls.rpc(Method::GetIndexInfo, json!([])).await;
+
+    let metrics = &calls.metrics().chain;
+    let heights = states.iter().filter_map(|(name, state)| Some(([*name], number(state, "blocks")?)));
+    metrics.chainstate_height.replace_if_any(heights);
+    let caches = states.iter().flat_map(|(name, state)| {
+        let cache = |cache, field| Some(([*name, cache], number(state, field)?));
+        [cache("db", "coins_db_cache_bytes"), cache("tip", "coins_tip_cache_bytes")]
+    });
+    metrics.chainstate_cache.replace_if_any(caches.flatten());
+    metrics.background_progress.set(number(&chain_info["backgroundvalidation"], "verificationprogress"));
+    let present = entries(&indexes);
+    metrics.index_height.replace_if_any(
+        present.iter().filter_map(|(name, index)| Some(([*name], number(index, "best_block_height")?))),
+    );
+    metrics.index_synced.replace_if_any(
+        present.iter().filter_map(|(name, index)| Some(([*name], flag(index, "synced")?.into()))),
+    );
+}
+
+/// Reads the deployment state of soft forks, once per tip.
+pub async fn poll_deployments(calls: &mut RateLimitedCalls) {
+    let info = calls.rpc_once_per_tip(Method::GetDeploymentInfo, json!([])).await;
+    let present = entries(&info["deployments"]);
+    let metrics = &calls.metrics().chain;
+    metrics.deployment_active.replace_if_any(
+        present.iter().filter_map(|(name, fork)| Some(([*name], flag(fork, "active")?.into()))),
+    );
+    metrics.deployment_signalling.replace_if_any(
+        present
+            .iter()
+            .filter_map(|(name, fork)| Some(([*name], number(&fork["bip9"]["statistics"], "count")?))),
+    );
+}
+
+/// Returns the chainstates in a response to getchainstates, with their label values. A node has one chainstate, and
+/// with assumeutxo two chainstates until the snapshot is validated.
+fn named_chainstates(answer: &Value) -> Vec<(&'static str, &Value)> {
+    let states = answer["chainstates"].as_array().map_or(&[][..], Vec::as_slice);
+    let states = &states[..states.len().min(2)];
+    let named = states.iter().map(|state| match state.get("snapshot_blockhash") {
+        Some(_) => ("snapshot", state),
+        None if states.len() == 2 => ("background", state),
+        None => ("normal", state),
+    });
+    named.collect()
+}
+
+/// Reads the difficulty of the next block, and for nodes without the Mining interface the last block template that the
+/// node built for any client (getmininginfo).
+pub async fn poll_mining_info(calls: &mut RateLimitedCalls) {
+    // The last template is exported only for nodes without Mining. With Mining, the exporter requests templates itself
+    // and exports their contents.
+    let has_mining = calls.interfaces.mining.is_some();
+    let info = match has_mining {
+        true => calls.rpc_once_per_tip(Method::GetMiningInfo, json!([])).await,
+        false => calls.rpc(Method::GetMiningInfo, json!([])).await,
+    };
+    calls.metrics().chain.next_difficulty.set(number(&info["next"], "difficulty"));
+    let metrics = &calls.metrics().next_block;
+    metrics.min_feerate.set(sat_per_vbyte(&info, "blockmintxfee"));
+    if has_mining {
+        return;
+    }
+    metrics.assembled_transactions.set(number(&info, "currentblocktx"));
+    metrics.assembled_weight.set(number(&info, "currentblockweight"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chainstates_are_distinguished() {
+        let names = |states: Value| {
+            let answer = json!({"headers": 9, "chainstates": states});
+            named_chainstates(&answer)
+                .into_iter()
+                .map(|(name, state)| (name, state["blocks"].clone()))
+                .collect::<Vec<_>>()
+        };
+        let snapshot = json!({"blocks": 9, "snapshot_blockhash": "00", "validated": false});
+        assert_eq!(names(json!([{"blocks": 7}])), [("normal", json!(7))]);
+        assert_eq!(names(json!([snapshot])), [("snapshot", json!(9))]);
+        assert_eq!(
+            names(json!([{"blocks": 7}, snapshot])),
+            [("background", json!(7)), ("snapshot", json!(9))]
+        );
+        assert_eq!((names(json!([])), names(Value::Null)), (vec![], vec![]));
+    }
 }

@@ -7,17 +7,13 @@
 
 mod blocks;
 mod chain;
-mod chainstates;
 mod feerate_diagram;
 mod fibre;
 mod file_system;
 mod mempool;
 mod network;
-mod next_block;
 mod node;
 mod pid_file;
-mod process;
-mod relay;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -298,7 +294,7 @@ impl Poller {
         polled = self.calls.failed.take().map_or(polled, Err);
         self.calls.recovers = polled.as_ref().is_err_and(is_of_costly_call);
         let context = &self.calls.context;
-        process::poll(self.process.as_ref(), context).await;
+        node::poll_process(self.process.as_ref(), context).await;
         let took = started.elapsed();
         let exporter = &context.metrics.exporter;
         exporter.poll_duration.observe(took.as_secs_f64());
@@ -318,12 +314,12 @@ impl Poller {
             calls.answers_for_tip.clear();
             self.tip.clone_from(&hash);
         }
-        chainstates::poll(calls, &chain_info).await;
+        chain::poll_chainstates(calls, &chain_info).await;
         mempool::poll(calls).await;
-        next_block::poll(calls).await;
+        chain::poll_mining_info(calls).await;
         mempool::poll_feerates(calls, ibd).await;
-        relay::poll_orphans(calls).await;
-        relay::poll_private_broadcast(calls).await;
+        mempool::poll_orphans(calls).await;
+        mempool::poll_private_broadcast(calls).await;
         let network_info = calls.rpc(Method::GetNetworkInfo, json!([])).await;
         // Forget the node's process if it has exited: over HTTP, the node can exit and another node can start between
         // two polls.
@@ -342,7 +338,7 @@ impl Poller {
         fibre::poll(calls, &mut self.udp_silence).await;
         mempool::poll_fee_estimates(calls, is_new_tip).await;
         chain::poll_hashrate(calls).await;
-        chainstates::poll_deployments(calls).await;
+        chain::poll_deployments(calls).await;
         blocks::poll(calls, hash.as_deref(), ibd).await;
         chain::poll_tips(calls, ibd).await;
         if height.is_none() {
