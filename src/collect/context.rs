@@ -127,7 +127,6 @@ impl Context {
         status: Arc<Status>,
         shutdown: CancellationToken,
     ) -> Self {
-        metrics.set_poll_interval(config.poll_interval);
         let http_rpc = config.http_rpc.clone().map(|settings| {
             let metrics = metrics.clone();
             let count =
