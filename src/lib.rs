@@ -91,7 +91,7 @@ pub use collect::{Collector, Config, Context, DatadirCandidates, NextBlockMode, 
 pub use ipc::endpoint;
 pub use ipc::guard::{ARGUMENT as GUARD_ARGUMENT, main as guard_main};
 pub use json_rpc::http::credentials::PASSWORD_VARIABLE as RPC_PASSWORD_VARIABLE;
-pub use json_rpc::http::{Credentials, HttpRpcConfig, Password, Url, tls as http_rpc_tls};
+pub use json_rpc::http::{Credentials, HttpRpcConfig, Url, tls as http_rpc_tls};
 
 /// The text of `METRICS.md`, from the declarations of both exporters.
 #[cfg(feature = "usdt")]

@@ -16,7 +16,7 @@ use bitcoind_exporter::endpoint::{self, NodeEndpoint};
 use bitcoind_exporter::sandbox::AllowedFiles;
 use bitcoind_exporter::setup::SetupCommand;
 use bitcoind_exporter::{
-    Config, Credentials, DatadirCandidates, HttpRpcConfig, NextBlockMode, Password, RPC_PASSWORD_VARIABLE,
+    Config, Credentials, DatadirCandidates, HttpRpcConfig, NextBlockMode, RPC_PASSWORD_VARIABLE,
     Url, UtxoTraceMode, http_rpc_tls,
 };
 use clap::{Parser, Subcommand};
@@ -229,10 +229,10 @@ impl Arguments {
             ),
             (Some(name), _) if name.contains(':') => bail!("--rpc-user: the name must not contain a colon"),
             (Some(name), Some(path)) => {
-                Credentials::User { name: name.clone(), password: Password::File(path.clone()) }
+                Credentials::PasswordFile(name.clone(), path.clone())
             }
             (Some(name), None) if std::env::var_os(RPC_PASSWORD_VARIABLE).is_some() => {
-                Credentials::User { name: name.clone(), password: Password::Environment }
+                Credentials::PasswordVariable(name.clone())
             }
             (Some(_), None) => {
                 bail!("--rpc-user needs a password: set --rpc-password-file or {RPC_PASSWORD_VARIABLE}")
