@@ -1,11 +1,10 @@
 //! JSON-RPC calls to the node, and the trait of the two transports: IPC (`src/ipc/execute_rpc.rs`) and [`http`].
 //!
 //! `methods` lists the permitted methods, which only read the node's state. `error` contains the error type
-//! of calls, and `http_failure` the failures of requests over HTTP. This file encodes requests and decodes responses.
+//! of calls, with the failures of requests over HTTP. This file encodes requests and decodes responses.
 
 mod error;
 pub mod http;
-mod http_failure;
 pub(crate) mod methods;
 
 use std::rc::Rc;
@@ -17,8 +16,7 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::text;
-pub use error::CallError;
-pub use http_failure::{FailureCause, HttpFailure};
+pub use error::{CallError, FailureCause, HttpFailure};
 pub use methods::{Method, method_names, whitelist_line};
 
 /// A transport for JSON-RPC calls to a node, implemented for IPC and for HTTP.
