@@ -21,20 +21,14 @@ use crate::node_process::SocketPeer;
 pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
-    let guarded = match connect_transport(source, &context).await? {
-        NodeTransport::Ipc(guarded) => guarded,
-        NodeTransport::Http(verifier, _) => {
-            let mut session = Session::over_http(verifier, &context);
-            session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
-            show_connected(&session.interfaces, &context);
-            return Ok(session.interfaces);
+    let mut session = match connect_transport(source, &context).await? {
+        NodeTransport::Ipc(guarded) => {
+            let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
+            let opened = open_guarded(guarded, &node, &context).await;
+            opened.map_err(|end| anyhow!("{end}")).context(source.describe().to_string())?
         }
+        NodeTransport::Http(verifier, _) => Session::over_http(verifier, &context),
     };
-    let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
-    let mut session = open_guarded(guarded, &node, &context)
-        .await
-        .map_err(|end| anyhow!("{end}"))
-        .context(source.describe().to_string())?;
     if let Some(verifier) = &session.http_rpc
         && !session.interfaces.offers(Interface::HttpRpc)
     {
@@ -49,6 +43,7 @@ pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Inte
     polled.map_err(|why| anyhow!("the poll failed: {why}"))?;
     if let Some(http) = &context.http_rpc
         && interfaces.uses_http()
+        && !interfaces.is_http_only()
         && http.config().required
         && !http.is_usable()
     {

@@ -77,13 +77,15 @@ impl PeerTotal {
 }
 
 /// Values of the node that the metrics of its peers depend on: the announcement backlog, which is added to the queues
-/// of the peers, and the height of the tip, with which the heights of the peers are compared.
+/// of the peers, the height of the tip, with which the heights of the peers are compared, and the identity of the node.
 #[derive(Clone, Copy, Default)]
 pub struct NodeState {
     /// Transactions that the node holds back from all inbound or all outbound peers.
     pub backlog: AnnouncementBacklog,
     /// Height of the node's tip.
     pub height: Option<f64>,
+    /// Whether the node that reports these peers is the node that reported the previous peers.
+    pub identity: NodeIdentity,
 }
 
 /// The traffic totals (bytes, addresses) that the node reported for each peer at the last poll. Each poll adds the
@@ -95,16 +97,9 @@ pub struct PeerTraffic {
     counted: Option<HashMap<(PeerKey, PeerTotal), u64>>,
     /// Time of the last poll, in Unix seconds.
     seen: i64,
-    /// Whether the node that reports the next peers is the node that reported the peers in `counted`.
-    node: NodeIdentity,
 }
 
 impl PeerTraffic {
-    /// Sets whether the node that reports the next peers is the node that reported the previous peers.
-    pub fn set_node_identity(&mut self, node: NodeIdentity) {
-        self.node = node;
-    }
-
     /// Exports the metrics of the connected peers.
     pub fn show(&mut self, peers: &[PeerStats], node: NodeState, network: &NetworkMetrics) {
         show_kinds(peers, network);
@@ -114,7 +109,7 @@ impl PeerTraffic {
         network.ahead.set(node.height.map(|_| peers.iter().filter(is_ahead).count() as f64));
         show_queues(peers, node.backlog, network);
         show_groups(peers, network);
-        self.count_traffic(peers, network, now() as i64);
+        self.count_traffic(peers, node.identity, network, now() as i64);
     }
 
     /// Adds the increase of each peer's traffic totals (bytes and addresses) since the last poll to the counters. A
@@ -124,7 +119,13 @@ impl PeerTraffic {
     /// another long-running node responds, the totals of its peers that connected before the last poll are also not
     /// counted. A node is treated as another node if none of its peers was seen before and there is no evidence that it
     /// is the same node.
-    fn count_traffic(&mut self, peers: &[PeerStats], network: &NetworkMetrics, now: i64) {
+    fn count_traffic(
+        &mut self,
+        peers: &[PeerStats],
+        identity: NodeIdentity,
+        network: &NetworkMetrics,
+        now: i64,
+    ) {
         let mut present = HashMap::new();
         for peer in peers {
             for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
@@ -145,7 +146,7 @@ impl PeerTraffic {
             }
         }
         let is_familiar = |counted: &HashMap<_, _>| present.keys().any(|key| counted.contains_key(key));
-        let is_other_node = std::mem::take(&mut self.node) == NodeIdentity::Unknown
+        let is_other_node = identity == NodeIdentity::Unknown
             && !self.counted.as_ref().is_some_and(is_familiar);
         for (key @ ((_, connected), counted), total) in &present {
             let before = match self.counted.as_ref().map(|counted| counted.get(key)) {
@@ -520,8 +521,8 @@ mod tests {
                 sent: vec![("tx".into(), total)],
                 ..PeerStats::default()
             };
-            peers.set_node_identity(if of_other { NodeIdentity::Unknown } else { NodeIdentity::Same });
-            peers.count_traffic(&seen.iter().map(peer).collect::<Vec<_>>(), &metrics.network, now);
+            let identity = if of_other { NodeIdentity::Unknown } else { NodeIdentity::Same };
+            peers.count_traffic(&seen.iter().map(peer).collect::<Vec<_>>(), identity, &metrics.network, now);
             let text = metrics.render(Format::Text);
             let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
             text.lines().find_map(|line| line.strip_prefix(sample)?.parse::<u64>().ok()).unwrap()

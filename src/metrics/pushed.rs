@@ -191,6 +191,13 @@ impl Gauge {
     pub fn get(&self) -> Option<f64> {
         self.0.get(&[])
     }
+    /// Like [`set`](Self::set), but removes the last value if `value` is `None`.
+    pub fn replace(&self, value: Option<f64>) {
+        if value.is_none() {
+            self.clear();
+        }
+        self.set(value);
+    }
     /// Removes the value.
     pub fn clear(&self) {
         self.0.clear();

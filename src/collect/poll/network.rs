@@ -41,7 +41,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
 
     let backlog = AnnouncementBacklog::from_json(info);
     if let Some(peers) = peers {
-        show_peers(calls, &peers, NodeState { backlog, height });
+        show_peers(calls, &peers, backlog, height);
     }
     let metrics = &calls.metrics().network;
     metrics.peers.set(connections[0]);
@@ -80,19 +80,14 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
 fn show_upload_target(upload: &Value, metrics: &NetworkMetrics) {
     let Some(target) = count(upload, "target") else { return };
     let upload = Some(upload).filter(|_| target > 0);
+    let of_target = |field| upload.and_then(|upload| flag(upload, field)).map(f64::from);
     for (gauge, value) in [
         (&metrics.upload_target, upload.map(|_| target as f64)),
         (&metrics.upload_left, upload.and_then(|upload| number(upload, "bytes_left_in_cycle"))),
-        (&metrics.upload_reached, upload.and_then(|upload| flag(upload, "target_reached")).map(f64::from)),
-        (
-            &metrics.upload_historical,
-            upload.and_then(|upload| flag(upload, "serve_historical_blocks")).map(f64::from),
-        ),
+        (&metrics.upload_reached, of_target("target_reached")),
+        (&metrics.upload_historical, of_target("serve_historical_blocks")),
     ] {
-        if value.is_none() {
-            gauge.clear();
-        }
-        gauge.set(value);
+        gauge.replace(value);
     }
 }
 
@@ -104,13 +99,19 @@ fn show_added_nodes(added: &Value, metrics: &NetworkMetrics) {
     metrics.added_nodes.replace(states.into_iter().filter(|_| !added.is_empty()));
 }
 
-fn show_peers(calls: &mut RateLimitedCalls, peers: &[PeerStats], node: NodeState) {
+fn show_peers(
+    calls: &mut RateLimitedCalls,
+    peers: &[PeerStats],
+    backlog: AnnouncementBacklog,
+    height: Option<f64>,
+) {
     let state = &mut *calls.context.persistent_state.borrow_mut();
     // If an earlier poll of this IPC connection has exported peers, these peers were reported by the same node process,
     // because all responses on one IPC connection come from one process.
     let is_same = calls.showed_peers && !calls.interfaces.is_http_only();
     let identity = state.node_start.take_identity();
-    state.peers.set_node_identity(if is_same { NodeIdentity::Same } else { identity });
+    let identity = if is_same { NodeIdentity::Same } else { identity };
+    let node = NodeState { backlog, height, identity };
     state.peers.show(peers, node, &calls.context.metrics.network);
     calls.showed_peers = true;
 }
