@@ -305,7 +305,7 @@ impl HttpRpc {
             Some(pooled) => pooled.authorization.clone(),
             None => self.read_credentials().await?,
         };
-        let (mut pooled, answer) = match send_request(self.config(), pooled, &first, &body).await {
+        let (mut pooled, mut answer) = match send_request(self.config(), pooled, &first, &body).await {
             Ok(answered) => answered,
             Err(why) => {
                 // Reading the credentials again updates `has_credentials`, because a node that has exited has deleted
@@ -314,23 +314,16 @@ impl HttpRpc {
                 return Err(why);
             }
         };
-        if answer.status() != StatusCode::UNAUTHORIZED {
-            *slot = Some(pooled);
-            return Ok(answer);
-        }
-        let refused = || {
-            let (describe, advice) = (credentials.describe(), credentials.advice());
-            let text = format!("the node rejects {describe} (401); {advice}");
-            Err(HttpFailure::new(FailureCause::Unauthorized, text))
-        };
-        let second = self.read_credentials().await?;
-        if second == first {
-            return refused();
-        }
-        let answer;
-        (pooled, answer) = send_request(self.config(), Some(pooled), &second, &body).await?;
         if answer.status() == StatusCode::UNAUTHORIZED {
-            return refused();
+            let second = self.read_credentials().await?;
+            if second != first {
+                (pooled, answer) = send_request(self.config(), Some(pooled), &second, &body).await?;
+            }
+        }
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            let text =
+                format!("the node rejects {} (401); {}", credentials.describe(), credentials.advice());
+            return Err(HttpFailure::new(FailureCause::Unauthorized, text));
         }
         *slot = Some(pooled);
         Ok(answer)
