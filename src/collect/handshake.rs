@@ -127,7 +127,9 @@ async fn discover_node(
     let mut interfaces = Interfaces::discover(connection, &polling).await?.ok_or(SessionEnd::NodeShutDown)?;
     match interfaces.json_rpc() {
         Some(json_rpc) => wait_for_warmup(&json_rpc, node).await?,
-        None => wait_for_message_handler(node).await,
+        None => {
+            wait_for_message_handler(node).await;
+        }
     }
     // This call has no deadline, because the node responds only when its chain state is loaded.
     let mining = Mining::discover(connection, &waiting.without_deadline()).await?;
@@ -141,7 +143,10 @@ async fn discover_node(
         }
     }
     if !interfaces.has_tip_source() {
-        wait_for_evidence(node).await?;
+        // Bitcoin Core 30 aborts if its Mining interface is called before the chain is loaded.
+        if !wait_for_message_handler(node).await {
+            return Err(SessionEnd::Refused(NO_EVIDENCE.into()));
+        }
         interfaces.mining = Mining::discover_core30(connection, &polling).await?;
     }
     if !interfaces.has_tip_source() {
@@ -172,16 +177,18 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Name of the thread that a node starts when it has loaded its chain.
 const MESSAGE_HANDLER: &str = "b-msghand";
 
-/// Waits until a node without JSON-RPC over IPC has loaded its chain, if its threads are visible in `/proc`. A node
-/// without JSON-RPC over IPC does not report whether it has loaded the chain, and can abort if a call needs the chain
-/// before it is loaded. The node starts its message handler thread once the chain is loaded.
-async fn wait_for_message_handler(node: &SocketPeer) {
+/// Waits until a node without JSON-RPC over IPC has loaded its chain. Such a node does not report whether it has loaded
+/// the chain, and can abort if a call needs the chain before it is loaded. The node starts its message handler thread
+/// once the chain is loaded. Returns false at once if the node's threads are not visible in `/proc`.
+async fn wait_for_message_handler(node: &SocketPeer) -> bool {
     let mut is_logged = false;
-    while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
-        if !is_logged {
-            info!("the node is starting: its thread {MESSAGE_HANDLER} does not exist yet");
-            is_logged = true;
+    loop {
+        match node.runs_thread(MESSAGE_HANDLER) {
+            Some(false) if is_logged => {}
+            Some(false) => info!("the node is starting: its thread {MESSAGE_HANDLER} does not exist yet"),
+            runs => return runs.is_some(),
         }
+        is_logged = true;
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
@@ -192,19 +199,6 @@ const NO_EVIDENCE: &str =
      too early. Its thread b-msghand would show it, but its process is not visible in /proc; waiting until it is. Run \
      the exporter in the node's PID namespace (containers: --pid=host or --pid=container:NODE; systemd: no \
      ProtectProc=), and connect to the node's own socket, not to a proxy's";
-
-/// Waits until a node of Bitcoin Core 30 has loaded its chain. Bitcoin Core 30 aborts if its Mining interface is called
-/// before the chain is loaded. The exporter therefore does not call Mining before the node's message handler thread
-/// exists. Returns an error if the node's threads are not visible in `/proc`.
-async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
-    loop {
-        match node.runs_thread(MESSAGE_HANDLER) {
-            Some(true) => return Ok(()),
-            Some(false) => tokio::time::sleep(RETRY_INTERVAL).await,
-            None => return Err(SessionEnd::Refused(NO_EVIDENCE.into())),
-        }
-    }
-}
 
 /// Waits until Core's RPC warmup is over. During warmup the node responds to JSON-RPC calls with the error
 /// RPC_IN_WARMUP, and its other interfaces must not be called.
