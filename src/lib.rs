@@ -102,12 +102,11 @@ pub fn metrics_reference() -> String {
 /// The declarations of all metrics, by exporter.
 #[cfg(feature = "usdt")]
 fn all_declarations() -> [(&'static str, Vec<metrics::Declaration>); 2] {
-    let of_both = || own_process::families().into_iter().map(|family| family.declaration);
+    let declaration = |family: metrics::Family| family.declaration;
+    let of_both = || own_process::families().into_iter().map(declaration);
+    let of_ipc = metrics::Metrics::new().families().into_iter().map(declaration);
     [
-        (
-            "bitcoind-ipc-exporter",
-            metrics::Metrics::new().declarations().into_iter().chain(of_both()).collect(),
-        ),
+        ("bitcoind-ipc-exporter", of_ipc.chain(of_both()).collect()),
         ("bitcoind-usdt-exporter", usdt::all_declarations().into_iter().chain(of_both()).collect()),
     ]
 }

@@ -136,11 +136,6 @@ impl Metrics {
         let families = self.families().into_iter().filter(|family| !family.samples.is_empty());
         families.map(|family| family.declaration.name).collect()
     }
-
-    /// The declarations of all metrics, from which METRICS.md is generated.
-    pub fn declarations(&self) -> Vec<Declaration> {
-        self.families().into_iter().map(|family| family.declaration).collect()
-    }
 }
 
 /// The current time in Unix seconds.
