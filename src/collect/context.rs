@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::connected_blocks::{BlockRange, ConnectedBlocks};
-use super::file_system::DatadirCandidates;
 use super::node_start::NodeStartTracker;
 use super::peers::PeerTraffic;
+use super::poll::DatadirCandidates;
 use super::thread_times::ThreadTimes;
 use super::warnings::Warnings;
 use crate::block_log::ReportQueue;

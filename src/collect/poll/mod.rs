@@ -13,7 +13,6 @@ mod file_system;
 mod mempool;
 mod network;
 mod node;
-mod pid_file;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -32,6 +31,8 @@ use crate::ipc::Interfaces;
 use crate::json_rpc::{CallError, JsonRpc, Method};
 use crate::metrics::{Metrics, now};
 use crate::node_process::ProcessUsage;
+
+pub use file_system::DatadirCandidates;
 
 /// The values of a successful poll that other parts of the collector need.
 #[derive(Debug)]
@@ -329,7 +330,7 @@ impl Poller {
         let process = self.process.as_ref().map(ProcessUsage::id);
         let uptime = node::poll(calls, process, &chain_info, &network_info).await;
         if let (None, Some(uptime)) = (&self.process, uptime) {
-            self.process = pid_file::find(calls, uptime).await;
+            self.process = node::find_process(calls, uptime).await;
         }
         let rpc_info = node::poll_rpc_server(calls).await;
         node::poll_zmq(calls).await;
