@@ -105,7 +105,7 @@ impl Collector {
                     shutdown.run_until_cancelled(wait_for_exit(node)).await;
                 }
             } else if source.can_reopen() {
-                let wait = backoff.next();
+                let wait = backoff.next(Backoff::MAX);
                 let suppressed = self.context.repeats.admit(&end.to_string());
                 is_logged = suppressed.is_some();
                 if let Some(suppressed) = suppressed {
@@ -177,7 +177,7 @@ impl Collector {
                     }
                 }
             }
-            let wait = if over_http { backoff.next_within(poll_interval) } else { RETRY_INTERVAL };
+            let wait = if over_http { backoff.next(poll_interval) } else { RETRY_INTERVAL };
             tokio::time::sleep(wait).await;
         }
     }
@@ -205,16 +205,12 @@ impl Backoff {
     /// Maximum delay before a reconnect.
     const MAX: Duration = Duration::from_secs(30);
 
-    fn next(&mut self) -> Duration {
+    /// Returns the next delay, at most `longest`. While no node responds over HTTP, a delay longer than the poll interval
+    /// could make the exporter miss a node in a crash loop, which is reachable only for a short time after each start.
+    fn next(&mut self, longest: Duration) -> Duration {
         let full = (Self::MIN * 2u32.saturating_pow(self.0.min(5))).min(Self::MAX);
         self.0 = self.0.saturating_add(1);
-        full.mul_f64(rand::random_range(0.5..=1.0)).max(Self::MIN)
-    }
-
-    /// Like [`next`](Self::next), but limits the delay to `longest`. With a longer delay, the exporter could miss a
-    /// node in a crash loop, which is reachable only for a short time after each start.
-    fn next_within(&mut self, longest: Duration) -> Duration {
-        self.next().min(longest)
+        full.mul_f64(rand::random_range(0.5..=1.0)).max(Self::MIN).min(longest)
     }
 }
 
@@ -225,7 +221,7 @@ mod tests {
     #[test]
     fn backoff_grows_from_one_to_thirty_seconds() {
         let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..12).map(|_| backoff.next()).collect();
+        let waits: Vec<_> = (0..12).map(|_| backoff.next(Backoff::MAX)).collect();
         assert_eq!(waits[0], Backoff::MIN);
         assert!(waits.iter().all(|wait| (Backoff::MIN..=Backoff::MAX).contains(wait)));
         assert!(waits[8..].iter().all(|&wait| wait >= Backoff::MAX / 2));
@@ -235,7 +231,7 @@ mod tests {
     fn backoff_over_http_never_exceeds_poll_interval() {
         let interval = Duration::from_secs(5);
         let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..12).map(|_| backoff.next_within(interval)).collect();
+        let waits: Vec<_> = (0..12).map(|_| backoff.next(interval)).collect();
         assert!(waits[0] == Backoff::MIN && waits[8..].iter().all(|&wait| wait == interval), "{waits:?}");
     }
 }

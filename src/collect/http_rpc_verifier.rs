@@ -18,7 +18,7 @@ const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Checker of JSON-RPC over HTTP, which must respond and lead to the same node as IPC.
 pub struct HttpRpcVerifier {
-    http: HttpRpc,
+    pub http: HttpRpc,
     mining: Option<Mining>,
     chain: Option<Chain>,
 }
@@ -38,10 +38,6 @@ impl HttpRpcVerifier {
     pub fn http_only(http: HttpRpc) -> Self {
         http.reset_node(true);
         HttpRpcVerifier { http, mining: None, chain: None }
-    }
-
-    pub fn http(&self) -> &HttpRpc {
-        &self.http
     }
 
     /// Marks HTTP as usable if it responds and leads to the right node. If HTTP does not respond or leads to another

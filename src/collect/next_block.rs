@@ -59,13 +59,11 @@ impl LastParent {
     }
 }
 
-/// The parent block of a block template, and the totals of the template's transactions.
+/// The parent block of a block template, and the totals of the template's transactions in the order of
+/// `NextBlockMetrics::totals`.
 struct TemplateContents {
     parent: BlockHash,
-    transactions: usize,
-    weight: u64,
-    fees: i64,
-    sigops: i64,
+    totals: [f64; 4],
 }
 
 impl TemplatePoller {
@@ -135,10 +133,9 @@ impl TemplatePoller {
                 failures.inc_by(["Mining.createNewBlock"], 0);
                 self.failing = false;
                 let shown_for = self.limit.lifetime();
-                metrics.transactions.set_for(shown_for, Some(contents.transactions as f64));
-                metrics.weight.set_for(shown_for, Some(contents.weight as f64));
-                metrics.fees.set_for(shown_for, Some(contents.fees as f64));
-                metrics.sigops.set_for(shown_for, Some(contents.sigops as f64));
+                for (gauge, total) in metrics.totals().into_iter().zip(contents.totals) {
+                    gauge.set_for(shown_for, Some(total));
+                }
                 ControlFlow::Continue(())
             }
             Ok(None) => {
@@ -212,14 +209,9 @@ async fn read(template: &BlockTemplate) -> Result<TemplateContents, CallError> {
     let Some((parent, contents)) = template.block(read).await? else {
         return Err(CallError::Malformed("the block template is not a valid block".into()));
     };
-    let sum = |values: &[i64]| values.iter().fold(0, |sum: i64, &one| sum.saturating_add(one));
-    Ok(TemplateContents {
-        parent,
-        transactions: fees.len(),
-        weight: contents.weight,
-        fees: sum(&fees),
-        sigops: sum(&sigops),
-    })
+    let sum = |values: &[i64]| values.iter().fold(0, |sum: i64, &one| sum.saturating_add(one)) as f64;
+    let totals = [fees.len() as f64, contents.weight as f64, sum(&fees), sum(&sigops)];
+    Ok(TemplateContents { parent, totals })
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ struct SessionTasks {
 impl Session {
     /// Creates a session for a node that is polled only over HTTP. The verifier must have found HTTP usable.
     pub(super) fn over_http(verifier: HttpRpcVerifier, context: &Rc<Context>) -> Self {
-        let interfaces = Rc::new(Interfaces::over_http(verifier.http().clone()));
+        let interfaces = Rc::new(Interfaces::over_http(verifier.http.clone()));
         Session { ipc: None, interfaces, http_rpc: Some(verifier), process: None, context: context.clone() }
     }
 
@@ -173,7 +173,7 @@ impl Session {
     }
 
     async fn wait_for_end(&mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
-        let http = self.http_rpc.as_ref().map(|verifier| verifier.http().clone());
+        let http = self.http_rpc.as_ref().map(|verifier| verifier.http.clone());
         let http_only = http.filter(|_| self.ipc.is_none());
         let mut tasks = self.start();
         let mut health = PollHealth::new(self.context.config.poll_interval);

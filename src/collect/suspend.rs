@@ -25,18 +25,14 @@ impl Suspensions {
         Suspensions { before: suspended_since_boot() }
     }
 
-    /// Whether the machine was suspended since the last check.
-    pub fn check(&mut self) -> bool {
-        self.is_longer(suspended_since_boot())
-    }
-
     /// Waits for the next suspend. Returns within a second after the machine has resumed.
     pub async fn next(&mut self) {
-        while !self.check() {
+        while !self.is_longer(suspended_since_boot()) {
             tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 
+    /// Whether the machine was suspended since the last check. `now` is the total suspend time since boot.
     fn is_longer(&mut self, now: Duration) -> bool {
         let before = std::mem::replace(&mut self.before, now);
         now.saturating_sub(before) >= MIN_SUSPENSION
