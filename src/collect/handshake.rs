@@ -14,7 +14,7 @@ use super::session::{IpcParts, Session, SessionEnd, disconnect};
 use super::tip::NO_BLOCK;
 use crate::ipc::guard::Guard;
 use crate::ipc::{Interfaces, IpcConnection, LONG_POLL, Mining, NodeThread};
-use crate::json_rpc::{CallError, JsonRpc, Method};
+use crate::json_rpc::{CallError, JsonRpc};
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
 
@@ -213,7 +213,7 @@ async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), Se
     let since = Instant::now();
     let mut is_logged = false;
     loop {
-        match json_rpc.call(Method::Uptime, json!([])).await {
+        match json_rpc.call("uptime", json!([])).await {
             Err(error) if error.is_warmup() => {
                 if !is_logged {
                     info!("the node is starting: {error}");

@@ -20,7 +20,7 @@ use super::node_start::UptimeReading;
 use super::session::SessionEnd;
 use crate::block_log::BlockReport;
 use crate::ipc::{BlockHash, BlockRef, Interfaces, LONG_POLL, Mining, NodeThread};
-use crate::json_rpc::{CallError, JsonRpc, Method};
+use crate::json_rpc::{CallError, JsonRpc};
 use crate::metrics::now;
 use crate::sys;
 
@@ -126,17 +126,17 @@ async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Resu
     let height = |height: &Value| height.as_i64().and_then(|height| i32::try_from(height).ok());
     let malformed = || CallError::Malformed("the tip has no height".into());
     let Some(last_seen) = last_seen else {
-        let info = json_rpc.call(Method::GetBlockchainInfo, json!([])).await?;
+        let info = json_rpc.call("getblockchaininfo", json!([])).await?;
         let hash = info["bestblockhash"].as_str().unwrap_or_default().parse()?;
         return Ok(BlockRef { hash, height: height(&info["blocks"]).ok_or_else(malformed)? });
     };
     tokio::time::sleep(HTTP_INTERVAL).await;
-    let hash = json_rpc.call(Method::GetBestBlockHash, json!([])).await?;
+    let hash = json_rpc.call("getbestblockhash", json!([])).await?;
     let hash: BlockHash = hash.as_str().unwrap_or_default().parse()?;
     if hash == last_seen.hash {
         return Ok(last_seen);
     }
-    let header = json_rpc.call(Method::GetBlockHeader, json!([hash.to_string()])).await?;
+    let header = json_rpc.call("getblockheader", json!([hash.to_string()])).await?;
     Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
 }
 
@@ -376,7 +376,7 @@ impl TipFollower {
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
         let TipSource::Http(_) = self.source else { return false };
         let called = Instant::now();
-        let uptime = json_rpc.call(Method::Uptime, json!([])).await.ok().and_then(|uptime| uptime.as_f64());
+        let uptime = json_rpc.call("uptime", json!([])).await.ok().and_then(|uptime| uptime.as_f64());
         let uptime = uptime.map(|seconds| UptimeReading { seconds, called, returned: Instant::now() });
         self.context.persistent_state.borrow_mut().node_start.update(None, uptime, SystemTime::now());
         self.take_restart()

@@ -11,7 +11,7 @@ use crate::collect::connected_blocks::{BlockRange, ContentsToCount};
 use crate::collect::json::{count, number};
 use crate::collect::rate_limit::RateLimit;
 use crate::ipc::{BlockHash, BlockRef};
-use crate::json_rpc::{CallError, Method};
+use crate::json_rpc::CallError;
 use crate::metrics::{BlockMetrics, Counter, Gauge};
 
 /// The fields of getblockstats with totals of a block: the gauge of the tip, and the counter over all connected blocks
@@ -67,13 +67,13 @@ pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<b
 /// Returns the response to getblockstats for a block; `None` if there is no response, and `Some(None)` if the node
 /// does not have the block. The response for the tip is stored until the tip changes.
 async fn block_stats(calls: &mut RateLimitedCalls, hash: &str, tip: Option<&str>) -> Option<Option<Value>> {
-    let key = (Method::GetBlockStats, hash.to_string());
+    let key = ("getblockstats", hash.to_string());
     if let Some(answer) = calls.answers_for_tip.get(&key) {
         return Some(Some(answer.clone()).filter(|answer| !answer.is_null()));
     }
     let mut fields = totals(&calls.metrics().blocks).map(|(field, ..)| field).to_vec();
     fields.push(FEERATES);
-    let answer = calls.rpc_tolerating(Method::GetBlockStats, json!([hash, fields]), is_unavailable).await?;
+    let answer = calls.rpc_tolerating("getblockstats", json!([hash, fields]), is_unavailable).await?;
     let answer: Option<Value> = answer.ok().flatten();
     if tip == Some(hash) {
         calls.answers_for_tip.insert(key, answer.clone().unwrap_or_default());
@@ -150,7 +150,7 @@ async fn read_last(
     if range.blocks == 1 {
         return Some((stats, None));
     }
-    let header = calls.rpc_tolerating(Method::GetBlockHeader, json!([hash]), is_unavailable).await?;
+    let header = calls.rpc_tolerating("getblockheader", json!([hash]), is_unavailable).await?;
     let header: Value = header.ok().flatten().unwrap_or_default();
     let parent = header["previousblockhash"].as_str().and_then(|hash| hash.parse::<BlockHash>().ok());
     Some((stats, parent.map(|hash| BlockRef { hash, height: range.last.height - 1 })))

@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use super::RateLimitedCalls;
 use crate::collect::json::{entries, flag, number, sat_per_vbyte};
 use crate::ipc::{BlockHash, Chain, Mining, Node};
-use crate::json_rpc::Method;
 
 /// Periods of the hashrate estimates, as label value and as number of blocks: 144 blocks (a day), and 2016 blocks (a
 /// difficulty period of two weeks).
@@ -84,7 +83,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) -> PolledTip {
 pub async fn poll_hashrate(calls: &mut RateLimitedCalls) {
     let mut rates = Vec::new();
     for (label, blocks) in HASHRATE_SPANS {
-        let rate = calls.rpc_once_per_tip(Method::GetNetworkHashps, json!([blocks])).await;
+        let rate = calls.rpc_once_per_tip("getnetworkhashps", json!([blocks])).await;
         rates.extend(rate.as_f64().map(|rate| ([label], rate)));
     }
     calls.metrics().chain.hashrate.replace_if_any(rates);
@@ -96,7 +95,7 @@ pub async fn poll_tips(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;
     }
-    let Some((tips, shown_for)) = calls.costly::<Value>(Method::GetChainTips, json!([])).await else {
+    let Some((tips, shown_for)) = calls.costly::<Value>("getchaintips", json!([])).await else {
         return;
     };
     let mut by_status: BTreeMap<&str, f64> = BTreeMap::new();
@@ -110,9 +109,9 @@ pub async fn poll_tips(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
 
 /// Reads the chainstates and the state of the indexes. This function is called at each poll.
 pub async fn poll_chainstates(calls: &mut RateLimitedCalls, chain_info: &Value) {
-    let answer = calls.rpc(Method::GetChainstates, json!([])).await;
+    let answer = calls.rpc("getchainstates", json!([])).await;
     let states = named_chainstates(&answer);
-    let indexes = calls.rpc(Method::GetIndexInfo, json!([])).await;
+    let indexes = calls.rpc("getindexinfo", json!([])).await;
 
     let metrics = &calls.metrics().chain;
     let heights = states.iter().filter_map(|(name, state)| Some(([*name], number(state, "blocks")?)));
@@ -134,7 +133,7 @@ pub async fn poll_chainstates(calls: &mut RateLimitedCalls, chain_info: &Value) 
 
 /// Reads the deployment state of soft forks, once per tip.
 pub async fn poll_deployments(calls: &mut RateLimitedCalls) {
-    let info = calls.rpc_once_per_tip(Method::GetDeploymentInfo, json!([])).await;
+    let info = calls.rpc_once_per_tip("getdeploymentinfo", json!([])).await;
     let present = entries(&info["deployments"]);
     let metrics = &calls.metrics().chain;
     metrics.deployment_active.replace_if_any(
@@ -167,8 +166,8 @@ pub async fn poll_mining_info(calls: &mut RateLimitedCalls) {
     // and exports their contents.
     let has_mining = calls.interfaces.mining.is_some();
     let info = match has_mining {
-        true => calls.rpc_once_per_tip(Method::GetMiningInfo, json!([])).await,
-        false => calls.rpc(Method::GetMiningInfo, json!([])).await,
+        true => calls.rpc_once_per_tip("getmininginfo", json!([])).await,
+        false => calls.rpc("getmininginfo", json!([])).await,
     };
     calls.metrics().chain.next_difficulty.set(number(&info["next"], "difficulty"));
     let metrics = &calls.metrics().next_block;

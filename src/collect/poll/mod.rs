@@ -28,7 +28,7 @@ use super::context::Context;
 use super::json::label;
 use super::rate_limit::RateLimit;
 use crate::ipc::Interfaces;
-use crate::json_rpc::{CallError, JsonRpc, Method};
+use crate::json_rpc::{CallError, JsonRpc};
 use crate::metrics::{Metrics, now};
 use crate::node_process::ProcessUsage;
 
@@ -81,9 +81,9 @@ struct RateLimitedCalls {
     /// the calls for connected blocks have a common limit each, under a name of its own.
     limits: HashMap<&'static str, RateLimit>,
     /// JSON-RPC methods for which the node has returned that it does not have them.
-    unknown: HashSet<Method>,
+    unknown: HashSet<&'static str>,
     /// Responses that are valid until the tip changes, by method and parameters.
-    answers_for_tip: HashMap<(Method, String), Value>,
+    answers_for_tip: HashMap<(&'static str, String), Value>,
     /// Whether metrics of peers were exported during this connection.
     showed_peers: bool,
     /// Version, subversion and protocol version in the last response to getnetworkinfo; empty before the first
@@ -97,7 +97,7 @@ const OVER_HTTP: &str = "JSON-RPC over HTTP";
 /// Whether a costly call made the poll fail, after which the next poll makes no costly calls. After any other failure
 /// the next poll makes costly calls, because costly calls would otherwise never be made if every second poll fails.
 fn is_of_costly_call(error: &PollError) -> bool {
-    matches!(error, PollError::NoAnswer(call, _) if COSTLY.contains(call) || *call == Method::EstimateSmartFee.name())
+    matches!(error, PollError::NoAnswer(call, _) if COSTLY.contains(call) || *call == "estimatesmartfee")
 }
 
 /// Calls during which the node holds one of its main locks, or waits for another thread.
@@ -182,15 +182,15 @@ impl RateLimitedCalls {
 
     /// Makes a JSON-RPC call. Returns JSON null if the call was not made or failed. Reading any field of null returns
     /// `None`.
-    async fn rpc(&mut self, method: Method, params: Value) -> Value {
+    async fn rpc(&mut self, method: &'static str, params: Value) -> Value {
         let json_rpc = self.json_rpc();
         let call = json_rpc.as_ref().map(|json_rpc| json_rpc.call(method, params));
-        self.call(method.name(), call).await.unwrap_or_default()
+        self.call(method, call).await.unwrap_or_default()
     }
 
     /// Like `rpc`, for a method whose response is valid until the tip changes: makes the call once per tip, and returns
     /// the stored response after that.
-    async fn rpc_once_per_tip(&mut self, method: Method, params: Value) -> Value {
+    async fn rpc_once_per_tip(&mut self, method: &'static str, params: Value) -> Value {
         let key = (method, params.to_string());
         if let Some(answer) = self.answers_for_tip.get(&key) {
             return answer.clone();
@@ -206,7 +206,7 @@ impl RateLimitedCalls {
     /// failures. Returns `None` if there is no response, and `Some(Err)` if the response is such an error.
     async fn rpc_tolerating<T: DeserializeOwned>(
         &mut self,
-        method: Method,
+        method: &'static str,
         params: Value,
         is_normal: fn(&CallError) -> bool,
     ) -> Option<Result<Option<T>, CallError>> {
@@ -217,12 +217,12 @@ impl RateLimitedCalls {
                 answer => answer.map(Ok),
             }
         };
-        self.call(method.name(), Some(call)).await
+        self.call(method, Some(call)).await
     }
 
     /// Makes a JSON-RPC call of a method that not every node has. If the node does not have the method, this does not
     /// count as a failure, and the call is not repeated. Returns `None` if there is no result.
-    async fn rpc_if_known<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<T> {
+    async fn rpc_if_known<T: DeserializeOwned>(&mut self, method: &'static str, params: Value) -> Option<T> {
         if self.unknown.contains(&method) {
             return None;
         }
@@ -235,13 +235,13 @@ impl RateLimitedCalls {
 
     /// Like `rpc_if_known`, for a costly call. Returns the result, and the time for which the values in the result are
     /// to be exported.
-    async fn costly<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<(T, Duration)> {
-        debug_assert!(COSTLY.contains(&method.name()), "{method:?}");
+    async fn costly<T: DeserializeOwned>(&mut self, method: &'static str, params: Value) -> Option<(T, Duration)> {
+        debug_assert!(COSTLY.contains(&method), "{method:?}");
         if self.recovers {
             return None;
         }
         let answer = self.rpc_if_known(method, params).await?;
-        Some((answer, self.limit(method.name(), true).lifetime()))
+        Some((answer, self.limit(method, true).lifetime()))
     }
 }
 
@@ -308,7 +308,7 @@ impl Poller {
 
     async fn poll_areas(&mut self) -> Result<PollResult, PollError> {
         let calls = &mut self.calls;
-        let chain_info = calls.rpc(Method::GetBlockchainInfo, json!([])).await;
+        let chain_info = calls.rpc("getblockchaininfo", json!([])).await;
         let chain::PolledTip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
         let is_new_tip = hash.is_none() || hash != self.tip;
         if is_new_tip {
@@ -321,7 +321,7 @@ impl Poller {
         mempool::poll_feerates(calls, ibd).await;
         mempool::poll_orphans(calls).await;
         mempool::poll_private_broadcast(calls).await;
-        let network_info = calls.rpc(Method::GetNetworkInfo, json!([])).await;
+        let network_info = calls.rpc("getnetworkinfo", json!([])).await;
         // Forget the node's process if it has exited: over HTTP, the node can exit and another node can start between
         // two polls.
         if calls.interfaces.is_http_only() {

@@ -7,7 +7,6 @@ use crate::collect::json::{count, flag, length, number};
 use crate::collect::node_start::NodeIdentity;
 use crate::collect::peers::{self, AnnouncementBacklog, NodeState};
 use crate::ipc::{NETWORKS, Node, PeerDirection, PeerStats};
-use crate::json_rpc::Method;
 use crate::metrics::NetworkMetrics;
 
 /// Reads peers and traffic at each poll. `height` is the height of the tip, and `info` is the response to
@@ -28,16 +27,16 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
     let mut received = received.and_then(|total| u64::try_from(total).ok());
     let sent = calls.call("Node.getTotalBytesSent", node.map(Node::total_bytes_sent)).await;
     let mut sent = sent.and_then(|total| u64::try_from(total).ok());
-    let totals = calls.rpc(Method::GetNetTotals, json!([])).await;
+    let totals = calls.rpc("getnettotals", json!([])).await;
     received = received.or(count(&totals, "totalbytesrecv"));
     sent = sent.or(count(&totals, "totalbytessent"));
     let mut peers = calls.call("Node.getNodesStats", node.map(Node::peer_stats)).await;
     if peers.is_none() {
-        peers = peers::from_json(&calls.rpc(Method::GetPeerInfo, json!([])).await);
+        peers = peers::from_json(&calls.rpc("getpeerinfo", json!([])).await);
     }
-    let addresses = calls.rpc(Method::GetAddrmanInfo, json!([])).await;
-    let banned = calls.rpc(Method::ListBanned, json!([])).await;
-    let added = calls.rpc(Method::GetAddedNodeInfo, json!([])).await;
+    let addresses = calls.rpc("getaddrmaninfo", json!([])).await;
+    let banned = calls.rpc("listbanned", json!([])).await;
+    let added = calls.rpc("getaddednodeinfo", json!([])).await;
 
     let backlog = AnnouncementBacklog::from_json(info);
     if let Some(peers) = peers {

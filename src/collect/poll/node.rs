@@ -14,7 +14,6 @@ use crate::collect::context::Context;
 use crate::collect::json::{count, label, number};
 use crate::collect::node_start::UptimeReading;
 use crate::files;
-use crate::json_rpc::Method;
 use crate::metrics::ZMQ_TYPES;
 use crate::node_process::{ProcessUsage, cpu_seconds};
 use crate::supervisor::PrivateUsage;
@@ -29,9 +28,9 @@ pub async fn poll(
     network_info: &Value,
 ) -> Option<f64> {
     let called = Instant::now();
-    let uptime = calls.rpc(Method::Uptime, json!([])).await.as_f64();
+    let uptime = calls.rpc("uptime", json!([])).await.as_f64();
     let read = uptime.map(|seconds| UptimeReading { seconds, called, returned: Instant::now() });
-    let memory = calls.rpc(Method::GetMemoryInfo, json!([])).await;
+    let memory = calls.rpc("getmemoryinfo", json!([])).await;
 
     let metrics = &calls.metrics().node;
     metrics.uptime.set(uptime);
@@ -66,7 +65,7 @@ pub async fn poll(
 
 /// Reads the JSON-RPC calls that the node is executing. Returns the response to getrpcinfo.
 pub async fn poll_rpc_server(calls: &mut RateLimitedCalls) -> Value {
-    let info = calls.rpc(Method::GetRpcInfo, json!([])).await;
+    let info = calls.rpc("getrpcinfo", json!([])).await;
     if let Some(commands) = info["active_commands"].as_array() {
         let (active, longest) = active_commands(commands);
         let metrics = &calls.metrics().node;
@@ -81,7 +80,7 @@ pub async fn poll_rpc_server(calls: &mut RateLimitedCalls) -> Value {
 fn active_commands(commands: &[Value]) -> (f64, f64) {
     let durations = |own: bool| {
         let commands =
-            commands.iter().filter(move |command| own == (command["method"] == Method::GetRpcInfo.name()));
+            commands.iter().filter(move |command| own == (command["method"] == "getrpcinfo"));
         commands.map(|command| number(command, "duration").unwrap_or(0.0) / 1e6)
     };
     // The exporter's own call is the getrpcinfo call with the shortest duration.
@@ -93,7 +92,7 @@ fn active_commands(commands: &[Value]) -> (f64, f64) {
 
 /// Reads the ZMQ publishers. The call is cheap, because the node only copies a list.
 pub async fn poll_zmq(calls: &mut RateLimitedCalls) {
-    let Some(publishers) = calls.rpc_if_known::<Value>(Method::GetZmqNotifications, json!([])).await else {
+    let Some(publishers) = calls.rpc_if_known::<Value>("getzmqnotifications", json!([])).await else {
         return;
     };
     let Some(publishers) = publishers.as_array() else { return };

@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::connection::{PooledConnection, send_request};
 use super::{Credentials, FailureCause, HttpFailure, HttpRpcConfig};
-use crate::json_rpc::{self, CallError, Method, Transport, parse, request, whitelist_line};
+use crate::json_rpc::{self, CallError, Transport, parse, request, require_permitted, whitelist_line};
 use crate::logging::RepeatLimiter;
 
 /// A client of a node's JSON-RPC over HTTP. Clones share the connection and the state.
@@ -212,8 +212,9 @@ impl HttpRpc {
     ///
     /// # Errors
     /// The node does not respond in time, or responds with an error or with invalid JSON.
-    pub async fn query(&self, method: Method, params: Value) -> Result<Value, CallError> {
-        parse(&self.call_and_count(method.name(), &params).await?)
+    pub async fn query(&self, method: &'static str, params: Value) -> Result<Value, CallError> {
+        require_permitted(method, &params)?;
+        parse(&self.call_and_count(method, &params).await?)
     }
 
     /// Makes a call if HTTP is marked as usable. Marks HTTP as unusable if the call fails because of HTTP, or because
@@ -333,10 +334,10 @@ impl HttpRpc {
 impl Transport for HttpRpc {
     fn call<'a>(
         &'a self,
-        method: Method,
+        method: &'static str,
         params: &'a Value,
     ) -> LocalBoxFuture<'a, Result<String, CallError>> {
-        Box::pin(self.call_if_usable(method.name(), params))
+        Box::pin(self.call_if_usable(method, params))
     }
 
     fn unavailable(&self) -> Option<CallError> {
