@@ -46,7 +46,8 @@ pub struct PollResult {
 /// The reason why a poll failed.
 #[derive(Debug)]
 pub enum PollError {
-    /// The call with this name got no response, because of this error.
+    /// The call with this name got no response, because of this error. The name is `JSON-RPC over HTTP` if no call could
+    /// be made because HTTP is not usable.
     NoAnswer(&'static str, CallError),
     /// All calls that return the height of the tip failed.
     NoTip,
@@ -90,9 +91,6 @@ struct RateLimitedCalls {
     /// response.
     versions: [String; 3],
 }
-
-/// Text in an error in place of the name of a call, if no call could be made because HTTP is not usable.
-const OVER_HTTP: &str = "JSON-RPC over HTTP";
 
 /// Whether a costly call made the poll fail, after which the next poll makes no costly calls. After any other failure
 /// the next poll makes costly calls, because costly calls would otherwise never be made if every second poll fails.
@@ -171,8 +169,9 @@ impl RateLimitedCalls {
 
     /// The reason why no call can be made now, because the node is polled only over HTTP and HTTP is not usable. `None`
     /// if calls can be made.
-    fn unavailable(&self) -> Option<CallError> {
-        self.interfaces.json_rpc().filter(|_| self.interfaces.is_http_only())?.unavailable()
+    fn unavailable(&self) -> Option<PollError> {
+        let json_rpc = self.interfaces.json_rpc().filter(|_| self.interfaces.is_http_only())?;
+        json_rpc.unavailable().map(|error| PollError::NoAnswer("JSON-RPC over HTTP", error))
     }
 
     /// The JSON-RPC client; `None` if no JSON-RPC call can be made now.
@@ -289,7 +288,7 @@ impl Poller {
     pub async fn poll(&mut self) -> Result<PollResult, PollError> {
         let started = Instant::now();
         let mut polled = match self.calls.unavailable() {
-            Some(error) => Err(PollError::NoAnswer(OVER_HTTP, error)),
+            Some(error) => Err(error),
             None => self.poll_areas().await,
         };
         polled = self.calls.failed.take().map_or(polled, Err);
@@ -343,8 +342,7 @@ impl Poller {
         blocks::poll(calls, hash.as_deref(), ibd).await;
         chain::poll_tips(calls, ibd).await;
         if height.is_none() {
-            let unavailable = calls.unavailable().map(|error| PollError::NoAnswer(OVER_HTTP, error));
-            return Err(unavailable.unwrap_or(PollError::NoTip));
+            return Err(calls.unavailable().unwrap_or(PollError::NoTip));
         }
         Ok(PollResult { ibd, subversion: label(&network_info, "subversion") })
     }
