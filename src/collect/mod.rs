@@ -4,7 +4,7 @@
 //!   `session` is the event loop of one connection.
 //! - `poll` reads the node's state periodically, with one file per area as in [`metrics`](crate::metrics). `peers` and
 //!   `json` parse responses.
-//! - `rate_limit` decides when a call may be repeated. `suspend` detects that the machine was suspended.
+//! - `rate_limit` decides when a call may be repeated, and detects that the machine was suspended.
 //! - `http_rpc_verifier` checks whether JSON-RPC over HTTP can be used.
 //! - `tip` runs the long poll that reports new tips and the node's shutdown. `block_counting` decides which blocks are
 //!   counted at a new tip; `chain_diff` counts the blocks between two tips.
@@ -32,7 +32,6 @@ mod poll;
 mod rate_limit;
 mod session;
 mod subscriptions;
-mod suspend;
 mod thread_times;
 mod tip;
 mod utxo_trace;

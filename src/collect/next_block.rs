@@ -13,8 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::context::{Context, NewTip, NextBlockMode};
-use super::rate_limit::RateLimit;
-use super::suspend::Suspensions;
+use super::rate_limit::{RateLimit, Suspensions};
 use crate::ipc::{BlockContents, BlockHash, BlockTemplate, Interfaces, Mining, NodeThread};
 use crate::json_rpc::CallError;
 
