@@ -7,14 +7,14 @@ use std::rc::Rc;
 
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 use super::context::Context;
 use super::notifications;
 use super::session::IpcParts;
 use super::utxo_trace::{CoinCounter, UtxoCacheTrace};
 use crate::ipc::guard::{GuardEvent, TimedEvent};
-use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
+use crate::ipc::{Chain, Interfaces, Subscription};
 use crate::json_rpc::CallError;
 
 /// Handle to the task that starts and ends the subscriptions of one connection. When the connection is closed, the
@@ -44,9 +44,8 @@ impl Subscriptions {
         let any = Rc::<Cell<bool>>::default();
         let task = SubscriptionTask {
             chain: interfaces.chain.as_ref().map(|chain| chain.on_thread(thread)),
-            tracing: tracing.map(|tracing| tracing.on_thread(thread)),
             chain_subscription: None,
-            trace: UtxoCacheTrace::new(tracing, context),
+            trace: UtxoCacheTrace::new(tracing.map(|tracing| tracing.on_thread(thread)), context),
             any: any.clone(),
             context: context.clone(),
         };
@@ -71,7 +70,6 @@ impl Subscriptions {
 /// The task that starts and ends the subscriptions of one connection. [`Subscriptions`] is the handle to this task.
 struct SubscriptionTask {
     chain: Option<Chain>,
-    tracing: Option<Tracing>,
     chain_subscription: Option<Subscription>,
     trace: UtxoCacheTrace,
     /// Whether a subscription is active, which means that the node makes callbacks.
@@ -103,7 +101,7 @@ impl SubscriptionTask {
                         return;
                     }
                     let ibd = *polls.borrow_and_update();
-                    self.on_poll(ibd).await;
+                    self.trace.on_poll(ibd, &self.context.metrics).await;
                 }
                 () = self.trace.coins.exceeded.notified(), if self.trace.is_active() => {
                     self.trace.stop_over_budget(&self.context);
@@ -124,22 +122,6 @@ impl SubscriptionTask {
             Err(CallError::Disconnected(_)) => {} // the closed connection ends the session
             Err(error) => warn!("cannot subscribe to the chain's notifications: {error}"),
         }
-    }
-
-    async fn on_poll(&mut self, ibd: Option<bool>) {
-        let metrics = &self.context.metrics;
-        if let Some(subscription) = self.trace.end_in_ibd(ibd, metrics) {
-            match subscription.end().await {
-                Ok(()) => debug!("unsubscribed from the UTXO cache trace"),
-                Err(error) => warn!("cannot unsubscribe from the UTXO cache trace: {error}"),
-            }
-        }
-        if let Some(tracing) = &self.tracing
-            && self.trace.is_due(ibd)
-        {
-            self.trace.start(tracing, metrics).await;
-        }
-        self.trace.show(metrics);
     }
 }
 

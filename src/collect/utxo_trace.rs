@@ -13,9 +13,6 @@ use crate::metrics::{Metrics, UtxoCacheMetrics};
 
 /// Whether the exporter is subscribed to the UTXO cache trace on one connection, and if not, the reason.
 enum TraceState {
-    /// The node has no Tracing interface, or no Mining interface, without which the exporter does not subscribe to the
-    /// trace.
-    NotOffered,
     /// The trace is disabled by configuration, or the node rejected the subscription.
     Off,
     /// The exporter waits for the end of initial block download and then subscribes.
@@ -29,6 +26,9 @@ enum TraceState {
 /// The exporter's subscription to the UTXO cache trace on one connection, with the decision when the subscription
 /// starts and ends.
 pub struct UtxoCacheTrace {
+    /// `None` if the node has no Tracing interface, or no Mining interface, without which the exporter does not subscribe
+    /// to the trace.
+    tracing: Option<Tracing>,
     state: TraceState,
     /// The counter of the trace's events, which the task that receives the guard's events shares.
     pub coins: Rc<CoinCounter>,
@@ -36,14 +36,13 @@ pub struct UtxoCacheTrace {
 
 impl UtxoCacheTrace {
     /// Creates the state for a new connection. `tracing` is `None` if the node does not offer the trace.
-    pub fn new(tracing: Option<&Tracing>, context: &Context) -> Self {
-        let state = match (tracing, context.config.utxo_trace) {
-            (None, _) => TraceState::NotOffered,
-            (Some(_), UtxoTraceMode::Off) => TraceState::Off,
-            (Some(_), _) if context.persistent_state.borrow().trace_over_budget => TraceState::OverBudget,
-            (Some(_), _) => TraceState::Waiting,
+    pub fn new(tracing: Option<Tracing>, context: &Context) -> Self {
+        let state = match context.config.utxo_trace {
+            UtxoTraceMode::Off => TraceState::Off,
+            _ if context.persistent_state.borrow().trace_over_budget => TraceState::OverBudget,
+            _ => TraceState::Waiting,
         };
-        UtxoCacheTrace { state, coins: Rc::default() }
+        UtxoCacheTrace { tracing, state, coins: Rc::default() }
     }
 
     /// Whether the exporter is subscribed to the trace.
@@ -51,13 +50,19 @@ impl UtxoCacheTrace {
         matches!(self.state, TraceState::Active(_))
     }
 
-    /// Whether the exporter should subscribe to the trace now.
-    pub fn is_due(&self, ibd: Option<bool>) -> bool {
-        matches!(self.state, TraceState::Waiting) && ibd == Some(false)
+    /// Subscribes to the trace after a poll that found the node not in initial block download, and ends the subscription
+    /// after a poll that found the node in initial block download again.
+    pub async fn on_poll(&mut self, ibd: Option<bool>, metrics: &Metrics) {
+        match (&self.state, ibd) {
+            (TraceState::Waiting, Some(false)) => self.start(metrics).await,
+            (TraceState::Active(_), Some(true)) => self.end_in_ibd(metrics).await,
+            _ => {}
+        }
+        self.show(metrics);
     }
 
-    /// Subscribes to the trace.
-    pub async fn start(&mut self, tracing: &Tracing, metrics: &Metrics) {
+    async fn start(&mut self, metrics: &Metrics) {
+        let Some(tracing) = &self.tracing else { return };
         // Counting starts before the subscribe call, because the first events may arrive before the response to the
         // call.
         metrics.utxo_cache.start();
@@ -90,25 +95,24 @@ impl UtxoCacheTrace {
         self.show(&context.metrics);
     }
 
-    /// Stops counting the events of the trace if the last poll found the node in initial block download again. Returns
-    /// the subscription, which the caller has to end.
-    pub fn end_in_ibd(&mut self, ibd: Option<bool>, metrics: &Metrics) -> Option<Subscription> {
-        if ibd != Some(true) || !self.is_active() {
-            return None;
-        }
+    async fn end_in_ibd(&mut self, metrics: &Metrics) {
         info!("the node is in initial block download: the UTXO cache trace is off until it ends");
         self.coins.counting.set(false);
         metrics.utxo_cache.stop();
-        match std::mem::replace(&mut self.state, TraceState::Waiting) {
-            TraceState::Active(subscription) => Some(subscription),
-            _ => None,
+        if let TraceState::Active(subscription) = std::mem::replace(&mut self.state, TraceState::Waiting) {
+            match subscription.end().await {
+                Ok(()) => debug!("unsubscribed from the UTXO cache trace"),
+                Err(error) => warn!("cannot unsubscribe from the UTXO cache trace: {error}"),
+            }
         }
     }
 
     /// Exports the state of the trace as a metric, if the node offers the trace.
-    pub fn show(&self, metrics: &Metrics) {
+    fn show(&self, metrics: &Metrics) {
+        if self.tracing.is_none() {
+            return;
+        }
         let state = match self.state {
-            TraceState::NotOffered => return,
             TraceState::Off => "off",
             TraceState::Waiting => "ibd",
             TraceState::Active(_) => "active",
