@@ -65,24 +65,23 @@ pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Resu
         _ if their_height > our_height => (theirs, their_height) = (tip.previous, their_height - 1),
         _ => {}
     }
-    while their_height > our_height {
-        theirs = header(&theirs).await?.previous;
-        their_height -= 1;
-    }
-    while our_height > their_height {
-        ours = header(&ours).await?.previous;
-        our_height -= 1;
-    }
     while ours != theirs {
-        if our_height <= 0 {
+        let (our, their) = (our_height, their_height);
+        if our == their && our <= 0 {
             return Err(CallError::Malformed("the two tips have no common block".into()));
         }
-        ours = header(&ours).await?.previous;
-        theirs = header(&theirs).await?.previous;
-        our_height -= 1;
+        if our >= their {
+            ours = header(&ours).await?.previous;
+            our_height -= 1;
+        }
+        if their >= our {
+            theirs = header(&theirs).await?.previous;
+            their_height -= 1;
+        }
     }
-    let distance = |from: i32| u64::try_from(from.saturating_sub(our_height)).unwrap_or(0);
-    Ok(ChainDiff { disconnected: distance(old.height), connected: distance(new.height) })
+    let distance = |from: i32, to: i32| u64::try_from(from.saturating_sub(to)).unwrap_or(0);
+    let disconnected = distance(old.height, our_height);
+    Ok(ChainDiff { disconnected, connected: distance(new.height, their_height) })
 }
 
 /// A block header from getblockheader: the hash of the parent block, and whether the block is in the active chain.

@@ -128,27 +128,24 @@ impl Context {
         shutdown: CancellationToken,
     ) -> Self {
         let http_rpc = config.http_rpc.clone().map(|settings| {
+            for cause in FailureCause::NAMES {
+                metrics.exporter.http_rpc_failures.inc_by([cause], 0);
+            }
             let metrics = metrics.clone();
             let count =
                 move |cause: FailureCause| metrics.exporter.http_rpc_failures.inc_by([cause.name()], 1);
             HttpRpc::new(settings, config.call_timeout, count)
         });
-        if http_rpc.is_some() {
-            let failures = &metrics.exporter.http_rpc_failures;
-            FailureCause::NAMES.iter().for_each(|cause| failures.inc_by([cause], 0));
-        }
-        let (persistent_state, new_tip) = (RefCell::default(), watch::Sender::default());
-        let repeats = RepeatLimiter::default();
         Context {
             config,
             http_rpc,
-            repeats,
+            repeats: RepeatLimiter::default(),
             metrics,
             status,
             block_log: None,
             shutdown,
-            persistent_state,
-            new_tip,
+            persistent_state: RefCell::default(),
+            new_tip: watch::Sender::default(),
         }
     }
 

@@ -49,7 +49,7 @@ const MAX_FAILURES_BEFORE_NOTIFICATIONS: u32 = 30;
 /// counted, or when they cannot be counted. The exporter may then subscribe to notifications, which count the later
 /// blocks. Returns `None` if the interface that the watch needs is missing: Mining over IPC, or JSON-RPC over HTTP.
 pub fn watch(
-    interfaces: &Rc<Interfaces>,
+    interfaces: &Interfaces,
     thread: Option<&NodeThread>,
     context: &Rc<Context>,
     new_tip: Rc<Notify>,
@@ -66,8 +66,8 @@ pub fn watch(
         }
     };
     let follower = TipFollower {
-        interfaces: interfaces.clone(),
         source,
+        notified: interfaces.chain.is_some(),
         json_rpc,
         context: context.clone(),
         new_tip,
@@ -142,8 +142,9 @@ async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Resu
 
 /// The task that waits for new tips, publishes each new tip, and counts the blocks up to it.
 struct TipFollower {
-    interfaces: Rc<Interfaces>,
     source: TipSource,
+    /// Whether notifications count the blocks, because the node has the Chain interface.
+    notified: bool,
     json_rpc: Option<JsonRpc>,
     context: Rc<Context>,
     new_tip: Rc<Notify>,
@@ -161,7 +162,7 @@ struct TipFollower {
 impl TipFollower {
     async fn run(mut self, first_done: oneshot::Sender<()>) -> SessionEnd {
         let mut first_done = Some(first_done);
-        if !self.notified() {
+        if !self.notified {
             self.context.metrics.blocks.tip_updates.start();
         }
         let mut last_seen = None::<BlockRef>;
@@ -204,15 +205,10 @@ impl TipFollower {
             }
             // Dropping the sender starts the subscription to notifications, which then count blocks. The sender is kept
             // until the blocks up to the first tip are counted by their headers.
-            if !(self.notified() && self.pending) {
+            if !(self.notified && self.pending) {
                 first_done.take();
             }
         }
-    }
-
-    /// Whether notifications count the blocks, because the node has the Chain interface.
-    fn notified(&self) -> bool {
-        self.interfaces.chain.is_some()
     }
 
     /// Publishes a new tip to the status page, the pollers and the metrics. The first tip of a connection is published
@@ -229,7 +225,7 @@ impl TipFollower {
         let last = context.persistent_state.borrow_mut().last_tip.replace(tip);
         if last.is_some_and(|last| last.hash != tip.hash) {
             debug!(block_height = tip.height, block_hash = %tip.hash, "new tip");
-            if !self.notified() {
+            if !self.notified {
                 context.metrics.blocks.tip_updates.inc();
             }
         }
@@ -261,7 +257,7 @@ impl TipFollower {
         }
         self.counting = true;
         let blocks = &self.context.metrics.blocks;
-        if !self.notified() {
+        if !self.notified {
             blocks.connected.start();
             blocks.disconnected.start();
             blocks.start_contents();
@@ -285,7 +281,7 @@ impl TipFollower {
         let json_rpc = self.json_rpc.clone();
         let mut conditions = CountingConditions {
             reconnected: std::mem::replace(&mut self.reconnected, ReconnectState::CaughtUp),
-            notified: self.notified(),
+            notified: self.notified,
             headers: self.header_access(),
             restart_checked: false,
         };
