@@ -16,7 +16,6 @@ use crate::collect::node_start::UptimeReading;
 use crate::files;
 use crate::metrics::ZMQ_TYPES;
 use crate::node_process::{ProcessUsage, cpu_seconds};
-use crate::supervisor::PrivateUsage;
 
 /// Reads the uptime and the memory usage, and exports them with the node's versions and warnings. `process` is the PID
 /// and the start time (in clock ticks since boot) of the node's process; `None` if the process is not visible in
@@ -110,29 +109,24 @@ pub async fn poll_zmq(calls: &mut RateLimitedCalls) {
 /// Exports the resource usage of the node's process. Exports no values if this process has exited or is not visible in
 /// `/proc`.
 pub async fn poll_process(process: Option<&ProcessUsage>, context: &Context) {
-    let private = match process {
-        Some(process) => process.private().await,
-        None => PrivateUsage::default(),
-    };
-    let metrics = &context.metrics.node;
-    let state = &mut context.persistent_state.borrow_mut();
+    let Some(process) = process else { return };
+    let private = process.private().await;
     // The CPU times of the threads are read before the CPU time of the process, so the sum of the threads' times
     // cannot exceed the time of the process.
-    let threads = process.map(ProcessUsage::threads).unwrap_or_default();
-    let seen = process.and_then(|process| Some((process, process.stat()?)));
-    let stat = seen.as_ref().map(|(_, stat)| stat);
-    metrics.process_resident_memory.set(stat.map(|stat| stat.rss_bytes().get() as f64));
-    metrics.process_threads.set(stat.map(|stat| stat.num_threads as f64));
-    metrics.process_open_fds.set(private.open_fds.filter(|_| stat.is_some()).map(|fds| fds as f64));
-    let faults = stat.map(|stat| [(["minor"], stat.minflt as f64), (["major"], stat.majflt as f64)]);
-    metrics.process_page_faults.replace_if_any(faults.into_iter().flatten());
-    let io = private.io.filter(|_| stat.is_some());
-    let io = io.map(|(read, written)| [(["read"], read as f64), (["write"], written as f64)]);
+    let threads = process.threads();
+    let Some(stat) = process.stat() else { return };
+    let metrics = &context.metrics.node;
+    metrics.process_resident_memory.set(Some(stat.rss_bytes().get() as f64));
+    metrics.process_threads.set(Some(stat.num_threads as f64));
+    metrics.process_open_fds.set(private.open_fds.map(|fds| fds as f64));
+    metrics
+        .process_page_faults
+        .replace_if_any([(["minor"], stat.minflt as f64), (["major"], stat.majflt as f64)]);
+    let io = private.io.map(|(read, written)| [(["read"], read as f64), (["write"], written as f64)]);
     metrics.process_io.replace_if_any(io.into_iter().flatten());
-    if let Some((process, stat)) = seen
-        && !threads.is_empty()
-    {
-        let times = state.thread_times.by_group(process.id(), &threads, cpu_seconds(&stat));
+    if !threads.is_empty() {
+        let thread_times = &mut context.persistent_state.borrow_mut().thread_times;
+        let times = thread_times.by_group(process.id(), &threads, cpu_seconds(&stat));
         metrics.process_cpu.replace_if_any(times.map(|(group, seconds)| ([group], seconds)));
     }
 }
