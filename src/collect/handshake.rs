@@ -194,8 +194,7 @@ async fn wait_for_message_handler(node: &SocketPeer) -> bool {
 }
 
 /// The reason why a node of Bitcoin Core 30 whose process is not visible in `/proc` is not polled.
-const NO_EVIDENCE: &str =
-    "this node (Bitcoin Core 30) does not report over IPC whether it has loaded its chain, and aborts if it is queried \
+const NO_EVIDENCE: &str = "this node (Bitcoin Core 30) does not report over IPC whether it has loaded its chain, and aborts if it is queried \
      too early. Its thread b-msghand would show it, but its process is not visible in /proc; waiting until it is. Run \
      the exporter in the node's PID namespace (containers: --pid=host or --pid=container:NODE; systemd: no \
      ProtectProc=), and connect to the node's own socket, not to a proxy's";

@@ -10,8 +10,8 @@ use tokio::time::{Instant, sleep_until};
 use super::json::number;
 use super::rate_limit::RateLimit;
 use crate::ipc::{Chain, Interfaces, Mining, NodeThread};
-use crate::json_rpc::http::HttpRpc;
 use crate::json_rpc::CallError;
+use crate::json_rpc::http::HttpRpc;
 
 /// Interval between two checks whether HTTP still leads to the same node as IPC.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);

@@ -146,8 +146,8 @@ impl PeerTraffic {
             }
         }
         let is_familiar = |counted: &HashMap<_, _>| present.keys().any(|key| counted.contains_key(key));
-        let is_other_node = identity == NodeIdentity::Unknown
-            && !self.counted.as_ref().is_some_and(is_familiar);
+        let is_other_node =
+            identity == NodeIdentity::Unknown && !self.counted.as_ref().is_some_and(is_familiar);
         for (key @ ((_, connected), counted), total) in &present {
             let before = match self.counted.as_ref().map(|counted| counted.get(key)) {
                 Some(Some(before)) => *before,

@@ -23,8 +23,8 @@ use super::subscriptions::Subscriptions;
 use super::tip;
 use crate::ipc::guard::Guard;
 use crate::ipc::{Interface, Interfaces, IpcConnection, NodeThread};
-use crate::json_rpc::http::HttpRpc;
 use crate::json_rpc::CallError;
+use crate::json_rpc::http::HttpRpc;
 use crate::metrics::lifetime;
 use crate::node_process::ProcessUsage;
 

@@ -22,8 +22,11 @@ pub use methods::{method_names, whitelist_line};
 /// A transport for JSON-RPC calls to a node, implemented for IPC and for HTTP.
 pub trait Transport {
     /// Makes a call. Returns the JSON text of the result.
-    fn call<'a>(&'a self, method: &'static str, params: &'a Value)
-    -> LocalBoxFuture<'a, Result<String, CallError>>;
+    fn call<'a>(
+        &'a self,
+        method: &'static str,
+        params: &'a Value,
+    ) -> LocalBoxFuture<'a, Result<String, CallError>>;
 
     /// The reason why no call can be made now; `None` if calls can be made.
     fn unavailable(&self) -> Option<CallError> {

@@ -218,8 +218,7 @@ impl<const N: usize> GaugeVec<N> {
     }
     /// Sets one sample. All samples of the gauge get the same new expiry time.
     pub fn set(&self, labels: [&str; N], value: f64) {
-        self.0
-            .update(self.0.lifetime, &labels, Value::Number(value), |shown| *shown = Value::Number(value));
+        self.0.update(self.0.lifetime, &labels, Value::Number(value), |shown| *shown = Value::Number(value));
     }
     /// Like [`Self::replace`], for a call that may have failed: if `samples` is empty, the last samples are kept until
     /// they expire.

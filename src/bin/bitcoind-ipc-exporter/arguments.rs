@@ -16,8 +16,8 @@ use bitcoind_exporter::endpoint::{self, NodeEndpoint};
 use bitcoind_exporter::sandbox::AllowedFiles;
 use bitcoind_exporter::setup::SetupCommand;
 use bitcoind_exporter::{
-    Config, Credentials, DatadirCandidates, HttpRpcConfig, NextBlockMode, RPC_PASSWORD_VARIABLE,
-    Url, UtxoTraceMode, http_rpc_tls,
+    Config, Credentials, DatadirCandidates, HttpRpcConfig, NextBlockMode, RPC_PASSWORD_VARIABLE, Url,
+    UtxoTraceMode, http_rpc_tls,
 };
 use clap::{Parser, Subcommand};
 
@@ -228,9 +228,7 @@ impl Arguments {
                  node"
             ),
             (Some(name), _) if name.contains(':') => bail!("--rpc-user: the name must not contain a colon"),
-            (Some(name), Some(path)) => {
-                Credentials::PasswordFile(name.clone(), path.clone())
-            }
+            (Some(name), Some(path)) => Credentials::PasswordFile(name.clone(), path.clone()),
             (Some(name), None) if std::env::var_os(RPC_PASSWORD_VARIABLE).is_some() => {
                 Credentials::PasswordVariable(name.clone())
             }

@@ -234,7 +234,11 @@ impl RateLimitedCalls {
 
     /// Like `rpc_if_known`, for a costly call. Returns the result, and the time for which the values in the result are
     /// to be exported.
-    async fn costly<T: DeserializeOwned>(&mut self, method: &'static str, params: Value) -> Option<(T, Duration)> {
+    async fn costly<T: DeserializeOwned>(
+        &mut self,
+        method: &'static str,
+        params: Value,
+    ) -> Option<(T, Duration)> {
         debug_assert!(COSTLY.contains(&method), "{method:?}");
         if self.recovers {
             return None;

@@ -78,8 +78,7 @@ pub async fn poll_rpc_server(calls: &mut RateLimitedCalls) -> Value {
 /// longest of them in seconds.
 fn active_commands(commands: &[Value]) -> (f64, f64) {
     let durations = |own: bool| {
-        let commands =
-            commands.iter().filter(move |command| own == (command["method"] == "getrpcinfo"));
+        let commands = commands.iter().filter(move |command| own == (command["method"] == "getrpcinfo"));
         commands.map(|command| number(command, "duration").unwrap_or(0.0) / 1e6)
     };
     // The exporter's own call is the getrpcinfo call with the shortest duration.
@@ -148,7 +147,8 @@ pub async fn find_process(calls: &RateLimitedCalls, uptime: f64) -> Option<Proce
     }
     let named = calls.context.config.data_directory.named.clone();
     for directory in named.into_iter().chain(directory_of_cookie(calls)) {
-        let found = read_pid(directory.join(PID_FILE)).await.and_then(|pid| ProcessUsage::of_node(pid, uptime));
+        let found =
+            read_pid(directory.join(PID_FILE)).await.and_then(|pid| ProcessUsage::of_node(pid, uptime));
         if found.is_some() {
             return found;
         }

@@ -322,8 +322,7 @@ impl HttpRpc {
             }
         }
         if answer.status() == StatusCode::UNAUTHORIZED {
-            let text =
-                format!("the node rejects {} (401); {}", credentials.describe(), credentials.advice());
+            let text = format!("the node rejects {} (401); {}", credentials.describe(), credentials.advice());
             return Err(HttpFailure::new(FailureCause::Unauthorized, text));
         }
         *slot = Some(pooled);
