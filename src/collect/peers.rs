@@ -1,6 +1,6 @@
 //! Metrics of the node's connected peers, computed from the statistics of each peer.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -163,18 +163,12 @@ impl PeerTraffic {
 
 /// Exports the number of peers by network, connection type and transport, and by protocol version.
 fn show_kinds(peers: &[PeerStats], network: &NetworkMetrics) {
-    let mut by_kind: BTreeMap<_, f64> = BTreeMap::new();
-    let mut by_version: BTreeMap<String, f64> = BTreeMap::new();
-    for peer in peers {
-        *by_kind.entry([peer.network, peer.connection_type, peer.transport]).or_default() += 1.0;
-        let version = match peer.version {
-            version @ 70001..=70099 => version.to_string(),
-            _ => "other".to_string(),
-        };
-        *by_version.entry(version).or_default() += 1.0;
-    }
-    network.peers_by.replace(by_kind);
-    network.by_version.replace(by_version.iter().map(|(version, &peers)| ([version.as_str()], peers)));
+    let kinds = peers.iter().map(|peer| [peer.network, peer.connection_type, peer.transport]);
+    network.peers_by.replace_with_counts(kinds);
+    network.by_version.replace_with_counts(peers.iter().map(|peer| match peer.version {
+        version @ 70001..=70099 => [version.to_string()],
+        _ => ["other".to_string()],
+    }));
 }
 
 /// Services with their bits in Core's `ServiceFlags`, as label values.
@@ -189,13 +183,8 @@ const SERVICES: [(&str, u32); 6] = [
 
 /// Exports the number of peers by the software that the peers claim to run, and by the services that they offer.
 fn show_software(peers: &[PeerStats], network: &NetworkMetrics) {
-    let mut by_client: BTreeMap<_, f64> = BTreeMap::new();
-    for peer in peers.iter().filter(|peer| !peer.subversion.is_empty()) {
-        *by_client.entry(client(&peer.subversion)).or_default() += 1.0;
-    }
-    network
-        .by_client
-        .replace(by_client.iter().map(|((name, major), peers)| ([*name, major.as_str()], *peers)));
+    let claims = peers.iter().map(|peer| &peer.subversion).filter(|claim| !claim.is_empty());
+    network.by_client.replace_with_counts(claims.map(|claim| client(claim)));
     let services: Vec<u64> = peers.iter().filter_map(|peer| peer.services).collect();
     let known = SERVICES.iter().fold(0, |known, (_, bit)| known | 1 << bit);
     let offering = |bits: u64| services.iter().filter(|offered| *offered & bits != 0).count() as f64;
@@ -207,19 +196,19 @@ fn show_software(peers: &[PeerStats], network: &NetworkMetrics) {
 /// Parses a peer's user agent to two label values: the client (`core`, `knots` or `other`), and for Bitcoin Core its
 /// major version (before version 22: `0.` and the second number). Both values are from bounded sets, because a peer can
 /// send any text as its user agent.
-fn client(user_agent: &str) -> (&'static str, String) {
-    let other = ("other", String::new());
+fn client(user_agent: &str) -> [String; 2] {
+    let other = ["other".into(), String::new()];
     let Some(rest) = user_agent.strip_prefix("/Satoshi:") else { return other };
     let Some((version, rest)) = rest.split_once('/') else { return other };
     if rest.starts_with("Knots:") {
-        return ("knots", String::new());
+        return ["knots".into(), String::new()];
     }
     // Operators can append comments to the version (-uacomment).
     let version = version.split_once('(').map_or(version, |(version, _)| version);
     let mut numbers = version.split('.').map(|number| number.parse::<u8>());
     match (rest, numbers.next(), numbers.next()) {
-        ("", Some(Ok(major @ 22..=99)), Some(Ok(_))) => ("core", major.to_string()),
-        ("", Some(Ok(0)), Some(Ok(minor @ 8..=21))) => ("core", format!("0.{minor}")),
+        ("", Some(Ok(major @ 22..=99)), Some(Ok(_))) => ["core".into(), major.to_string()],
+        ("", Some(Ok(0)), Some(Ok(minor @ 8..=21))) => ["core".into(), format!("0.{minor}")],
         _ => other,
     }
 }
@@ -392,21 +381,21 @@ mod tests {
 
     #[test]
     fn clients_are_few_whatever_peers_claim() {
-        let core = |version: &str| ("core", version.to_string());
+        let core = |version| ["core", version];
         for (user_agent, expected) in [
             ("/Satoshi:31.99.0/", core("31")),
             ("/Satoshi:22.0.0/", core("22")),
             ("/Satoshi:0.21.1/", core("0.21")),
             ("/Satoshi:27.1.0(my node; x)/", core("27")),
-            ("/Satoshi:29.2.0/Knots:20251110/", ("knots", String::new())),
-            ("/Satoshi:1.0.0/", ("other", String::new())),
-            ("/Satoshi:200.0.0/", ("other", String::new())),
-            ("/Satoshi:0.99.0/", ("other", String::new())),
-            ("/Satoshi:27/", ("other", String::new())),
-            ("/Satoshi:27.0.0", ("other", String::new())),
-            ("/Satoshi:27.0.0/UASF:1/", ("other", String::new())),
-            ("/btcwire:0.5.0/", ("other", String::new())),
-            ("/Satoshi:x.y/\"} 1", ("other", String::new())),
+            ("/Satoshi:29.2.0/Knots:20251110/", ["knots", ""]),
+            ("/Satoshi:1.0.0/", ["other", ""]),
+            ("/Satoshi:200.0.0/", ["other", ""]),
+            ("/Satoshi:0.99.0/", ["other", ""]),
+            ("/Satoshi:27/", ["other", ""]),
+            ("/Satoshi:27.0.0", ["other", ""]),
+            ("/Satoshi:27.0.0/UASF:1/", ["other", ""]),
+            ("/btcwire:0.5.0/", ["other", ""]),
+            ("/Satoshi:x.y/\"} 1", ["other", ""]),
         ] {
             assert_eq!(client(user_agent), expected, "{user_agent}");
         }

@@ -216,6 +216,14 @@ impl<const N: usize> GaugeVec<N> {
     pub fn replace<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace(self.0.lifetime, samples);
     }
+    /// Replaces all samples with the number of occurrences of each set of label values.
+    pub fn replace_with_counts<L: Into<String> + Ord>(&self, occurrences: impl Iterator<Item = [L; N]>) {
+        let mut counts: BTreeMap<[L; N], f64> = BTreeMap::new();
+        for labels in occurrences {
+            *counts.entry(labels).or_default() += 1.0;
+        }
+        self.0.replace(self.0.lifetime, counts);
+    }
     /// Sets one sample. All samples of the gauge get the same new expiry time.
     pub fn set(&self, labels: [&str; N], value: f64) {
         self.0.update(self.0.lifetime, &labels, Value::Number(value), |shown| *shown = Value::Number(value));
