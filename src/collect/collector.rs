@@ -84,7 +84,7 @@ impl Collector {
                 NodeTransport::Http(verifier, _) => {
                     let file = source.file();
                     let session = Session::over_http(verifier, &self.context);
-                    (session.run_until(|| source.file().is_some_and(|now| file != Some(now))).await, None)
+                    (session.run(|| source.file().is_some_and(|now| file != Some(now))).await, None)
                 }
             };
             show_disconnected(&self.context);
@@ -130,7 +130,7 @@ impl Collector {
             return SessionEnd::NodeShutDown;
         }
         match handshake::open_guarded(guarded, node, &self.context).await {
-            Ok(session) => session.run().await,
+            Ok(session) => session.run(|| false).await,
             Err(end) => end,
         }
     }
