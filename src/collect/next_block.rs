@@ -58,12 +58,8 @@ impl LastParent {
     }
 }
 
-/// The parent block of a block template, and the totals of the template's transactions in the order of
-/// `NextBlockMetrics::totals`.
-struct TemplateContents {
-    parent: BlockHash,
-    totals: [f64; 4],
-}
+/// Totals of a template's transactions, in the order of `NextBlockMetrics::totals`.
+type TemplateTotals = [f64; 4];
 
 impl TemplatePoller {
     /// Creates a poller whose calls run on `thread`, which must run no other calls. Returns `None` if the node has no
@@ -128,20 +124,16 @@ impl TemplatePoller {
             self.limit.failed(ended);
         }
         match answer {
-            Ok(Some(contents)) => {
+            Ok(Some(totals)) => {
                 failures.inc_by(["Mining.createNewBlock"], 0);
                 self.failing = false;
                 let shown_for = self.limit.lifetime();
-                for (gauge, total) in metrics.totals().into_iter().zip(contents.totals) {
+                for (gauge, total) in metrics.totals().into_iter().zip(totals) {
                     gauge.set_for(shown_for, Some(total));
                 }
-                ControlFlow::Continue(())
             }
-            Ok(None) => {
-                metrics.clear();
-                ControlFlow::Continue(())
-            }
-            Err(CallError::Disconnected(_) | CallError::Unimplemented(_)) => ControlFlow::Break(()),
+            Ok(None) => metrics.clear(),
+            Err(CallError::Disconnected(_) | CallError::Unimplemented(_)) => return ControlFlow::Break(()),
             Err(error) => {
                 failures.inc_by(["Mining.createNewBlock"], 1);
                 if !std::mem::replace(&mut self.failing, true) {
@@ -149,17 +141,17 @@ impl TemplatePoller {
                         "the node returned no block template: {error}; retrying until it succeeds"
                     ));
                 }
-                ControlFlow::Continue(())
             }
         }
+        ControlFlow::Continue(())
     }
 
-    /// Requests a template and reads its contents. Returns `None` when the node is shutting down, and in mode `auto`
+    /// Requests a template, and reads the totals of its transactions. Returns `None` when the node is shutting down, and in mode `auto`
     /// also during initial block download, when no template is requested.
     async fn request_template(
         &mut self,
         new_tip: Option<NewTip>,
-    ) -> Result<Option<TemplateContents>, CallError> {
+    ) -> Result<Option<TemplateTotals>, CallError> {
         let auto = self.context.config.next_block == NextBlockMode::Auto;
         if auto && self.mining.is_initial_block_download().await? {
             return Ok(None);
@@ -170,14 +162,14 @@ impl TemplatePoller {
         let contents = read(&template).await;
         // The template is destroyed even if reading it failed, to free the node's memory.
         template.destroy().await?;
-        let contents = contents?;
+        let (parent, totals) = contents?;
         let metrics = &self.context.metrics.next_block;
         metrics.duration.observe((created - requested_at).as_secs_f64());
-        if let Some(tip) = self.last_parent.first_after(new_tip, contents.parent) {
+        if let Some(tip) = self.last_parent.first_after(new_tip, parent) {
             metrics.after_tip.observe((created - tip.at).as_secs_f64());
         }
         debug!(took = ?requested_at.elapsed(), built = ?(created - requested_at), "template");
-        Ok(Some(contents))
+        Ok(Some(totals))
     }
 
     /// Requests a template from the node. Waits without a time limit, because the call can be neither cancelled nor
@@ -198,9 +190,9 @@ impl TemplatePoller {
     }
 }
 
-/// Reads the contents of a template. The weight is computed from the serialized block, for which the node sends up to 4
+/// Reads the parent block of a template, and the totals of its transactions. The weight is computed from the serialized block, for which the node sends up to 4
 /// MB. The node holds no lock while it copies the block.
-async fn read(template: &BlockTemplate) -> Result<TemplateContents, CallError> {
+async fn read(template: &BlockTemplate) -> Result<(BlockHash, TemplateTotals), CallError> {
     let fees = template.fees().await?;
     let sigops = template.sigops().await?;
     let read =
@@ -210,7 +202,7 @@ async fn read(template: &BlockTemplate) -> Result<TemplateContents, CallError> {
     };
     let sum = |values: &[i64]| values.iter().fold(0, |sum: i64, &one| sum.saturating_add(one)) as f64;
     let totals = [fees.len() as f64, contents.weight as f64, sum(&fees), sum(&sigops)];
-    Ok(TemplateContents { parent, totals })
+    Ok((parent, totals))
 }
 
 #[cfg(test)]
