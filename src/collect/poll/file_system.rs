@@ -69,23 +69,12 @@ fn has_blocks(path: &Path) -> Result<bool, ErrorKind> {
 /// Reads the size and free space of the file system that contains `path`. If the exporter lacks permission to access
 /// `path`, uses its nearest accessible parent directory.
 fn space(path: &Path) -> Option<DiskSpace> {
-    for path in path.ancestors() {
-        match statvfs(path) {
-            Ok(found) => {
-                let bytes = |blocks| blocks as f64 * found.fragment_size() as f64;
-                return Some(DiskSpace {
-                    free: bytes(found.blocks_available()),
-                    size: bytes(found.blocks()),
-                });
-            }
-            Err(Errno::EACCES) => {}
-            Err(error) => {
-                debug!("cannot read the free disk space at {}: {error}", path.display());
-                return None;
-            }
-        }
-    }
-    None
+    let mut reads = path.ancestors().map(|path| (path, statvfs(path)));
+    let (path, read) = reads.find(|(_, read)| !matches!(read, Err(Errno::EACCES)))?;
+    let log = |error: &Errno| debug!("cannot read the free disk space at {}: {error}", path.display());
+    let found = read.inspect_err(log).ok()?;
+    let bytes = |blocks| blocks as f64 * found.fragment_size() as f64;
+    Some(DiskSpace { free: bytes(found.blocks_available()), size: bytes(found.blocks()) })
 }
 
 /// Reads the size and free space of the data directory's file system. Returns `None` if no candidate is a data
