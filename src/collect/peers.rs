@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::json::{count, flag, number};
+use super::json::{count, number};
 use super::node_start::NodeIdentity;
 use crate::ipc::PeerStats;
 use crate::metrics::{MESSAGE_TYPES, NetworkMetrics, now};
@@ -306,7 +306,7 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
     };
     let seconds =
         |peer: &Value, field| number(peer, field).and_then(|value| Duration::try_from_secs_f64(value).ok());
-    let is = |peer: &Value, field| flag(peer, field) == Some(1);
+    let is = |peer: &Value, field: &str| peer[field] == true;
     let by_type = |totals: &Value| {
         let totals = totals.as_object().into_iter().flatten();
         totals.filter_map(|(kind, total)| Some((kind.clone(), total.as_u64()?))).collect()

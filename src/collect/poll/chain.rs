@@ -58,7 +58,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) -> PolledTip {
     let tip_time = calls.call("Node.getLastBlockTime", node.map(Node::last_block_time)).await;
     let (mut pruned, mut prune_height) = (flag(info, "pruned"), field("pruneheight"));
     if info.is_null() {
-        pruned = calls.call("Chain.havePruned", chain.map(Chain::have_pruned)).await.map(u8::from);
+        pruned = calls.call("Chain.havePruned", chain.map(Chain::have_pruned)).await.map(f64::from);
         let last = calls.call("Chain.getPruneHeight", chain.map(Chain::prune_height)).await.flatten();
         prune_height = last.map(|last| f64::from(last) + 1.0);
     }
@@ -84,7 +84,7 @@ pub async fn poll_hashrate(calls: &mut RateLimitedCalls) {
     let mut rates = Vec::new();
     for (label, blocks) in HASHRATE_SPANS {
         let rate = calls.rpc_once_per_tip("getnetworkhashps", json!([blocks])).await;
-        rates.extend(rate.as_f64().map(|rate| ([label], rate)));
+        rates.push(([label], rate.as_f64()));
     }
     calls.metrics().chain.hashrate.replace_if_any(rates);
 }
@@ -114,21 +114,19 @@ pub async fn poll_chainstates(calls: &mut RateLimitedCalls, chain_info: &Value) 
     let indexes = calls.rpc("getindexinfo", json!([])).await;
 
     let metrics = &calls.metrics().chain;
-    let heights = states.iter().filter_map(|(name, state)| Some(([*name], number(state, "blocks")?)));
+    let heights = states.iter().map(|(name, state)| ([*name], number(state, "blocks")));
     metrics.chainstate_height.replace_if_any(heights);
-    let caches = states.iter().flat_map(|(name, state)| {
-        let cache = |cache, field| Some(([*name, cache], number(state, field)?));
-        [cache("db", "coins_db_cache_bytes"), cache("tip", "coins_tip_cache_bytes")]
-    });
-    metrics.chainstate_cache.replace_if_any(caches.flatten());
+    let caches = [("db", "coins_db_cache_bytes"), ("tip", "coins_tip_cache_bytes")];
+    metrics.chainstate_cache.replace_if_any(
+        states
+            .iter()
+            .flat_map(|(name, state)| caches.map(|(cache, field)| ([*name, cache], number(state, field)))),
+    );
     metrics.background_progress.set(number(&chain_info["backgroundvalidation"], "verificationprogress"));
     let present = entries(&indexes);
-    metrics.index_height.replace_if_any(
-        present.iter().filter_map(|(name, index)| Some(([*name], number(index, "best_block_height")?))),
-    );
-    metrics.index_synced.replace_if_any(
-        present.iter().filter_map(|(name, index)| Some(([*name], flag(index, "synced")?.into()))),
-    );
+    let heights = present.iter().map(|(name, index)| ([*name], number(index, "best_block_height")));
+    metrics.index_height.replace_if_any(heights);
+    metrics.index_synced.replace_if_any(present.iter().map(|(name, index)| ([*name], flag(index, "synced"))));
 }
 
 /// Reads the deployment state of soft forks, once per tip.
@@ -136,14 +134,11 @@ pub async fn poll_deployments(calls: &mut RateLimitedCalls) {
     let info = calls.rpc_once_per_tip("getdeploymentinfo", json!([])).await;
     let present = entries(&info["deployments"]);
     let metrics = &calls.metrics().chain;
-    metrics.deployment_active.replace_if_any(
-        present.iter().filter_map(|(name, fork)| Some(([*name], flag(fork, "active")?.into()))),
-    );
-    metrics.deployment_signalling.replace_if_any(
-        present
-            .iter()
-            .filter_map(|(name, fork)| Some(([*name], number(&fork["bip9"]["statistics"], "count")?))),
-    );
+    let active = present.iter().map(|(name, fork)| ([*name], flag(fork, "active")));
+    metrics.deployment_active.replace_if_any(active);
+    let signalling =
+        present.iter().map(|(name, fork)| ([*name], number(&fork["bip9"]["statistics"], "count")));
+    metrics.deployment_signalling.replace_if_any(signalling);
 }
 
 /// Returns the chainstates in a response to getchainstates, with their label values. A node has one chainstate, and

@@ -44,20 +44,16 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
     }
     let metrics = &calls.metrics().network;
     metrics.peers.set(connections[0]);
-    let by_direction = [("in", connections[1]), ("out", connections[2])];
-    let samples = by_direction.into_iter().filter_map(|(direction, peers)| Some(([direction], peers?)));
-    metrics.connections.replace_if_any(samples);
+    metrics.connections.replace_if_any([(["in"], connections[1]), (["out"], connections[2])]);
     metrics.bytes_received.set(received);
     metrics.bytes_sent.set(sent);
-    let backlogs = [("in", backlog.inbound), ("out", backlog.outbound)];
-    let samples = backlogs.into_iter().filter_map(|(direction, backlog)| Some(([direction], backlog?)));
-    metrics.inv_backlog.replace_if_any(samples);
+    metrics.inv_backlog.replace_if_any([(["in"], backlog.inbound), (["out"], backlog.outbound)]);
     metrics.tx_send_rate.set(number(info, "tx_send_rate"));
     let tokens = [("in", "inbound"), ("out", "outbound")].into_iter().flat_map(|(direction, field)| {
         [("transactions", "count_tok"), ("bytes", "size_tok")]
-            .map(|(unit, tokens)| Some(([direction, unit], number(&info["inv_buckets"][field], tokens)?)))
+            .map(|(unit, tokens)| ([direction, unit], number(&info["inv_buckets"][field], tokens)))
     });
-    metrics.inv_tokens.replace_if_any(tokens.flatten());
+    metrics.inv_tokens.replace_if_any(tokens);
     metrics.clock_offset.set(number(info, "timeoffset"));
     show_upload_target(&totals["uploadtarget"], metrics);
     show_added_nodes(&added, metrics);
@@ -65,12 +61,12 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
     metrics.active.set(flag(info, "networkactive"));
     let reachable = info["networks"].as_array().into_iter().flatten().filter_map(|network| {
         let name = NETWORKS.iter().find(|name| network["name"] == **name)?;
-        Some(([*name], flag(network, "reachable")?.into()))
+        Some(([*name], flag(network, "reachable")))
     });
     metrics.reachable.replace_if_any(reachable);
     metrics.local_addresses.set(length(&info["localaddresses"]));
     let tables = NETWORKS.iter().flat_map(|network| ["new", "tried"].map(|table| [*network, table]));
-    let samples = tables.filter_map(|labels| Some((labels, number(&addresses[labels[0]], labels[1])?)));
+    let samples = tables.map(|labels| (labels, number(&addresses[labels[0]], labels[1])));
     metrics.addresses.replace_if_any(samples);
 }
 
@@ -79,7 +75,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
 fn show_upload_target(upload: &Value, metrics: &NetworkMetrics) {
     let Some(target) = count(upload, "target") else { return };
     let upload = Some(upload).filter(|_| target > 0);
-    let of_target = |field| upload.and_then(|upload| flag(upload, field)).map(f64::from);
+    let of_target = |field| upload.and_then(|upload| flag(upload, field));
     for (gauge, value) in [
         (&metrics.upload_target, upload.map(|_| target as f64)),
         (&metrics.upload_left, upload.and_then(|upload| number(upload, "bytes_left_in_cycle"))),

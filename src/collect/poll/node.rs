@@ -39,12 +39,10 @@ pub async fn poll(
     metrics.start_time.set(state.node_start.update(process, read, SystemTime::now()));
     let warnings = [network_info, chain_info].into_iter().find_map(|info| info.get("warnings"));
     let warnings = warnings.map_or(vec![], |warnings| state.warnings.update(warnings));
-    metrics.warnings.replace_if_any(warnings.into_iter().map(|(kind, warnings)| ([kind], warnings)));
+    metrics.warnings.replace_if_any(warnings.into_iter().map(|(kind, warnings)| ([kind], Some(warnings))));
     drop(state);
-    let locked = ["used", "free", "locked"].into_iter();
-    metrics
-        .memory_locked
-        .replace_if_any(locked.filter_map(|state| Some(([state], number(&memory["locked"], state)?))));
+    let locked = ["used", "free", "locked"].map(|state| ([state], number(&memory["locked"], state)));
+    metrics.memory_locked.replace_if_any(locked);
     let versions = (
         count(network_info, "version"),
         label(network_info, "subversion"),
