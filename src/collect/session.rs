@@ -168,8 +168,7 @@ impl Session {
     }
 
     async fn wait_for_end(&mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
-        let http = self.http_rpc.as_ref().map(|verifier| verifier.http.clone());
-        let http_only = http.filter(|_| self.ipc.is_none());
+        let http_only = self.interfaces.http.clone().filter(|_| self.ipc.is_none());
         let mut tasks = self.start();
         let mut health = PollHealth::new(self.context.config.poll_interval);
         loop {
