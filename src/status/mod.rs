@@ -2,9 +2,8 @@
 //!
 //! - `page.html` is the page. The page's script loads `/metrics` and `/status.json`; the page loads nothing from other
 //!   servers. The status pages of both exporters include `common.css` and `common.js`.
-//! - `history` stores the plotted values of the last hour, `blocks` the last blocks that became the tip.
+//! - `history` stores the plotted values of the last hour, and the last blocks that became the tip.
 
-mod blocks;
 mod history;
 
 use std::sync::{Arc, Mutex};
@@ -17,8 +16,7 @@ use crate::http::Pages;
 use crate::metrics::{Format, Metrics, now, render};
 use crate::{own_process, text};
 
-pub use blocks::LastBlocks;
-pub use history::History;
+pub use history::{History, LastBlocks};
 
 /// Inserts the style sheet and the script that both exporters share into the HTML of a page.
 pub fn page(html: &str) -> String {
