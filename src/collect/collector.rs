@@ -205,8 +205,9 @@ impl Backoff {
     /// Maximum delay before a reconnect.
     const MAX: Duration = Duration::from_secs(30);
 
-    /// Returns the next delay, at most `longest`. While no node responds over HTTP, a delay longer than the poll interval
-    /// could make the exporter miss a node in a crash loop, which is reachable only for a short time after each start.
+    /// Returns the next delay, at most `longest`. While no node responds over HTTP, a delay longer than the poll
+    /// interval could make the exporter miss a node in a crash loop, which is reachable only for a short time after
+    /// each start.
     fn next(&mut self, longest: Duration) -> Duration {
         let full = (Self::MIN * 2u32.saturating_pow(self.0.min(5))).min(Self::MAX);
         self.0 = self.0.saturating_add(1);

@@ -146,8 +146,8 @@ impl TemplatePoller {
         ControlFlow::Continue(())
     }
 
-    /// Requests a template, and reads the totals of its transactions. Returns `None` when the node is shutting down, and in mode `auto`
-    /// also during initial block download, when no template is requested.
+    /// Requests a template, and reads the totals of its transactions. Returns `None` when the node is shutting down,
+    /// and in mode `auto` also during initial block download, when no template is requested.
     async fn request_template(
         &mut self,
         new_tip: Option<NewTip>,
@@ -190,8 +190,8 @@ impl TemplatePoller {
     }
 }
 
-/// Reads the parent block of a template, and the totals of its transactions. The weight is computed from the serialized block, for which the node sends up to 4
-/// MB. The node holds no lock while it copies the block.
+/// Reads the parent block of a template, and the totals of its transactions. The weight is computed from the serialized
+/// block, for which the node sends up to 4 MB. The node holds no lock while it copies the block.
 async fn read(template: &BlockTemplate) -> Result<(BlockHash, TemplateTotals), CallError> {
     let fees = template.fees().await?;
     let sigops = template.sigops().await?;

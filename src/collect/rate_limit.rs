@@ -1,8 +1,9 @@
 //! Decides when a call to the node may be repeated: after an interval, after a multiple of the duration of the last
 //! call, and after a back-off if the call failed.
 //!
-//! [`Suspensions`] detects that the machine was suspended. After a suspend, the values that were read before the suspend
-//! are outdated, although the timer of the next call has not expired, because timers do not advance during a suspend.
+//! [`Suspensions`] detects that the machine was suspended. After a suspend, the values that were read before the
+//! suspend are outdated, although the timer of the next call has not expired, because timers do not advance during a
+//! suspend.
 
 use std::time::Duration;
 

@@ -146,9 +146,9 @@ impl Session {
     }
 
     /// Subscribes to the node's events, polls the node and follows its tip until the session ends. Then closes the
-    /// connection, and waits until the guard has ended the subscriptions and disconnected from the node. The session of a
-    /// node that is polled only over HTTP also ends when `has_socket` returns true after a successful poll, which means
-    /// that the node is now reachable over IPC.
+    /// connection, and waits until the guard has ended the subscriptions and disconnected from the node. The session of
+    /// a node that is polled only over HTTP also ends when `has_socket` returns true after a successful poll, which
+    /// means that the node is now reachable over IPC.
     pub async fn run(mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
         let end = self.wait_for_end(has_socket).await;
         debug!("the session ends: {end}");

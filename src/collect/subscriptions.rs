@@ -29,8 +29,8 @@ pub struct Subscriptions {
 impl Subscriptions {
     /// Starts the task that subscribes to chain notifications and to the UTXO cache trace. The task's calls run on
     /// `ipc.subscribing`, a thread of the node that runs no other calls. `caught_up` resolves when the exporter may
-    /// subscribe to chain notifications; `None` if the connection has no watch for new tips. Returns `None` if the connection has no guard,
-    /// because no process would then end the subscriptions after an exit of the exporter.
+    /// subscribe to chain notifications; `None` if the connection has no watch for new tips. Returns `None` if the
+    /// connection has no guard, because no process would then end the subscriptions after an exit of the exporter.
     pub fn start(
         interfaces: &Interfaces,
         ipc: &mut IpcParts,

@@ -26,8 +26,8 @@ enum TraceState {
 /// The exporter's subscription to the UTXO cache trace on one connection, with the decision when the subscription
 /// starts and ends.
 pub struct UtxoCacheTrace {
-    /// `None` if the node has no Tracing interface, or no Mining interface, without which the exporter does not subscribe
-    /// to the trace.
+    /// `None` if the node has no Tracing interface, or no Mining interface, without which the exporter does not
+    /// subscribe to the trace.
     tracing: Option<Tracing>,
     state: TraceState,
     /// The counter of the trace's events, which the task that receives the guard's events shares.
@@ -50,8 +50,8 @@ impl UtxoCacheTrace {
         matches!(self.state, TraceState::Active(_))
     }
 
-    /// Subscribes to the trace after a poll that found the node not in initial block download, and ends the subscription
-    /// after a poll that found the node in initial block download again.
+    /// Subscribes to the trace after a poll that found the node not in initial block download, and ends the
+    /// subscription after a poll that found the node in initial block download again.
     pub async fn on_poll(&mut self, ibd: Option<bool>, metrics: &Metrics) {
         match (&self.state, ibd) {
             (TraceState::Waiting, Some(false)) => self.start(metrics).await,

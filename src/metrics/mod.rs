@@ -2,7 +2,8 @@
 //! that both exporters use.
 //!
 //! This module does not depend on the code that reads the values. `model` has the types: a family consists of a
-//! declaration (name, kind, labels, help, sources, whether values are read from the node) and samples. There are two ways to create a family:
+//! declaration (name, kind, labels, help, sources, whether values are read from the node) and samples. There are two
+//! ways to create a family:
 //!
 //! - **pushed** (`pushed`): the table in the file of an area declares a handle for each metric (`chain` is a short
 //!   example). Code that has a value sets it: `metrics.chain.height.set(Some(7))`. Values from polls of the node are

@@ -228,8 +228,8 @@ impl<const N: usize> GaugeVec<N> {
     pub fn set(&self, labels: [&str; N], value: f64) {
         self.0.update(self.0.lifetime, &labels, Value::Number(value), |shown| *shown = Value::Number(value));
     }
-    /// Like [`Self::replace`], for a call that may have failed or may not have returned some of the values: if no sample
-    /// has a value, the last samples are kept until they expire.
+    /// Like [`Self::replace`], for a call that may have failed or may not have returned some of the values: if no
+    /// sample has a value, the last samples are kept until they expire.
     pub fn replace_if_any<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], Option<f64>)>) {
         let known = samples.into_iter().filter_map(|(labels, value)| Some((labels, value?)));
         self.0.replace_if_any(known);

@@ -1,5 +1,6 @@
-//! The history that the status page shows: the plotted values of the last hour, and the last blocks that became the tip.
-//! The blocks are not exported as metrics, because one label value per block would create an unlimited number of series.
+//! The history that the status page shows: the plotted values of the last hour, and the last blocks that became the
+//! tip. The blocks are not exported as metrics, because one label value per block would create an unlimited number of
+//! series.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};

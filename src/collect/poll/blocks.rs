@@ -138,8 +138,8 @@ async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
 /// the node does not respond.
 ///
 /// The statistics are `None` if the node responded with an error. Despite the error, the node may return the statistics
-/// of the block's ancestors, because the error code for a single unreadable block is the same as for other failures. The
-/// parent is `None` if the range has no more blocks, or if the node does not know the block.
+/// of the block's ancestors, because the error code for a single unreadable block is the same as for other failures.
+/// The parent is `None` if the range has no more blocks, or if the node does not know the block.
 async fn read_last(
     calls: &mut RateLimitedCalls,
     range: BlockRange,

@@ -46,8 +46,8 @@ pub struct PollResult {
 /// The reason why a poll failed.
 #[derive(Debug)]
 pub enum PollError {
-    /// The call with this name got no response, because of this error. The name is `JSON-RPC over HTTP` if no call could
-    /// be made because HTTP is not usable.
+    /// The call with this name got no response, because of this error. The name is `JSON-RPC over HTTP` if no call
+    /// could be made because HTTP is not usable.
     NoAnswer(&'static str, CallError),
     /// All calls that return the height of the tip failed.
     NoTip,

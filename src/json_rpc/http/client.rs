@@ -361,8 +361,9 @@ fn cause(error: &CallError) -> Option<FailureCause> {
     }
 }
 
-/// Reads the JSON-RPC response in an HTTP response: its result, or its error. Nodes without JSON-RPC 2.0 return JSON-RPC errors with an HTTP
-/// error status. The body is therefore parsed for every status except 503, 403 and redirects.
+/// Reads the JSON-RPC response in an HTTP response: its result, or its error. Nodes without JSON-RPC 2.0 return
+/// JSON-RPC errors with an HTTP error status. The body is therefore parsed for every status except 503, 403 and
+/// redirects.
 fn read(answer: Response<Bytes>) -> Result<Result<String, CallError>, HttpFailure> {
     let status = answer.status().as_u16();
     if answer.status() == StatusCode::SERVICE_UNAVAILABLE {

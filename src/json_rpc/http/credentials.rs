@@ -23,8 +23,8 @@ const MAX_FILE_BYTES: u64 = 4096;
 pub enum Credentials {
     /// Path of the cookie file, which the node writes at each start.
     Cookie(PathBuf),
-    /// Name of an RPC user that the node's option `-rpcauth` or `-rpcuser` defines, and path of the file whose first line
-    /// is the user's password.
+    /// Name of an RPC user that the node's option `-rpcauth` or `-rpcuser` defines, and path of the file whose first
+    /// line is the user's password.
     PasswordFile(String, PathBuf),
     /// Name of an RPC user, whose password is in the environment variable [`PASSWORD_VARIABLE`].
     PasswordVariable(String),
