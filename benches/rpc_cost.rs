@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bitcoind_exporter::testing::{Interfaces, IpcConnection, Method};
+use bitcoind_exporter::testing::{Interfaces, IpcConnection};
 use nix::sys::socket::{getsockopt, sockopt};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
@@ -45,32 +45,32 @@ async fn measure(socket: &Path) {
     let thread = connection.thread("bench").await.unwrap();
     let interfaces = Interfaces::discover(&connection, &thread).await.unwrap();
     let json_rpc = interfaces.expect("a node that is not shutting down").json_rpc().expect("JSON-RPC");
-    let tip = json_rpc.call(Method::GetBestBlockHash, json!([])).await.unwrap();
+    let tip = json_rpc.call("getbestblockhash", json!([])).await.unwrap();
     let stats = ["txs", "total_weight", "total_size", "totalfee", "ins", "outs"];
-    let calls: [(Method, Value); 23] = [
-        (Method::Uptime, json!([])),
-        (Method::GetBlockchainInfo, json!([])),
-        (Method::GetChainstates, json!([])),
-        (Method::GetIndexInfo, json!([])),
-        (Method::GetDeploymentInfo, json!([])),
-        (Method::GetAddrmanInfo, json!([])),
-        (Method::GetMempoolInfo, json!([])),
-        (Method::GetMempoolFeerateDiagram, json!([])),
-        (Method::GetOrphanTxs, json!([1])),
-        (Method::GetPrivateBroadcastInfo, json!([])),
-        (Method::GetNetworkInfo, json!([])),
-        (Method::GetNetTotals, json!([])),
-        (Method::GetPeerInfo, json!([])),
-        (Method::GetMemoryInfo, json!([])),
-        (Method::ListBanned, json!([])),
-        (Method::EstimateSmartFee, json!([1])),
-        (Method::EstimateSmartFee, json!([144])),
-        (Method::GetNetworkHashps, json!([144])),
-        (Method::GetNetworkHashps, json!([2016])),
-        (Method::GetBlockStats, json!([tip, stats])),
-        (Method::GetBlockHeader, json!([tip])),
-        (Method::GetBlockHash, json!([1])),
-        (Method::GetChainTips, json!([])),
+    let calls: [(&str, Value); 23] = [
+        ("uptime", json!([])),
+        ("getblockchaininfo", json!([])),
+        ("getchainstates", json!([])),
+        ("getindexinfo", json!([])),
+        ("getdeploymentinfo", json!([])),
+        ("getaddrmaninfo", json!([])),
+        ("getmempoolinfo", json!([])),
+        ("getmempoolfeeratediagram", json!([])),
+        ("getorphantxs", json!([1])),
+        ("getprivatebroadcastinfo", json!([])),
+        ("getnetworkinfo", json!([])),
+        ("getnettotals", json!([])),
+        ("getpeerinfo", json!([])),
+        ("getmemoryinfo", json!([])),
+        ("listbanned", json!([])),
+        ("estimatesmartfee", json!([1])),
+        ("estimatesmartfee", json!([144])),
+        ("getnetworkhashps", json!([144])),
+        ("getnetworkhashps", json!([2016])),
+        ("getblockstats", json!([tip, stats])),
+        ("getblockheader", json!([tip])),
+        ("getblockhash", json!([1])),
+        ("getchaintips", json!([])),
     ];
     println!("call, median ms, longest ms, CPU time of the node in ms");
     for (method, params) in calls {
@@ -80,18 +80,18 @@ async fn measure(socket: &Path) {
             let asked = Instant::now();
             match json_rpc.call(method, params.clone()).await {
                 Err(error) if error.is_unknown_method() => break, // The node's version lacks the method, or its feature is not enabled.
-                answer => drop(answer.unwrap_or_else(|error| panic!("{}: {error}", method.name()))),
+                answer => drop(answer.unwrap_or_else(|error| panic!("{method}: {error}"))),
             }
             took.push(asked.elapsed().as_secs_f64() * 1e3);
         }
         if took.is_empty() {
-            println!("{}: unknown to this node", method.name());
+            println!("{method}: unknown to this node");
             continue;
         }
         let cpu = (cpu(node) - before).as_secs_f64() * 1e3 / CALLS as f64;
         took.sort_by(f64::total_cmp);
-        let arguments = if method == Method::GetBlockStats { "tip".into() } else { params.to_string() };
-        println!("{} {arguments}, {:.2}, {:.2}, {cpu:.2}", method.name(), took[CALLS / 2], took[CALLS - 1]);
+        let arguments = if method == "getblockstats" { "tip".into() } else { params.to_string() };
+        println!("{method} {arguments}, {:.2}, {:.2}, {cpu:.2}", took[CALLS / 2], took[CALLS - 1]);
     }
     // Before this client disconnects, the node's worker thread gets time to clean up after the last call.
     tokio::time::sleep(Duration::from_millis(50)).await;

@@ -91,7 +91,7 @@ pub use collect::{Collector, Config, Context, DatadirCandidates, NextBlockMode, 
 pub use ipc::endpoint;
 pub use ipc::guard::{ARGUMENT as GUARD_ARGUMENT, main as guard_main};
 pub use json_rpc::http::credentials::PASSWORD_VARIABLE as RPC_PASSWORD_VARIABLE;
-pub use json_rpc::http::{Credentials, HttpRpcConfig, Password, Url, tls as http_rpc_tls};
+pub use json_rpc::http::{Credentials, HttpRpcConfig, Url, tls as http_rpc_tls};
 
 /// The text of `METRICS.md`, from the declarations of both exporters.
 #[cfg(feature = "usdt")]
@@ -102,12 +102,11 @@ pub fn metrics_reference() -> String {
 /// The declarations of all metrics, by exporter.
 #[cfg(feature = "usdt")]
 fn all_declarations() -> [(&'static str, Vec<metrics::Declaration>); 2] {
-    let of_both = || own_process::families().into_iter().map(|family| family.declaration);
+    let declaration = |family: metrics::Family| family.declaration;
+    let of_both = || own_process::families().into_iter().map(declaration);
+    let of_ipc = metrics::Metrics::new().families().into_iter().map(declaration);
     [
-        (
-            "bitcoind-ipc-exporter",
-            metrics::Metrics::new().declarations().into_iter().chain(of_both()).collect(),
-        ),
+        ("bitcoind-ipc-exporter", of_ipc.chain(of_both()).collect()),
         ("bitcoind-usdt-exporter", usdt::all_declarations().into_iter().chain(of_both()).collect()),
     ]
 }

@@ -50,7 +50,7 @@ fuzz_target!(|data: &[u8]| {
         let node = SocketPeer::from_pid(std::process::id() as i32, None);
         let exporter = async {
             match open(ours, None, &node, &context).await {
-                Ok(session) => session.run().await,
+                Ok(session) => session.run(|| false).await,
                 Err(end) => end,
             }
         };

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::ipc::{BlockHash, BlockRef};
-use crate::json_rpc::{CallError, JsonRpc, Method};
+use crate::json_rpc::{CallError, JsonRpc};
 
 /// Whether this error is permanent, because it shows that the node does not have the requested block: the node is on
 /// another chain, or its block index was rebuilt. All other errors may be temporary, including malformed responses of a
@@ -20,7 +20,7 @@ pub fn is_final(error: &CallError) -> bool {
 /// # Errors
 /// The node does not have the block, or the call failed.
 pub async fn is_known(json_rpc: &JsonRpc, old: BlockRef) -> Result<(), CallError> {
-    Header::read(json_rpc.call(Method::GetBlockHeader, json!([old.hash.to_string()])).await?).map(drop)
+    Header::read(json_rpc.call("getblockheader", json!([old.hash.to_string()])).await?).map(drop)
 }
 
 /// The numbers of blocks that a node disconnects and connects when it changes from one tip to another.
@@ -41,13 +41,13 @@ const MAX_STEPS: i32 = 16;
 /// # Errors
 /// A call failed, or the node returned inconsistent headers.
 pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Result<ChainDiff, CallError> {
-    let header = async |hash: &str| Header::read(json_rpc.call(Method::GetBlockHeader, json!([hash])).await?);
+    let header = async |hash: &str| Header::read(json_rpc.call("getblockheader", json!([hash])).await?);
     // If the new tip is far above the old tip, request the active chain's block at the old tip's height, and then the
     // new tip's header. If the header shows that the new tip is in the active chain, the requested block is an
     // ancestor of the new tip.
     let ahead = new.height.saturating_sub(old.height);
     let at_old_height = if ahead > MAX_STEPS {
-        Some(parse_hash(json_rpc.call(Method::GetBlockHash, json!([old.height])).await?)?)
+        Some(parse_hash(json_rpc.call("getblockhash", json!([old.height])).await?)?)
     } else {
         None
     };
@@ -65,24 +65,23 @@ pub async fn diff_tips(json_rpc: &JsonRpc, old: BlockRef, new: BlockRef) -> Resu
         _ if their_height > our_height => (theirs, their_height) = (tip.previous, their_height - 1),
         _ => {}
     }
-    while their_height > our_height {
-        theirs = header(&theirs).await?.previous;
-        their_height -= 1;
-    }
-    while our_height > their_height {
-        ours = header(&ours).await?.previous;
-        our_height -= 1;
-    }
     while ours != theirs {
-        if our_height <= 0 {
+        let (our, their) = (our_height, their_height);
+        if our == their && our <= 0 {
             return Err(CallError::Malformed("the two tips have no common block".into()));
         }
-        ours = header(&ours).await?.previous;
-        theirs = header(&theirs).await?.previous;
-        our_height -= 1;
+        if our >= their {
+            ours = header(&ours).await?.previous;
+            our_height -= 1;
+        }
+        if their >= our {
+            theirs = header(&theirs).await?.previous;
+            their_height -= 1;
+        }
     }
-    let distance = |from: i32| u64::try_from(from.saturating_sub(our_height)).unwrap_or(0);
-    Ok(ChainDiff { disconnected: distance(old.height), connected: distance(new.height) })
+    let distance = |from: i32, to: i32| u64::try_from(from.saturating_sub(to)).unwrap_or(0);
+    let disconnected = distance(old.height, our_height);
+    Ok(ChainDiff { disconnected, connected: distance(new.height, their_height) })
 }
 
 /// A block header from getblockheader: the hash of the parent block, and whether the block is in the active chain.
@@ -161,13 +160,13 @@ mod tests {
     impl Transport for Chains {
         fn call<'a>(
             &'a self,
-            method: Method,
+            method: &'static str,
             params: &'a Value,
         ) -> LocalBoxFuture<'a, Result<String, CallError>> {
-            self.0.borrow_mut().push(method.name().to_string());
+            self.0.borrow_mut().push(method.to_string());
             let not_found = Err(CallError::JsonRpc { code: -5, message: "Block not found".into() });
             let answer = match (method, &params[0]) {
-                (Method::GetBlockHash, height) => {
+                ("getblockhash", height) => {
                     json!(block('a', height.as_i64().unwrap() as i32).hash.to_string())
                 }
                 (_, hash) => {

@@ -12,7 +12,6 @@ use super::http_rpc_verifier::HttpRpcVerifier;
 use super::session::{Session, SessionEnd, show_disconnected};
 use crate::ipc::endpoint::NodeEndpoint;
 use crate::node_process::SocketPeer;
-use crate::status::ConnectionState;
 use crate::supervisor::GuardedSockets;
 
 /// An open connection to a node, over one of two transports.
@@ -85,13 +84,13 @@ impl Collector {
                 NodeTransport::Http(verifier, _) => {
                     let file = source.file();
                     let session = Session::over_http(verifier, &self.context);
-                    (session.run_until(|| source.file().is_some_and(|now| file != Some(now))).await, None)
+                    (session.run(|| source.file().is_some_and(|now| file != Some(now))).await, None)
                 }
             };
             show_disconnected(&self.context);
             let Some(reason) = end.reason() else { return Ok(()) };
             self.context.metrics.exporter.disconnects.inc_by([reason], 1);
-            self.context.status.set(ConnectionState::Disconnected(end.to_string()));
+            self.context.status.set_not_ready(end.to_string());
             if connected.elapsed() > Backoff::MAX {
                 backoff = Backoff::default();
             }
@@ -106,7 +105,7 @@ impl Collector {
                     shutdown.run_until_cancelled(wait_for_exit(node)).await;
                 }
             } else if source.can_reopen() {
-                let wait = backoff.next();
+                let wait = backoff.next(Backoff::MAX);
                 let suppressed = self.context.repeats.admit(&end.to_string());
                 is_logged = suppressed.is_some();
                 if let Some(suppressed) = suppressed {
@@ -122,7 +121,7 @@ impl Collector {
     /// Shows `why` on the status page as the reason why the exporter is not connected. Returns after `time`, or when
     /// shutdown is requested.
     pub async fn wait_without_node(self, why: &str, time: Duration) {
-        self.context.status.set(ConnectionState::Disconnected(why.to_string()));
+        self.context.status.set_not_ready(why.to_string());
         self.context.shutdown.run_until_cancelled(tokio::time::sleep(time)).await;
     }
 
@@ -131,7 +130,7 @@ impl Collector {
             return SessionEnd::NodeShutDown;
         }
         match handshake::open_guarded(guarded, node, &self.context).await {
-            Ok(session) => session.run().await,
+            Ok(session) => session.run(|| false).await,
             Err(end) => end,
         }
     }
@@ -165,8 +164,7 @@ impl Collector {
                         }
                     }
                     self.context.metrics.exporter.connects.inc();
-                    let state = ConnectionState::Connected("connected, not polled yet".into());
-                    self.context.status.set(state);
+                    self.context.status.set_not_ready("connected, not polled yet".into());
                     return transport;
                 }
                 Err(error) => {
@@ -174,12 +172,12 @@ impl Collector {
                     if text != last_logged {
                         self.context.warn_limited(&format!("{text}; retrying until it succeeds"));
                         show_disconnected(&self.context);
-                        self.context.status.set(ConnectionState::Disconnected(text.clone()));
+                        self.context.status.set_not_ready(text.clone());
                         last_logged = text;
                     }
                 }
             }
-            let wait = if over_http { backoff.next_within(poll_interval) } else { RETRY_INTERVAL };
+            let wait = if over_http { backoff.next(poll_interval) } else { RETRY_INTERVAL };
             tokio::time::sleep(wait).await;
         }
     }
@@ -207,16 +205,13 @@ impl Backoff {
     /// Maximum delay before a reconnect.
     const MAX: Duration = Duration::from_secs(30);
 
-    fn next(&mut self) -> Duration {
+    /// Returns the next delay, at most `longest`. While no node responds over HTTP, a delay longer than the poll
+    /// interval could make the exporter miss a node in a crash loop, which is reachable only for a short time after
+    /// each start.
+    fn next(&mut self, longest: Duration) -> Duration {
         let full = (Self::MIN * 2u32.saturating_pow(self.0.min(5))).min(Self::MAX);
         self.0 = self.0.saturating_add(1);
-        full.mul_f64(rand::random_range(0.5..=1.0)).max(Self::MIN)
-    }
-
-    /// Like [`next`](Self::next), but limits the delay to `longest`. With a longer delay, the exporter could miss a
-    /// node in a crash loop, which is reachable only for a short time after each start.
-    fn next_within(&mut self, longest: Duration) -> Duration {
-        self.next().min(longest)
+        full.mul_f64(rand::random_range(0.5..=1.0)).max(Self::MIN).min(longest)
     }
 }
 
@@ -227,7 +222,7 @@ mod tests {
     #[test]
     fn backoff_grows_from_one_to_thirty_seconds() {
         let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..12).map(|_| backoff.next()).collect();
+        let waits: Vec<_> = (0..12).map(|_| backoff.next(Backoff::MAX)).collect();
         assert_eq!(waits[0], Backoff::MIN);
         assert!(waits.iter().all(|wait| (Backoff::MIN..=Backoff::MAX).contains(wait)));
         assert!(waits[8..].iter().all(|&wait| wait >= Backoff::MAX / 2));
@@ -237,7 +232,7 @@ mod tests {
     fn backoff_over_http_never_exceeds_poll_interval() {
         let interval = Duration::from_secs(5);
         let mut backoff = Backoff::default();
-        let waits: Vec<_> = (0..12).map(|_| backoff.next_within(interval)).collect();
+        let waits: Vec<_> = (0..12).map(|_| backoff.next(interval)).collect();
         assert!(waits[0] == Backoff::MIN && waits[8..].iter().all(|&wait| wait == interval), "{waits:?}");
     }
 }

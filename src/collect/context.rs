@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::connected_blocks::{BlockRange, ConnectedBlocks};
-use super::file_system::DatadirCandidates;
 use super::node_start::NodeStartTracker;
 use super::peers::PeerTraffic;
+use super::poll::DatadirCandidates;
 use super::thread_times::ThreadTimes;
 use super::warnings::Warnings;
 use crate::block_log::ReportQueue;
@@ -147,29 +147,25 @@ impl Context {
         status: Arc<Status>,
         shutdown: CancellationToken,
     ) -> Self {
-        metrics.set_poll_interval(config.poll_interval);
         let http_rpc = config.http_rpc.clone().map(|settings| {
+            for cause in FailureCause::NAMES {
+                metrics.exporter.http_rpc_failures.inc_by([cause], 0);
+            }
             let metrics = metrics.clone();
             let count =
                 move |cause: FailureCause| metrics.exporter.http_rpc_failures.inc_by([cause.name()], 1);
             HttpRpc::new(settings, config.call_timeout, count)
         });
-        if http_rpc.is_some() {
-            let failures = &metrics.exporter.http_rpc_failures;
-            FailureCause::NAMES.iter().for_each(|cause| failures.inc_by([cause], 0));
-        }
-        let (persistent_state, new_tip) = (RefCell::default(), watch::Sender::default());
-        let repeats = RepeatLimiter::default();
         Context {
             config,
             http_rpc,
-            repeats,
+            repeats: RepeatLimiter::default(),
             metrics,
             status,
             block_log: None,
             shutdown,
-            persistent_state,
-            new_tip,
+            persistent_state: RefCell::default(),
+            new_tip: watch::Sender::default(),
         }
     }
 

@@ -14,7 +14,7 @@ use super::session::{IpcParts, Session, SessionEnd, disconnect};
 use super::tip::NO_BLOCK;
 use crate::ipc::guard::Guard;
 use crate::ipc::{Interfaces, IpcConnection, LONG_POLL, Mining, NodeThread};
-use crate::json_rpc::{CallError, JsonRpc, Method};
+use crate::json_rpc::{CallError, JsonRpc};
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
 
@@ -46,8 +46,9 @@ pub async fn open(
     let prepared = context.shutdown.run_until_cancelled(handshake(stream, node, context));
     match prepared.await.unwrap_or(Err(SessionEnd::ShutdownRequested)) {
         Ok((ipc, interfaces, http_rpc)) => {
-            let ipc = IpcParts { guard, ..ipc };
-            Ok(Session::new(Some(ipc), Rc::new(interfaces), http_rpc, node.process(), context))
+            let ipc = Some(IpcParts { guard, ..ipc });
+            let (interfaces, context) = (Rc::new(interfaces), context.clone());
+            Ok(Session { ipc, interfaces, http_rpc, process: node.process(), context })
         }
         Err(end) => Err(disconnect(guard, end).await),
     }
@@ -63,27 +64,26 @@ async fn handshake(
     let connection = connection.map_err(|error| match error {
         // The kernel accepts connections for a node that hangs, so a timeout does not show that the process behind the
         // socket is not a node.
-        CallError::TimedOut(_) => SessionEnd::Failed(error),
-        error => SessionEnd::NoNode(error),
+        CallError::TimedOut(_) => error.into(),
+        error => SessionEnd::Refused(format!(
+            "no Bitcoin node responds there: {error}; check that it is the socket of bitcoin-node -ipcbind=unix"
+        )),
     })?;
+    let prepared = async {
+        let (waiting, subscribing, mut interfaces) = discover_node(&connection, node).await?;
+        let http_rpc = add_http_rpc(&connection, &mut interfaces, context).await?;
+        let mut building = None;
+        if next_block::is_wanted(&interfaces, context.config.next_block) {
+            building = Some(connection.thread("exporter-template").await?);
+        }
+        Ok((waiting, subscribing, building, interfaces, http_rpc))
+    };
     let prepared = tokio::select! {
-        prepared = discover_node(&connection, node) => prepared,
-        reason = connection.closed() => Err(SessionEnd::Closed(reason)),
+        prepared = prepared => prepared,
+        why = connection.closed() => Err(SessionEnd::closed(why)),
         () = wait_for_shutdown(node) => Err(SessionEnd::NodeShutDown),
     };
-    let (waiting, subscribing, mut interfaces) = prepared?;
-    let checked = async {
-        tokio::select! {
-            verifier = add_http_rpc(&connection, &mut interfaces, context) => verifier.map_err(SessionEnd::from),
-            reason = connection.closed() => Err(SessionEnd::Closed(reason)),
-            () = wait_for_shutdown(node) => Err(SessionEnd::NodeShutDown),
-        }
-    };
-    let http_rpc = checked.await?;
-    let mut building = None;
-    if next_block::is_wanted(&interfaces, context.config.next_block) {
-        building = Some(connection.thread("exporter-template").await?);
-    }
+    let (waiting, subscribing, building, interfaces, http_rpc) = prepared?;
     let ipc = IpcParts { connection, guard: None, waiting, subscribing, building };
     Ok((ipc, interfaces, http_rpc))
 }
@@ -127,7 +127,9 @@ async fn discover_node(
     let mut interfaces = Interfaces::discover(connection, &polling).await?.ok_or(SessionEnd::NodeShutDown)?;
     match interfaces.json_rpc() {
         Some(json_rpc) => wait_for_warmup(&json_rpc, node).await?,
-        None => wait_for_message_handler(node).await,
+        None => {
+            wait_for_message_handler(node).await;
+        }
     }
     // This call has no deadline, because the node responds only when its chain state is loaded.
     let mining = Mining::discover(connection, &waiting.without_deadline()).await?;
@@ -141,11 +143,17 @@ async fn discover_node(
         }
     }
     if !interfaces.has_tip_source() {
-        wait_for_evidence(node).await?;
+        // Bitcoin Core 30 aborts if its Mining interface is called before the chain is loaded.
+        if !wait_for_message_handler(node).await {
+            return Err(SessionEnd::Refused(NO_EVIDENCE.into()));
+        }
         interfaces.mining = Mining::discover_core30(connection, &polling).await?;
     }
     if !interfaces.has_tip_source() {
-        return Err(SessionEnd::NothingOffered);
+        return Err(SessionEnd::Refused(
+            "the node has none of the interfaces Mining, Rpc, Chain and Node; use bitcoin-node of Bitcoin Core 30 or later"
+                .into(),
+        ));
     }
     // After the discovery, make a long poll, because its response shows whether the node is shutting down. No other
     // call must be made to a node that is shutting down; for example, such a node never responds to estimatesmartfee.
@@ -169,32 +177,27 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Name of the thread that a node starts when it has loaded its chain.
 const MESSAGE_HANDLER: &str = "b-msghand";
 
-/// Waits until a node without JSON-RPC over IPC has loaded its chain, if its threads are visible in `/proc`. A node
-/// without JSON-RPC over IPC does not report whether it has loaded the chain, and can abort if a call needs the chain
-/// before it is loaded. The node starts its message handler thread once the chain is loaded.
-async fn wait_for_message_handler(node: &SocketPeer) {
+/// Waits until a node without JSON-RPC over IPC has loaded its chain. Such a node does not report whether it has loaded
+/// the chain, and can abort if a call needs the chain before it is loaded. The node starts its message handler thread
+/// once the chain is loaded. Returns false at once if the node's threads are not visible in `/proc`.
+async fn wait_for_message_handler(node: &SocketPeer) -> bool {
     let mut is_logged = false;
-    while node.runs_thread(MESSAGE_HANDLER) == Some(false) {
-        if !is_logged {
-            info!("the node is starting: its thread {MESSAGE_HANDLER} does not exist yet");
-            is_logged = true;
+    loop {
+        match node.runs_thread(MESSAGE_HANDLER) {
+            Some(false) if is_logged => {}
+            Some(false) => info!("the node is starting: its thread {MESSAGE_HANDLER} does not exist yet"),
+            runs => return runs.is_some(),
         }
+        is_logged = true;
         tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 
-/// Waits until a node of Bitcoin Core 30 has loaded its chain. Bitcoin Core 30 aborts if its Mining interface is called
-/// before the chain is loaded. The exporter therefore does not call Mining before the node's message handler thread
-/// exists. Returns an error if the node's threads are not visible in `/proc`.
-async fn wait_for_evidence(node: &SocketPeer) -> Result<(), SessionEnd> {
-    loop {
-        match node.runs_thread(MESSAGE_HANDLER) {
-            Some(true) => return Ok(()),
-            Some(false) => tokio::time::sleep(RETRY_INTERVAL).await,
-            None => return Err(SessionEnd::NoEvidence),
-        }
-    }
-}
+/// The reason why a node of Bitcoin Core 30 whose process is not visible in `/proc` is not polled.
+const NO_EVIDENCE: &str = "this node (Bitcoin Core 30) does not report over IPC whether it has loaded its chain, and aborts if it is queried \
+     too early. Its thread b-msghand would show it, but its process is not visible in /proc; waiting until it is. Run \
+     the exporter in the node's PID namespace (containers: --pid=host or --pid=container:NODE; systemd: no \
+     ProtectProc=), and connect to the node's own socket, not to a proxy's";
 
 /// Waits until Core's RPC warmup is over. During warmup the node responds to JSON-RPC calls with the error
 /// RPC_IN_WARMUP, and its other interfaces must not be called.
@@ -209,14 +212,14 @@ async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), Se
     let since = Instant::now();
     let mut is_logged = false;
     loop {
-        match json_rpc.call(Method::Uptime, json!([])).await {
+        match json_rpc.call("uptime", json!([])).await {
             Err(error) if error.is_warmup() => {
                 if !is_logged {
                     info!("the node is starting: {error}");
                     is_logged = true;
                 }
                 if node.is_shutting_down().is_none() && since.elapsed() > MAX_BLIND_WAIT {
-                    return Err(SessionEnd::Loading(error));
+                    return Err(SessionEnd::Refused(format!("the node is starting: {error}")));
                 }
             }
             Err(error @ (CallError::Disconnected(_) | CallError::TimedOut(_))) => return Err(error.into()),

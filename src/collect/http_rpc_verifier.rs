@@ -10,15 +10,15 @@ use tokio::time::{Instant, sleep_until};
 use super::json::number;
 use super::rate_limit::RateLimit;
 use crate::ipc::{Chain, Interfaces, Mining, NodeThread};
+use crate::json_rpc::CallError;
 use crate::json_rpc::http::HttpRpc;
-use crate::json_rpc::{CallError, Method};
 
 /// Interval between two checks whether HTTP still leads to the same node as IPC.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Checker of JSON-RPC over HTTP, which must respond and lead to the same node as IPC.
 pub struct HttpRpcVerifier {
-    http: HttpRpc,
+    pub http: HttpRpc,
     mining: Option<Mining>,
     chain: Option<Chain>,
 }
@@ -38,10 +38,6 @@ impl HttpRpcVerifier {
     pub fn http_only(http: HttpRpc) -> Self {
         http.reset_node(true);
         HttpRpcVerifier { http, mining: None, chain: None }
-    }
-
-    pub fn http(&self) -> &HttpRpc {
-        &self.http
     }
 
     /// Marks HTTP as usable if it responds and leads to the right node. If HTTP does not respond or leads to another
@@ -92,7 +88,7 @@ impl HttpRpcVerifier {
     /// Compares the node behind the IPC socket with the node that responds over HTTP. Returns a description of the
     /// difference; `None` if no difference was found.
     async fn find_difference(&self) -> Result<Option<String>, CallError> {
-        let info = self.http.query(Method::GetBlockchainInfo, json!([])).await?;
+        let info = self.http.query("getblockchaininfo", json!([])).await?;
         if let (Some(configured), Some(chain)) = (&self.http.config().chain, info["chain"].as_str())
             && configured != chain
         {
@@ -117,7 +113,7 @@ impl HttpRpcVerifier {
         const MAX_TIP_CHANGES: u32 = 5;
         for _ in 0..MAX_TIP_CHANGES {
             let Some(before) = mining.tip().await? else { return Ok(None) };
-            let theirs = match self.http.query(Method::GetBlockHash, json!([before.height])).await {
+            let theirs = match self.http.query("getblockhash", json!([before.height])).await {
                 Ok(hash) => hash.as_str().unwrap_or_default().to_string(),
                 Err(CallError::JsonRpc { code: OUT_OF_RANGE, .. }) => "none".into(),
                 Err(error) => return Err(error),

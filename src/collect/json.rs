@@ -16,8 +16,8 @@ pub fn count(value: &Value, field: &str) -> Option<u64> {
 }
 
 /// Reads a boolean field, and converts it to 0 or 1.
-pub fn flag(value: &Value, field: &str) -> Option<u8> {
-    value.get(field)?.as_bool().map(u8::from)
+pub fn flag(value: &Value, field: &str) -> Option<f64> {
+    value.get(field)?.as_bool().map(f64::from)
 }
 
 /// Reads a text field, and converts it to a safe label value.
@@ -83,6 +83,6 @@ mod tests {
         }
         assert_eq!((count(&value, "negative"), count(&value, "huge")), (None, None));
         assert_eq!(number(&json!("no object"), "size"), None);
-        assert_eq!((flag(&value, "bool"), flag(&value, "text")), (Some(1), None));
+        assert_eq!((flag(&value, "bool"), flag(&value, "text")), (Some(1.0), None));
     }
 }

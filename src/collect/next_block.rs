@@ -13,8 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tracing::{debug, info, warn};
 
 use super::context::{Context, NewTip, NextBlockMode};
-use super::rate_limit::RateLimit;
-use super::suspend::Suspensions;
+use super::rate_limit::{RateLimit, Suspensions};
 use crate::ipc::{BlockContents, BlockHash, BlockTemplate, Interfaces, Mining, NodeThread};
 use crate::json_rpc::CallError;
 
@@ -59,14 +58,8 @@ impl LastParent {
     }
 }
 
-/// The parent block of a block template, and the totals of the template's transactions.
-struct TemplateContents {
-    parent: BlockHash,
-    transactions: usize,
-    weight: u64,
-    fees: i64,
-    sigops: i64,
-}
+/// Totals of a template's transactions, in the order of `NextBlockMetrics::totals`.
+type TemplateTotals = [f64; 4];
 
 impl TemplatePoller {
     /// Creates a poller whose calls run on `thread`, which must run no other calls. Returns `None` if the node has no
@@ -131,21 +124,16 @@ impl TemplatePoller {
             self.limit.failed(ended);
         }
         match answer {
-            Ok(Some(contents)) => {
+            Ok(Some(totals)) => {
                 failures.inc_by(["Mining.createNewBlock"], 0);
                 self.failing = false;
                 let shown_for = self.limit.lifetime();
-                metrics.transactions.set_for(shown_for, Some(contents.transactions as f64));
-                metrics.weight.set_for(shown_for, Some(contents.weight as f64));
-                metrics.fees.set_for(shown_for, Some(contents.fees as f64));
-                metrics.sigops.set_for(shown_for, Some(contents.sigops as f64));
-                ControlFlow::Continue(())
+                for (gauge, total) in metrics.totals().into_iter().zip(totals) {
+                    gauge.set_for(shown_for, Some(total));
+                }
             }
-            Ok(None) => {
-                metrics.clear();
-                ControlFlow::Continue(())
-            }
-            Err(CallError::Disconnected(_) | CallError::Unimplemented(_)) => ControlFlow::Break(()),
+            Ok(None) => metrics.clear(),
+            Err(CallError::Disconnected(_) | CallError::Unimplemented(_)) => return ControlFlow::Break(()),
             Err(error) => {
                 failures.inc_by(["Mining.createNewBlock"], 1);
                 if !std::mem::replace(&mut self.failing, true) {
@@ -153,17 +141,17 @@ impl TemplatePoller {
                         "the node returned no block template: {error}; retrying until it succeeds"
                     ));
                 }
-                ControlFlow::Continue(())
             }
         }
+        ControlFlow::Continue(())
     }
 
-    /// Requests a template and reads its contents. Returns `None` when the node is shutting down, and in mode `auto`
-    /// also during initial block download, when no template is requested.
+    /// Requests a template, and reads the totals of its transactions. Returns `None` when the node is shutting down,
+    /// and in mode `auto` also during initial block download, when no template is requested.
     async fn request_template(
         &mut self,
         new_tip: Option<NewTip>,
-    ) -> Result<Option<TemplateContents>, CallError> {
+    ) -> Result<Option<TemplateTotals>, CallError> {
         let auto = self.context.config.next_block == NextBlockMode::Auto;
         if auto && self.mining.is_initial_block_download().await? {
             return Ok(None);
@@ -174,14 +162,14 @@ impl TemplatePoller {
         let contents = read(&template).await;
         // The template is destroyed even if reading it failed, to free the node's memory.
         template.destroy().await?;
-        let contents = contents?;
+        let (parent, totals) = contents?;
         let metrics = &self.context.metrics.next_block;
         metrics.duration.observe((created - requested_at).as_secs_f64());
-        if let Some(tip) = self.last_parent.first_after(new_tip, contents.parent) {
+        if let Some(tip) = self.last_parent.first_after(new_tip, parent) {
             metrics.after_tip.observe((created - tip.at).as_secs_f64());
         }
         debug!(took = ?requested_at.elapsed(), built = ?(created - requested_at), "template");
-        Ok(Some(contents))
+        Ok(Some(totals))
     }
 
     /// Requests a template from the node. Waits without a time limit, because the call can be neither cancelled nor
@@ -202,9 +190,9 @@ impl TemplatePoller {
     }
 }
 
-/// Reads the contents of a template. The weight is computed from the serialized block, for which the node sends up to 4
-/// MB. The node holds no lock while it copies the block.
-async fn read(template: &BlockTemplate) -> Result<TemplateContents, CallError> {
+/// Reads the parent block of a template, and the totals of its transactions. The weight is computed from the serialized
+/// block, for which the node sends up to 4 MB. The node holds no lock while it copies the block.
+async fn read(template: &BlockTemplate) -> Result<(BlockHash, TemplateTotals), CallError> {
     let fees = template.fees().await?;
     let sigops = template.sigops().await?;
     let read =
@@ -212,14 +200,9 @@ async fn read(template: &BlockTemplate) -> Result<TemplateContents, CallError> {
     let Some((parent, contents)) = template.block(read).await? else {
         return Err(CallError::Malformed("the block template is not a valid block".into()));
     };
-    let sum = |values: &[i64]| values.iter().fold(0, |sum: i64, &one| sum.saturating_add(one));
-    Ok(TemplateContents {
-        parent,
-        transactions: fees.len(),
-        weight: contents.weight,
-        fees: sum(&fees),
-        sigops: sum(&sigops),
-    })
+    let sum = |values: &[i64]| values.iter().fold(0, |sum: i64, &one| sum.saturating_add(one)) as f64;
+    let totals = [fees.len() as f64, contents.weight as f64, sum(&fees), sum(&sigops)];
+    Ok((parent, totals))
 }
 
 #[cfg(test)]

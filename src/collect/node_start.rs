@@ -92,17 +92,18 @@ impl NodeStartTracker {
         self.identity.take().unwrap_or(NodeIdentity::Unknown)
     }
 
-    fn identify(&self, process: Option<(i32, u64)>, uptime: Option<UptimeReading>) -> NodeIdentity {
+    /// Returns which process responds now, and whether it is another process than before.
+    fn identify(&self, process: Option<(i32, u64)>, uptime: Option<UptimeReading>) -> (NodeIdentity, bool) {
+        let by_uptime = || {
+            let readings = self.uptime.zip(uptime);
+            readings.is_some_and(|(last, uptime)| uptime.is_of_another_process(&last))
+        };
         match (self.process, process) {
-            (Some(last), Some(process)) if last == process => NodeIdentity::Same,
-            (Some(_), Some((_, started))) if started >= self.read => NodeIdentity::StartedSince,
-            (Some(_), Some(_)) => NodeIdentity::Unknown,
-            _ => match (self.uptime, uptime) {
-                (Some(last), Some(uptime)) if uptime.is_of_another_process(&last) => {
-                    NodeIdentity::StartedSince
-                }
-                _ => NodeIdentity::Unknown,
-            },
+            (Some(last), Some(process)) if last == process => (NodeIdentity::Same, false),
+            (Some(_), Some((_, started))) if started >= self.read => (NodeIdentity::StartedSince, true),
+            (Some(_), Some(_)) => (NodeIdentity::Unknown, true),
+            _ if by_uptime() => (NodeIdentity::StartedSince, true),
+            _ => (NodeIdentity::Unknown, false),
         }
     }
 
@@ -115,14 +116,8 @@ impl NodeStartTracker {
         uptime: Option<UptimeReading>,
         now: SystemTime,
     ) -> Option<f64> {
-        let identity = self.identity.max(Some(self.identify(process, uptime)));
-        let restarted = match (self.process, process) {
-            (Some(last), Some(process)) => last != process,
-            _ => match (self.uptime, uptime) {
-                (Some(last), Some(uptime)) => uptime.is_of_another_process(&last),
-                _ => false,
-            },
-        };
+        let (identity, restarted) = self.identify(process, uptime);
+        let identity = self.identity.max(Some(identity));
         if restarted {
             *self = NodeStartTracker { restarts: self.restarts + 1, ..NodeStartTracker::default() };
         }

@@ -11,7 +11,6 @@ use super::handshake::open_guarded;
 use super::session::{Session, show_connected};
 use crate::ipc::endpoint::NodeEndpoint;
 use crate::ipc::{Interface, Interfaces};
-use crate::metrics::Metrics;
 use crate::node_process::SocketPeer;
 
 /// Connects to the node and polls it once. Stores the polled values in the metrics, and returns the node's interfaces.
@@ -21,20 +20,14 @@ use crate::node_process::SocketPeer;
 pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Interfaces>> {
     let context = Rc::new(context);
     context.metrics.exporter.connects.inc();
-    let guarded = match connect_transport(source, &context).await? {
-        NodeTransport::Ipc(guarded) => guarded,
-        NodeTransport::Http(verifier, _) => {
-            let mut session = Session::over_http(verifier, &context);
-            session.poller().poll().await.map_err(|why| anyhow!("the poll failed: {why}"))?;
-            show_connected(&session.interfaces, &context);
-            return Ok(session.interfaces);
+    let mut session = match connect_transport(source, &context).await? {
+        NodeTransport::Ipc(guarded) => {
+            let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
+            let opened = open_guarded(guarded, &node, &context).await;
+            opened.map_err(|end| anyhow!("{end}")).context(source.describe().to_string())?
         }
+        NodeTransport::Http(verifier, _) => Session::over_http(verifier, &context),
     };
-    let node = SocketPeer::from_pid(guarded.node, Some(source.supervisor()));
-    let mut session = open_guarded(guarded, &node, &context)
-        .await
-        .map_err(|end| anyhow!("{end}"))
-        .context(source.describe().to_string())?;
     if let Some(verifier) = &session.http_rpc
         && !session.interfaces.offers(Interface::HttpRpc)
     {
@@ -49,6 +42,7 @@ pub async fn once(source: &mut NodeEndpoint, context: Context) -> Result<Rc<Inte
     polled.map_err(|why| anyhow!("the poll failed: {why}"))?;
     if let Some(http) = &context.http_rpc
         && interfaces.uses_http()
+        && !interfaces.is_http_only()
         && http.config().required
         && !http.is_usable()
     {
@@ -78,43 +72,30 @@ pub async fn check(source: &mut NodeEndpoint, context: Context) -> Result<String
         [only] if only == Interface::HttpRpc.name() => format!("HTTP only ({})", source.describe()),
         _ => source.describe().to_string(),
     };
-    Ok(describe(&interfaces, &metrics, &connection, http.as_deref()))
-}
-
-fn describe(interfaces: &Interfaces, metrics: &Metrics, connection: &str, http: Option<&str>) -> String {
     let info = metrics.node.node_info.labels_present().pop().map(|labels| {
         let labels = labels.iter().map(|(name, value)| format!("{name}={value:?}"));
         labels.collect::<Vec<_>>().join(",")
     });
     let info = info.unwrap_or("unknown version".into());
-    let mut described = format!("connection: {connection}\nnode: {info}\n");
-    if let Some(http) = http {
-        described.push_str(&format!("{http}\n"));
-    }
-    for interface in Interface::all() {
+    let mut lines = vec![format!("connection: {connection}"), format!("node: {info}")];
+    lines.extend(http);
+    lines.extend(Interface::all().map(|interface| {
         let offered = if interfaces.offers(interface) { "yes" } else { "no " };
-        let (name, description) = (interface.name(), interface.description());
-        described.push_str(&format!("interface {name:<9}{offered} {description}\n"));
-    }
+        format!("interface {:<9}{offered} {}", interface.name(), interface.description())
+    }));
     if interfaces.chain.is_some() {
-        described.push_str("schema of chain: ordinals of branch pr/trace, found by relayMinFee @27\n");
+        lines.push("schema of chain: ordinals of branch pr/trace, found by relayMinFee @27".into());
     } else if interfaces.has_unknown_chain {
-        described.push_str("schema of chain: unknown ordinals, so the interface is not used\n");
+        lines.push("schema of chain: unknown ordinals, so the interface is not used".into());
     }
-    for advice in advice_for(interfaces) {
-        described.push_str(&format!("to get more metrics: {advice}\n"));
-    }
-    described.push_str("metrics of one poll:\n");
-    let polled: BTreeSet<&str> = metrics
-        .present()
-        .into_iter()
-        .filter(|name| name.starts_with("bitcoin_") && !name.starts_with("bitcoin_exporter_"))
-        .filter(|name| *name != "bitcoin_up")
-        .collect();
-    for name in polled {
-        described.push_str(&format!("  {name}\n"));
-    }
-    described
+    lines.extend(advice_for(&interfaces).iter().map(|advice| format!("to get more metrics: {advice}")));
+    lines.push("metrics of one poll:".into());
+    let is_polled = |name: &&str| {
+        name.starts_with("bitcoin_") && !name.starts_with("bitcoin_exporter_") && *name != "bitcoin_up"
+    };
+    let polled: BTreeSet<_> = metrics.present().into_iter().filter(is_polled).collect();
+    lines.extend(polled.iter().map(|name| format!("  {name}")));
+    Ok(lines.join("\n") + "\n")
 }
 
 /// Returns advice on how to get more metrics from this node.

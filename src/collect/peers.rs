@@ -1,13 +1,13 @@
 //! Metrics of the node's connected peers, computed from the statistics of each peer.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::json::{count, flag, number};
+use super::json::{count, number};
 use super::node_start::NodeIdentity;
 use crate::ipc::PeerStats;
 use crate::metrics::{MESSAGE_TYPES, NetworkMetrics, now};
@@ -77,13 +77,15 @@ impl PeerTotal {
 }
 
 /// Values of the node that the metrics of its peers depend on: the announcement backlog, which is added to the queues
-/// of the peers, and the height of the tip, with which the heights of the peers are compared.
+/// of the peers, the height of the tip, with which the heights of the peers are compared, and the identity of the node.
 #[derive(Clone, Copy, Default)]
 pub struct NodeState {
     /// Transactions that the node holds back from all inbound or all outbound peers.
     pub backlog: AnnouncementBacklog,
     /// Height of the node's tip.
     pub height: Option<f64>,
+    /// Whether the node that reports these peers is the node that reported the previous peers.
+    pub identity: NodeIdentity,
 }
 
 /// The traffic totals (bytes, addresses) that the node reported for each peer at the last poll. Each poll adds the
@@ -95,16 +97,9 @@ pub struct PeerTraffic {
     counted: Option<HashMap<(PeerKey, PeerTotal), u64>>,
     /// Time of the last poll, in Unix seconds.
     seen: i64,
-    /// Whether the node that reports the next peers is the node that reported the peers in `counted`.
-    node: NodeIdentity,
 }
 
 impl PeerTraffic {
-    /// Sets whether the node that reports the next peers is the node that reported the previous peers.
-    pub fn set_node_identity(&mut self, node: NodeIdentity) {
-        self.node = node;
-    }
-
     /// Exports the metrics of the connected peers.
     pub fn show(&mut self, peers: &[PeerStats], node: NodeState, network: &NetworkMetrics) {
         show_kinds(peers, network);
@@ -114,7 +109,7 @@ impl PeerTraffic {
         network.ahead.set(node.height.map(|_| peers.iter().filter(is_ahead).count() as f64));
         show_queues(peers, node.backlog, network);
         show_groups(peers, network);
-        self.count_traffic(peers, network, now() as i64);
+        self.count_traffic(peers, node.identity, network, now() as i64);
     }
 
     /// Adds the increase of each peer's traffic totals (bytes and addresses) since the last poll to the counters. A
@@ -124,7 +119,13 @@ impl PeerTraffic {
     /// another long-running node responds, the totals of its peers that connected before the last poll are also not
     /// counted. A node is treated as another node if none of its peers was seen before and there is no evidence that it
     /// is the same node.
-    fn count_traffic(&mut self, peers: &[PeerStats], network: &NetworkMetrics, now: i64) {
+    fn count_traffic(
+        &mut self,
+        peers: &[PeerStats],
+        identity: NodeIdentity,
+        network: &NetworkMetrics,
+        now: i64,
+    ) {
         let mut present = HashMap::new();
         for peer in peers {
             for (direction, totals) in [("in", &peer.received), ("out", &peer.sent)] {
@@ -145,8 +146,8 @@ impl PeerTraffic {
             }
         }
         let is_familiar = |counted: &HashMap<_, _>| present.keys().any(|key| counted.contains_key(key));
-        let is_other_node = std::mem::take(&mut self.node) == NodeIdentity::Unknown
-            && !self.counted.as_ref().is_some_and(is_familiar);
+        let is_other_node =
+            identity == NodeIdentity::Unknown && !self.counted.as_ref().is_some_and(is_familiar);
         for (key @ ((_, connected), counted), total) in &present {
             let before = match self.counted.as_ref().map(|counted| counted.get(key)) {
                 Some(Some(before)) => *before,
@@ -162,18 +163,12 @@ impl PeerTraffic {
 
 /// Exports the number of peers by network, connection type and transport, and by protocol version.
 fn show_kinds(peers: &[PeerStats], network: &NetworkMetrics) {
-    let mut by_kind: BTreeMap<_, f64> = BTreeMap::new();
-    let mut by_version: BTreeMap<String, f64> = BTreeMap::new();
-    for peer in peers {
-        *by_kind.entry([peer.network, peer.connection_type, peer.transport]).or_default() += 1.0;
-        let version = match peer.version {
-            version @ 70001..=70099 => version.to_string(),
-            _ => "other".to_string(),
-        };
-        *by_version.entry(version).or_default() += 1.0;
-    }
-    network.peers_by.replace(by_kind);
-    network.by_version.replace(by_version.iter().map(|(version, &peers)| ([version.as_str()], peers)));
+    let kinds = peers.iter().map(|peer| [peer.network, peer.connection_type, peer.transport]);
+    network.peers_by.replace_with_counts(kinds);
+    network.by_version.replace_with_counts(peers.iter().map(|peer| match peer.version {
+        version @ 70001..=70099 => [version.to_string()],
+        _ => ["other".to_string()],
+    }));
 }
 
 /// Services with their bits in Core's `ServiceFlags`, as label values.
@@ -188,13 +183,8 @@ const SERVICES: [(&str, u32); 6] = [
 
 /// Exports the number of peers by the software that the peers claim to run, and by the services that they offer.
 fn show_software(peers: &[PeerStats], network: &NetworkMetrics) {
-    let mut by_client: BTreeMap<_, f64> = BTreeMap::new();
-    for peer in peers.iter().filter(|peer| !peer.subversion.is_empty()) {
-        *by_client.entry(client(&peer.subversion)).or_default() += 1.0;
-    }
-    network
-        .by_client
-        .replace(by_client.iter().map(|((name, major), peers)| ([*name, major.as_str()], *peers)));
+    let claims = peers.iter().map(|peer| &peer.subversion).filter(|claim| !claim.is_empty());
+    network.by_client.replace_with_counts(claims.map(|claim| client(claim)));
     let services: Vec<u64> = peers.iter().filter_map(|peer| peer.services).collect();
     let known = SERVICES.iter().fold(0, |known, (_, bit)| known | 1 << bit);
     let offering = |bits: u64| services.iter().filter(|offered| *offered & bits != 0).count() as f64;
@@ -206,19 +196,19 @@ fn show_software(peers: &[PeerStats], network: &NetworkMetrics) {
 /// Parses a peer's user agent to two label values: the client (`core`, `knots` or `other`), and for Bitcoin Core its
 /// major version (before version 22: `0.` and the second number). Both values are from bounded sets, because a peer can
 /// send any text as its user agent.
-fn client(user_agent: &str) -> (&'static str, String) {
-    let other = ("other", String::new());
+fn client(user_agent: &str) -> [String; 2] {
+    let other = ["other".into(), String::new()];
     let Some(rest) = user_agent.strip_prefix("/Satoshi:") else { return other };
     let Some((version, rest)) = rest.split_once('/') else { return other };
     if rest.starts_with("Knots:") {
-        return ("knots", String::new());
+        return ["knots".into(), String::new()];
     }
     // Operators can append comments to the version (-uacomment).
     let version = version.split_once('(').map_or(version, |(version, _)| version);
     let mut numbers = version.split('.').map(|number| number.parse::<u8>());
     match (rest, numbers.next(), numbers.next()) {
-        ("", Some(Ok(major @ 22..=99)), Some(Ok(_))) => ("core", major.to_string()),
-        ("", Some(Ok(0)), Some(Ok(minor @ 8..=21))) => ("core", format!("0.{minor}")),
+        ("", Some(Ok(major @ 22..=99)), Some(Ok(_))) => ["core".into(), major.to_string()],
+        ("", Some(Ok(0)), Some(Ok(minor @ 8..=21))) => ["core".into(), format!("0.{minor}")],
         _ => other,
     }
 }
@@ -316,7 +306,7 @@ pub fn from_json(peers: &Value) -> Option<Vec<PeerStats>> {
     };
     let seconds =
         |peer: &Value, field| number(peer, field).and_then(|value| Duration::try_from_secs_f64(value).ok());
-    let is = |peer: &Value, field| flag(peer, field) == Some(1);
+    let is = |peer: &Value, field: &str| peer[field] == true;
     let by_type = |totals: &Value| {
         let totals = totals.as_object().into_iter().flatten();
         totals.filter_map(|(kind, total)| Some((kind.clone(), total.as_u64()?))).collect()
@@ -391,21 +381,21 @@ mod tests {
 
     #[test]
     fn clients_are_few_whatever_peers_claim() {
-        let core = |version: &str| ("core", version.to_string());
+        let core = |version| ["core", version];
         for (user_agent, expected) in [
             ("/Satoshi:31.99.0/", core("31")),
             ("/Satoshi:22.0.0/", core("22")),
             ("/Satoshi:0.21.1/", core("0.21")),
             ("/Satoshi:27.1.0(my node; x)/", core("27")),
-            ("/Satoshi:29.2.0/Knots:20251110/", ("knots", String::new())),
-            ("/Satoshi:1.0.0/", ("other", String::new())),
-            ("/Satoshi:200.0.0/", ("other", String::new())),
-            ("/Satoshi:0.99.0/", ("other", String::new())),
-            ("/Satoshi:27/", ("other", String::new())),
-            ("/Satoshi:27.0.0", ("other", String::new())),
-            ("/Satoshi:27.0.0/UASF:1/", ("other", String::new())),
-            ("/btcwire:0.5.0/", ("other", String::new())),
-            ("/Satoshi:x.y/\"} 1", ("other", String::new())),
+            ("/Satoshi:29.2.0/Knots:20251110/", ["knots", ""]),
+            ("/Satoshi:1.0.0/", ["other", ""]),
+            ("/Satoshi:200.0.0/", ["other", ""]),
+            ("/Satoshi:0.99.0/", ["other", ""]),
+            ("/Satoshi:27/", ["other", ""]),
+            ("/Satoshi:27.0.0", ["other", ""]),
+            ("/Satoshi:27.0.0/UASF:1/", ["other", ""]),
+            ("/btcwire:0.5.0/", ["other", ""]),
+            ("/Satoshi:x.y/\"} 1", ["other", ""]),
         ] {
             assert_eq!(client(user_agent), expected, "{user_agent}");
         }
@@ -520,8 +510,8 @@ mod tests {
                 sent: vec![("tx".into(), total)],
                 ..PeerStats::default()
             };
-            peers.set_node_identity(if of_other { NodeIdentity::Unknown } else { NodeIdentity::Same });
-            peers.count_traffic(&seen.iter().map(peer).collect::<Vec<_>>(), &metrics.network, now);
+            let identity = if of_other { NodeIdentity::Unknown } else { NodeIdentity::Same };
+            peers.count_traffic(&seen.iter().map(peer).collect::<Vec<_>>(), identity, &metrics.network, now);
             let text = metrics.render(Format::Text);
             let sample = "bitcoin_p2p_message_bytes_total{direction=\"out\",type=\"tx\"} ";
             text.lines().find_map(|line| line.strip_prefix(sample)?.parse::<u64>().ok()).unwrap()

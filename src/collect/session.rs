@@ -8,6 +8,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
+use futures::future::OptionFuture;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
@@ -17,41 +18,29 @@ use super::context::Context;
 use super::http_rpc_verifier::HttpRpcVerifier;
 use super::next_block::TemplatePoller;
 use super::poll::{PollError, PollResult, Poller};
-use super::rate_limit::RateLimit;
+use super::rate_limit::{RateLimit, Suspensions};
 use super::subscriptions::Subscriptions;
-use super::suspend::Suspensions;
-use super::tip::{TipEnd, TipWatch};
+use super::tip;
 use crate::ipc::guard::Guard;
 use crate::ipc::{Interface, Interfaces, IpcConnection, NodeThread};
+use crate::json_rpc::CallError;
 use crate::json_rpc::http::HttpRpc;
-use crate::json_rpc::{CallError, HttpFailure};
 use crate::metrics::lifetime;
 use crate::node_process::ProcessUsage;
-use crate::status::ConnectionState;
 
-/// The reason why a session has ended.
+/// The reason why a session has ended, with a text for the log and the status page.
 #[derive(Debug)]
 pub enum SessionEnd {
     /// Shutdown of the exporter was requested.
     ShutdownRequested,
     /// The node announced its shutdown.
     NodeShutDown,
-    /// The connection was closed, for this reason.
-    Closed(Rc<str>),
-    /// A call that the connection depends on failed, while the connection was prepared or in the watch for new tips.
-    Failed(CallError),
-    /// Several polls in a row failed. The values are the number of failed polls, and the error of the last poll.
-    MissedPolls(u32, PollError),
-    /// The process at the other end of the socket does not respond like a Bitcoin node.
-    NoNode(CallError),
-    /// The node has no interface that reports its tip.
-    NothingOffered,
-    /// The node returns the warmup error, and its process is not visible in `/proc`, so it may be starting or shutting
-    /// down.
-    Loading(CallError),
-    /// The node is Bitcoin Core 30 and its process is not visible in `/proc`, so the exporter cannot determine whether
-    /// the node has loaded its chain.
-    NoEvidence,
+    /// The node did not respond in time.
+    Hung(String),
+    /// The connection was closed, or several polls in a row failed.
+    Lost(String),
+    /// The process at the other end of the socket is not a node that the exporter can poll, or the node is not ready.
+    Refused(String),
 }
 
 impl SessionEnd {
@@ -64,51 +53,40 @@ impl SessionEnd {
         match self {
             SessionEnd::ShutdownRequested => None,
             SessionEnd::NodeShutDown => Some("shutdown"),
-            SessionEnd::MissedPolls(_, why) if why.is_timeout() => Some("hung"),
-            SessionEnd::Failed(CallError::TimedOut(_)) => Some("hung"),
-            SessionEnd::MissedPolls(..) | SessionEnd::Closed(_) | SessionEnd::Failed(_) => Some("lost"),
-            SessionEnd::NoNode(_)
-            | SessionEnd::NothingOffered
-            | SessionEnd::Loading(_)
-            | SessionEnd::NoEvidence => Some("refused"),
+            SessionEnd::Hung(_) => Some("hung"),
+            SessionEnd::Lost(_) => Some("lost"),
+            SessionEnd::Refused(_) => Some("refused"),
         }
+    }
+
+    /// The connection was closed, for this reason.
+    pub(super) fn closed(why: impl fmt::Display) -> Self {
+        SessionEnd::Lost(format!("lost the connection to the node: {why}"))
+    }
+
+    /// `missed` polls in a row failed, the last one with this error.
+    fn missed_polls(missed: u32, last: &PollError) -> Self {
+        let text = format!("disconnecting: {missed} polls in a row failed, the last one with: {last}");
+        if last.is_timeout() { SessionEnd::Hung(text) } else { SessionEnd::Lost(text) }
     }
 }
 
 impl fmt::Display for SessionEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SessionEnd::ShutdownRequested => f.write_str("shutdown requested"),
-            SessionEnd::NodeShutDown => f.write_str("the node shut down"),
-            SessionEnd::Closed(why) => write!(f, "lost the connection to the node: {why}"),
-            SessionEnd::Failed(error @ CallError::TimedOut(_)) => write!(f, "the node does not respond: {error}"),
-            SessionEnd::Failed(error) => write!(f, "lost the connection to the node: {error}"),
-            SessionEnd::MissedPolls(missed, last) => {
-                write!(f, "disconnecting: {missed} polls in a row failed, the last one with: {last}")
-            }
-            SessionEnd::NoNode(error) => write!(
-                f,
-                "no Bitcoin node responds there: {error}; check that it is the socket of bitcoin-node -ipcbind=unix"
-            ),
-            SessionEnd::NothingOffered => {
-                f.write_str("the node has none of the interfaces Mining, Rpc, Chain and Node; use bitcoin-node of Bitcoin \
-                     Core 30 or later")
-            }
-            SessionEnd::Loading(error) => write!(f, "the node is starting: {error}"),
-            SessionEnd::NoEvidence => f.write_str(
-                "this node (Bitcoin Core 30) does not report over IPC whether it has loaded its chain, and aborts if it is \
-                 queried too early. Its thread b-msghand would show it, but its process is not visible in /proc; \
-                 waiting until it is. Run the exporter in the node's PID namespace (containers: --pid=host or \
-                 --pid=container:NODE; systemd: no ProtectProc=), and connect to the node's own socket, not to a \
-                 proxy's",
-            ),
-        }
+        f.write_str(match self {
+            SessionEnd::ShutdownRequested => "shutdown requested",
+            SessionEnd::NodeShutDown => "the node shut down",
+            SessionEnd::Hung(text) | SessionEnd::Lost(text) | SessionEnd::Refused(text) => text,
+        })
     }
 }
 
 impl From<CallError> for SessionEnd {
     fn from(error: CallError) -> Self {
-        SessionEnd::Failed(error)
+        match error {
+            CallError::TimedOut(_) => SessionEnd::Hung(format!("the node does not respond: {error}")),
+            error => SessionEnd::closed(error),
+        }
     }
 }
 
@@ -119,14 +97,14 @@ const MAX_MISSED_POLLS: u32 = 3;
 /// A connection to a node that can be polled, and the event loop of the connection.
 pub struct Session {
     /// The connection over IPC; `None` if the node is polled only over HTTP.
-    ipc: Option<IpcParts>,
+    pub(super) ipc: Option<IpcParts>,
     /// The node's interfaces.
     pub interfaces: Rc<Interfaces>,
     /// The verifier of JSON-RPC over HTTP; `None` for a node with JSON-RPC over IPC.
     pub(super) http_rpc: Option<HttpRpcVerifier>,
     /// The node's process; `None` if it is not visible in `/proc`.
-    process: Option<ProcessUsage>,
-    context: Rc<Context>,
+    pub(super) process: Option<ProcessUsage>,
+    pub(super) context: Rc<Context>,
 }
 
 /// The parts of a session that only a connection over IPC has, such as the guard and the node's threads that run the
@@ -145,31 +123,21 @@ pub(super) struct IpcParts {
 /// The tasks of a session that run concurrently with its event loop. Dropping the struct aborts all of them.
 struct SessionTasks {
     polls: mpsc::UnboundedReceiver<Result<PollResult, PollError>>,
-    tip: Option<TipWatch>,
+    tip: Option<AbortOnDropHandle<SessionEnd>>,
     subscriptions: Option<Subscriptions>,
     _others: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Session {
-    pub(super) fn new(
-        ipc: Option<IpcParts>,
-        interfaces: Rc<Interfaces>,
-        http_rpc: Option<HttpRpcVerifier>,
-        process: Option<ProcessUsage>,
-        context: &Rc<Context>,
-    ) -> Self {
-        Session { ipc, interfaces, http_rpc, process, context: context.clone() }
-    }
-
     /// Creates a session for a node that is polled only over HTTP. The verifier must have found HTTP usable.
     pub(super) fn over_http(verifier: HttpRpcVerifier, context: &Rc<Context>) -> Self {
-        let interfaces = Rc::new(Interfaces::over_http(verifier.http().clone()));
-        Self::new(None, interfaces, Some(verifier), None, context)
+        let interfaces = Rc::new(Interfaces::over_http(verifier.http.clone()));
+        Session { ipc: None, interfaces, http_rpc: Some(verifier), process: None, context: context.clone() }
     }
 
     /// Creates the poller of this session.
     pub fn poller(&mut self) -> Poller {
-        Poller::new(self.interfaces.clone(), self.context.clone()).with_process(self.process.take())
+        Poller::new(self.interfaces.clone(), self.context.clone(), self.process.take())
     }
 
     /// Creates the poller of block templates; `None` if the exporter requests no templates from this node.
@@ -178,14 +146,10 @@ impl Session {
     }
 
     /// Subscribes to the node's events, polls the node and follows its tip until the session ends. Then closes the
-    /// connection, and waits until the guard has ended the subscriptions and disconnected from the node.
-    pub async fn run(self) -> SessionEnd {
-        self.run_until(|| false).await
-    }
-
-    /// Like [`run`](Self::run), but also ends the session when `has_socket` returns true after a successful poll, which
+    /// connection, and waits until the guard has ended the subscriptions and disconnected from the node. The session of
+    /// a node that is polled only over HTTP also ends when `has_socket` returns true after a successful poll, which
     /// means that the node is now reachable over IPC.
-    pub(super) async fn run_until(mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
+    pub async fn run(mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
         let end = self.wait_for_end(has_socket).await;
         debug!("the session ends: {end}");
         show_disconnected(&self.context);
@@ -198,32 +162,30 @@ impl Session {
     }
 
     async fn finish(self, end: SessionEnd) -> SessionEnd {
-        match self.ipc {
-            Some(IpcParts { connection, guard, .. }) => {
-                drop(connection);
-                disconnect(guard, end).await
-            }
-            None => end,
-        }
+        let Some(IpcParts { connection, guard, .. }) = self.ipc else { return end };
+        drop(connection);
+        disconnect(guard, end).await
     }
 
     async fn wait_for_end(&mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
-        let http = self.http_rpc.as_ref().map(|verifier| verifier.http().clone());
-        let http_only = http.filter(|_| self.ipc.is_none());
+        let http_only = self.interfaces.http.clone().filter(|_| self.ipc.is_none());
         let mut tasks = self.start();
         let mut health = PollHealth::new(self.context.config.poll_interval);
         loop {
             tokio::select! {
                 biased;
                 () = self.context.shutdown.cancelled() => return SessionEnd::ShutdownRequested,
-                end = TipWatch::ended(&mut tasks.tip) => return match end {
-                    TipEnd::NodeShutsDown => SessionEnd::NodeShutDown,
-                    TipEnd::Lost(error) => error.into(),
-                },
-                reason = closed(self.ipc.as_ref()) => return SessionEnd::Closed(reason),
-                failure = node_gone(http_only.as_ref()) => return SessionEnd::Closed(failure.text.into()),
+                Some(end) = OptionFuture::from(tasks.tip.as_mut()) => {
+                    return end.unwrap_or_else(|error| CallError::Disconnected(error.to_string()).into());
+                }
+                Some(why) = OptionFuture::from(self.ipc.as_ref().map(|ipc| ipc.connection.closed())) => {
+                    return SessionEnd::closed(why);
+                }
+                Some(failure) = OptionFuture::from(http_only.as_ref().map(HttpRpc::node_gone)) => {
+                    return SessionEnd::closed(failure);
+                }
                 Some(polled) = tasks.polls.recv() => match polled {
-                    Ok(_) if has_socket() => return SessionEnd::Closed("switching to IPC, because the node has a socket now".into()),
+                    Ok(_) if has_socket() => return SessionEnd::closed("switching to IPC, because the node has a socket now"),
                     Ok(polled) => {
                         health.succeeded();
                         self.show(polled, tasks.subscriptions.as_ref());
@@ -235,7 +197,7 @@ impl Session {
                         self.show_failed(&why);
                         let calls_back = tasks.subscriptions.as_ref().is_some_and(Subscriptions::is_any_active);
                         if health.is_lost(Instant::now()) && !calls_back {
-                            return SessionEnd::MissedPolls(health.missed, why);
+                            return SessionEnd::missed_polls(health.missed, &why);
                         }
                     }
                 },
@@ -252,11 +214,11 @@ impl Session {
         others.extend(self.http_rpc.take().map(|verifier| spawn(verifier.keep_verifying(new_tip.clone()))));
         others.extend(self.template_poller().map(|poller| spawn(poller.run())));
         let waiting = self.ipc.as_ref().map(|ipc| &ipc.waiting);
-        let mut tip = TipWatch::start(&self.interfaces, waiting, &self.context, new_tip);
+        let (tip, caught_up) = tip::watch(&self.interfaces, waiting, &self.context, new_tip).unzip();
         let subscriptions = self
             .ipc
             .as_mut()
-            .and_then(|ipc| Subscriptions::start(&self.interfaces, ipc, tip.as_mut(), &self.context));
+            .and_then(|ipc| Subscriptions::start(&self.interfaces, ipc, caught_up, &self.context));
         SessionTasks { polls, tip, subscriptions, _others: others }
     }
 
@@ -264,14 +226,13 @@ impl Session {
     /// subscriptions.
     fn show(&mut self, polled: PollResult, subscriptions: Option<&Subscriptions>) {
         show_connected(&self.interfaces, &self.context);
-        let (interfaces, node) = (self.interfaces.names(), polled.subversion.clone());
-        self.context.status.set(ConnectionState::Polled { interfaces, node });
+        self.context.status.set_polled(polled.subversion, &self.interfaces.names());
         let guard = self.ipc.as_mut().and_then(|ipc| ipc.guard.as_mut());
         if let Some(delay) = guard.and_then(Guard::new_run_delay) {
             self.context.metrics.exporter.guard_run_delay.inc_by(delay);
         }
         if let Some(subscriptions) = subscriptions {
-            subscriptions.on_poll(polled);
+            subscriptions.on_poll(polled.ibd);
         }
     }
 
@@ -280,30 +241,12 @@ impl Session {
     fn show_failed(&self, why: &PollError) {
         self.context.metrics.exporter.up.set(Some(0));
         show_interfaces(&self.interfaces, &self.context);
-        self.context.status.set(ConnectionState::Connected(format!("the last poll failed: {why}")));
+        self.context.status.set_not_ready(format!("the last poll failed: {why}"));
     }
 }
 
 fn spawn(task: impl Future<Output = ()> + 'static) -> AbortOnDropHandle<()> {
     AbortOnDropHandle::new(tokio::task::spawn_local(task))
-}
-
-/// Waits until the connection over IPC is closed, and returns the reason. Never returns if there is no connection over
-/// IPC.
-async fn closed(ipc: Option<&IpcParts>) -> Rc<str> {
-    match ipc {
-        Some(ipc) => ipc.connection.closed().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Waits until a node that is polled only over HTTP no longer runs, and returns the failure. Never returns for a node
-/// with IPC.
-async fn node_gone(http_only: Option<&HttpRpc>) -> HttpFailure {
-    match http_only {
-        Some(http) => http.node_gone().await,
-        None => std::future::pending().await,
-    }
 }
 
 /// State that determines whether the connection is lost: the number of failed polls in a row, and the time of the last
@@ -420,10 +363,10 @@ mod tests {
 
     #[test]
     fn sessions_end_as_hung_or_lost() {
-        let missed = |error| SessionEnd::MissedPolls(3, PollError::NoAnswer("uptime", error)).reason();
-        assert_eq!(SessionEnd::MissedPolls(3, PollError::NoTip).reason(), Some("lost"), "it answers");
+        let missed = |error| SessionEnd::missed_polls(3, &PollError::NoAnswer("uptime", error)).reason();
+        assert_eq!(SessionEnd::missed_polls(3, &PollError::NoTip).reason(), Some("lost"), "it answers");
         let timeout = CallError::TimedOut(Duration::from_secs(1));
-        let http = |cause| CallError::Http(HttpFailure::new(cause, ""));
+        let http = |cause| CallError::Http(crate::json_rpc::HttpFailure::new(cause, ""));
         assert_eq!(missed(timeout), Some("hung"));
         assert_eq!(missed(http(crate::json_rpc::FailureCause::Timeout)), Some("hung"));
         assert_eq!(missed(http(crate::json_rpc::FailureCause::Unauthorized)), Some("lost"));

@@ -7,54 +7,51 @@ use std::rc::Rc;
 
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::{debug, error, warn};
+use tracing::{error, warn};
 
 use super::context::Context;
 use super::notifications;
-use super::poll::PollResult;
 use super::session::IpcParts;
-use super::tip::TipWatch;
 use super::utxo_trace::{CoinCounter, UtxoCacheTrace};
 use crate::ipc::guard::{GuardEvent, TimedEvent};
-use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
+use crate::ipc::{Chain, Interfaces, Subscription};
 use crate::json_rpc::CallError;
 
 /// Handle to the task that starts and ends the subscriptions of one connection. When the connection is closed, the
 /// guard (the process that relays between the node and the exporter) ends the subscriptions that are still active.
 pub struct Subscriptions {
-    polled: watch::Sender<PollResult>,
+    /// Whether the last successful poll found the node in initial block download.
+    ibd: watch::Sender<Option<bool>>,
     any: Rc<Cell<bool>>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Subscriptions {
     /// Starts the task that subscribes to chain notifications and to the UTXO cache trace. The task's calls run on
-    /// `ipc.subscribing`, a thread of the node that runs no other calls. Returns `None` if the connection has no guard,
-    /// because no process would then end the subscriptions after an exit of the exporter.
+    /// `ipc.subscribing`, a thread of the node that runs no other calls. `caught_up` resolves when the exporter may
+    /// subscribe to chain notifications; `None` if the connection has no watch for new tips. Returns `None` if the
+    /// connection has no guard, because no process would then end the subscriptions after an exit of the exporter.
     pub fn start(
         interfaces: &Interfaces,
         ipc: &mut IpcParts,
-        tip: Option<&mut TipWatch>,
+        caught_up: Option<oneshot::Receiver<()>>,
         context: &Rc<Context>,
     ) -> Option<Self> {
         let guard = ipc.guard.as_mut()?;
         let thread = &ipc.subscribing;
         let tracing = interfaces.tracing.as_ref().filter(|_| interfaces.mining.is_some());
-        let (polled, polls) = watch::channel(PollResult::default());
+        let (ibd, polls) = watch::channel(None);
         let any = Rc::<Cell<bool>>::default();
         let task = SubscriptionTask {
             chain: interfaces.chain.as_ref().map(|chain| chain.on_thread(thread)),
-            tracing: tracing.map(|tracing| tracing.on_thread(thread)),
             chain_subscription: None,
-            trace: UtxoCacheTrace::new(tracing, context),
+            trace: UtxoCacheTrace::new(tracing.map(|tracing| tracing.on_thread(thread)), context),
             any: any.clone(),
             context: context.clone(),
         };
-        guard.forward_events(count_events(context.clone(), task.trace.coins(&context.metrics)));
-        let watches = tip.is_some();
-        let caught_up = tip.and_then(TipWatch::caught_up);
-        let task = AbortOnDropHandle::new(tokio::task::spawn_local(task.run(watches, caught_up, polls)));
-        Some(Subscriptions { polled, any, _task: task })
+        guard.forward_events(count_events(context.clone(), task.trace.coins.clone()));
+        let task = AbortOnDropHandle::new(tokio::task::spawn_local(task.run(caught_up, polls)));
+        Some(Subscriptions { ibd, any, _task: task })
     }
 
     /// Whether a subscription is active, which means that the node makes callbacks.
@@ -62,18 +59,17 @@ impl Subscriptions {
         self.any.get()
     }
 
-    /// Passes the result of a successful poll to the task that starts and ends subscriptions. The task starts the UTXO
+    /// Passes to the task whether a successful poll found the node in initial block download. The task starts the UTXO
     /// cache trace when the node is not in initial block download, and ends the trace when the node is in initial block
     /// download again.
-    pub fn on_poll(&self, polled: PollResult) {
-        self.polled.send_replace(polled);
+    pub fn on_poll(&self, ibd: Option<bool>) {
+        self.ibd.send_replace(ibd);
     }
 }
 
 /// The task that starts and ends the subscriptions of one connection. [`Subscriptions`] is the handle to this task.
 struct SubscriptionTask {
     chain: Option<Chain>,
-    tracing: Option<Tracing>,
     chain_subscription: Option<Subscription>,
     trace: UtxoCacheTrace,
     /// Whether a subscription is active, which means that the node makes callbacks.
@@ -82,19 +78,15 @@ struct SubscriptionTask {
 }
 
 impl SubscriptionTask {
-    /// Runs the task until the session ends. `watches` is true if the connection has a watch for new tips. Without this
-    /// watch, the exporter cannot detect the node's shutdown, and the task does not subscribe to chain notifications.
-    /// `caught_up` resolves when the exporter may subscribe to chain notifications.
+    /// Runs the task until the session ends. Without a watch for new tips (`caught_up` is `None`), the exporter cannot
+    /// detect the node's shutdown, and the task does not subscribe to chain notifications.
     async fn run(
         mut self,
-        watches: bool,
         caught_up: Option<oneshot::Receiver<()>>,
-        mut polls: watch::Receiver<PollResult>,
+        mut polls: watch::Receiver<Option<bool>>,
     ) {
-        if watches {
-            if let Some(caught_up) = caught_up {
-                let _ = caught_up.await; // an error means that the watch has ended, which also ends the session
-            }
+        if let Some(caught_up) = caught_up {
+            let _ = caught_up.await; // an error means that the watch has ended, which also ends the session
             self.start_chain().await;
         } else if self.chain.is_some() {
             warn!(
@@ -104,14 +96,16 @@ impl SubscriptionTask {
         loop {
             self.any.set(self.chain_subscription.is_some() || self.trace.is_active());
             tokio::select! {
-                changed = polls.changed() => match changed {
-                    Ok(()) => {
-                        let polled = polls.borrow_and_update().clone();
-                        self.on_poll(&polled).await;
+                changed = polls.changed() => {
+                    if changed.is_err() {
+                        return;
                     }
-                    Err(_) => return,
-                },
-                () = self.trace.over_budget() => self.trace.stop_over_budget(&self.context),
+                    let ibd = *polls.borrow_and_update();
+                    self.trace.on_poll(ibd, &self.context.metrics).await;
+                }
+                () = self.trace.coins.exceeded.notified(), if self.trace.is_active() => {
+                    self.trace.stop_over_budget(&self.context);
+                }
             }
         }
     }
@@ -129,33 +123,17 @@ impl SubscriptionTask {
             Err(error) => warn!("cannot subscribe to the chain's notifications: {error}"),
         }
     }
-
-    async fn on_poll(&mut self, polled: &PollResult) {
-        let metrics = &self.context.metrics;
-        if let Some(subscription) = self.trace.end_in_ibd(polled, metrics) {
-            match subscription.end().await {
-                Ok(()) => debug!("unsubscribed from the UTXO cache trace"),
-                Err(error) => warn!("cannot unsubscribe from the UTXO cache trace: {error}"),
-            }
-        }
-        if let Some(tracing) = &self.tracing
-            && self.trace.is_due(polled)
-        {
-            self.trace.start(tracing, metrics).await;
-        }
-        self.trace.show(metrics);
-    }
 }
 
 /// Returns a function that updates the metrics for each event that the guard sends to the exporter, for example for a
 /// notification from the node.
-fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEvent) {
+fn count_events(context: Rc<Context>, coins: Rc<CoinCounter>) -> impl FnMut(TimedEvent) {
     move |TimedEvent { event, waited }| {
         let metrics = &context.metrics;
         let callback = match event {
             GuardEvent::Chain(event) => notifications::count(event, &context),
-            GuardEvent::Coin(event) => coins.count(event),
-            GuardEvent::OverBudget => return coins.over_budget(),
+            GuardEvent::Coin(event) => coins.count(event, &metrics.utxo_cache),
+            GuardEvent::OverBudget => return coins.exceeded.notify_one(),
             GuardEvent::Dropped(events) => {
                 warn!(events, "the exporter was too slow: notifications were answered but not counted");
                 return metrics.exporter.events_dropped.inc_by(["callback"], events);

@@ -17,9 +17,10 @@ use super::chain_diff::{ChainDiff, diff_tips, is_final, is_known};
 use super::connected_blocks::{BlockRange, ContentsToCount};
 use super::context::{Context, NewTip};
 use super::node_start::UptimeReading;
+use super::session::SessionEnd;
 use crate::block_log::BlockReport;
 use crate::ipc::{BlockHash, BlockRef, Interfaces, LONG_POLL, Mining, NodeThread};
-use crate::json_rpc::{CallError, JsonRpc, Method};
+use crate::json_rpc::{CallError, JsonRpc};
 use crate::metrics::now;
 use crate::sys;
 
@@ -42,77 +43,42 @@ const MIN_INTERVAL: Duration = Duration::from_millis(50);
 /// exporter subscribes to notifications without having counted these blocks.
 const MAX_FAILURES_BEFORE_NOTIFICATIONS: u32 = 30;
 
-/// The reason why the watch for new tips has ended.
-#[derive(Debug)]
-pub enum TipEnd {
-    /// The response to a long poll announced the node's shutdown.
-    NodeShutsDown,
-    /// The connection to the node is closed.
-    Lost(CallError),
-}
-
-/// Handle to the task that watches for new tips on one connection. Dropping the handle aborts the task.
-pub struct TipWatch {
-    task: AbortOnDropHandle<TipEnd>,
-    /// Receiver that resolves when the blocks up to the first tip are counted, or when they cannot be counted or the
-    /// tip cannot be read.
-    caught_up: Option<oneshot::Receiver<()>>,
-}
-
-impl TipWatch {
-    /// Starts the watch. Over IPC its calls run on `thread`; if `thread` is `None`, there is no IPC and the watch uses
-    /// HTTP. Returns `None` if the interface that the watch needs is missing: Mining over IPC, or JSON-RPC over HTTP.
-    pub fn start(
-        interfaces: &Rc<Interfaces>,
-        thread: Option<&NodeThread>,
-        context: &Rc<Context>,
-        new_tip: Rc<Notify>,
-    ) -> Option<Self> {
-        let (source, json_rpc) = match thread {
-            Some(thread) => {
-                let thread = thread.with_extra_timeout(LONG_POLL);
-                let mining = interfaces.mining.as_ref()?.on_thread(&thread);
-                (TipSource::Mining(mining), interfaces.json_rpc_on(&thread))
-            }
-            None => {
-                let json_rpc = interfaces.json_rpc()?;
-                (TipSource::Http(json_rpc.clone()), Some(json_rpc))
-            }
-        };
-        let follower = TipFollower {
-            interfaces: interfaces.clone(),
-            source,
-            json_rpc,
-            context: context.clone(),
-            new_tip,
-            reconnected: ReconnectState::FirstTip,
-            pending: false,
-            failures: 0,
-            counting: false,
-            restarts: context.persistent_state.borrow().node_start.restarts(),
-        };
-        let (first_done, caught_up) = oneshot::channel();
-        let task = AbortOnDropHandle::new(tokio::task::spawn_local(follower.run(first_done)));
-        Some(TipWatch { task, caught_up: Some(caught_up) })
-    }
-
-    /// Returns a receiver that resolves when the blocks up to the first tip of this connection are counted, or when
-    /// they cannot be counted. The exporter may then subscribe to notifications, which count the later blocks. Returns
-    /// `None` if this method was called before.
-    pub fn caught_up(&mut self) -> Option<oneshot::Receiver<()>> {
-        self.caught_up.take()
-    }
-
-    /// Waits until the watch has ended, and returns the reason. Never returns if `watch` is `None`.
-    pub async fn ended(watch: &mut Option<Self>) -> TipEnd {
-        match watch {
-            Some(TipWatch { task, .. }) => match task.await {
-                Ok(end) => end,
-                Err(error) => TipEnd::Lost(CallError::Disconnected(error.to_string())),
-            },
-            None => std::future::pending().await,
+/// Starts the task that watches for new tips on one connection. Over IPC its calls run on `thread`; if `thread` is
+/// `None`, there is no IPC and the watch uses HTTP. Returns the task, which ends when the node shuts down or the
+/// connection is closed, and a receiver that resolves when the blocks up to the first tip of this connection are
+/// counted, or when they cannot be counted. The exporter may then subscribe to notifications, which count the later
+/// blocks. Returns `None` if the interface that the watch needs is missing: Mining over IPC, or JSON-RPC over HTTP.
+pub fn watch(
+    interfaces: &Interfaces,
+    thread: Option<&NodeThread>,
+    context: &Rc<Context>,
+    new_tip: Rc<Notify>,
+) -> Option<(AbortOnDropHandle<SessionEnd>, oneshot::Receiver<()>)> {
+    let (source, json_rpc) = match thread {
+        Some(thread) => {
+            let thread = thread.with_extra_timeout(LONG_POLL);
+            let mining = interfaces.mining.as_ref()?.on_thread(&thread);
+            (TipSource::Mining(mining), interfaces.json_rpc_on(&thread))
         }
-    }
+        None => {
+            let json_rpc = interfaces.json_rpc()?;
+            (TipSource::Http(json_rpc.clone()), Some(json_rpc))
+        }
+    };
+    let follower = TipFollower {
+        source,
+        notified: interfaces.chain.is_some(),
+        json_rpc,
+        context: context.clone(),
+        new_tip,
+        reconnected: ReconnectState::FirstTip,
+        pending: false,
+        failures: 0,
+        counting: false,
+        restarts: context.persistent_state.borrow().node_start.restarts(),
+    };
+    let (first_done, caught_up) = oneshot::channel();
+    Some((AbortOnDropHandle::new(tokio::task::spawn_local(follower.run(first_done))), caught_up))
 }
 
 /// The interface that reports new tips.
@@ -160,25 +126,25 @@ async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Resu
     let height = |height: &Value| height.as_i64().and_then(|height| i32::try_from(height).ok());
     let malformed = || CallError::Malformed("the tip has no height".into());
     let Some(last_seen) = last_seen else {
-        let info = json_rpc.call(Method::GetBlockchainInfo, json!([])).await?;
+        let info = json_rpc.call("getblockchaininfo", json!([])).await?;
         let hash = info["bestblockhash"].as_str().unwrap_or_default().parse()?;
         return Ok(BlockRef { hash, height: height(&info["blocks"]).ok_or_else(malformed)? });
     };
     tokio::time::sleep(HTTP_INTERVAL).await;
-    let hash = json_rpc.call(Method::GetBestBlockHash, json!([])).await?;
+    let hash = json_rpc.call("getbestblockhash", json!([])).await?;
     let hash: BlockHash = hash.as_str().unwrap_or_default().parse()?;
     if hash == last_seen.hash {
         return Ok(last_seen);
     }
-    let header = json_rpc.call(Method::GetBlockHeader, json!([hash.to_string()])).await?;
+    let header = json_rpc.call("getblockheader", json!([hash.to_string()])).await?;
     Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
 }
 
-/// The task behind the handle [`TipWatch`], which waits for new tips, publishes each new tip, and counts the blocks up
-/// to it.
+/// The task that waits for new tips, publishes each new tip, and counts the blocks up to it.
 struct TipFollower {
-    interfaces: Rc<Interfaces>,
     source: TipSource,
+    /// Whether notifications count the blocks, because the node has the Chain interface.
+    notified: bool,
     json_rpc: Option<JsonRpc>,
     context: Rc<Context>,
     new_tip: Rc<Notify>,
@@ -194,9 +160,9 @@ struct TipFollower {
 }
 
 impl TipFollower {
-    async fn run(mut self, first_done: oneshot::Sender<()>) -> TipEnd {
+    async fn run(mut self, first_done: oneshot::Sender<()>) -> SessionEnd {
         let mut first_done = Some(first_done);
-        if !self.notified() {
+        if !self.notified {
             self.context.metrics.blocks.tip_updates.start();
         }
         let mut last_seen = None::<BlockRef>;
@@ -207,7 +173,7 @@ impl TipFollower {
             let answer = self.source.next(last_seen).await;
             let failed_before = std::mem::replace(&mut failing, answer.is_err());
             match answer {
-                Ok(None) => return TipEnd::NodeShutsDown,
+                Ok(None) => return SessionEnd::NodeShutDown,
                 // The tip has not changed. If the node has responded before the timeout, sleep for the remaining time.
                 Ok(Some(tip)) if last_seen.is_some_and(|seen| seen.hash == tip.hash) => {
                     self.take_restart();
@@ -224,7 +190,7 @@ impl TipFollower {
                     self.new_tip.notify_one();
                     tokio::time::sleep(MIN_INTERVAL.saturating_sub(started_at.elapsed())).await;
                 }
-                Err(error @ CallError::Disconnected(_)) => return TipEnd::Lost(error),
+                Err(error @ CallError::Disconnected(_)) => return error.into(),
                 // An error does not end the watch, because only the response to a later long poll can announce the
                 // node's shutdown. Failed polls end the session if the node hangs.
                 Err(error) => {
@@ -239,15 +205,10 @@ impl TipFollower {
             }
             // Dropping the sender starts the subscription to notifications, which then count blocks. The sender is kept
             // until the blocks up to the first tip are counted by their headers.
-            if !(self.notified() && self.pending) {
+            if !(self.notified && self.pending) {
                 first_done.take();
             }
         }
-    }
-
-    /// Whether notifications count the blocks, because the node has the Chain interface.
-    fn notified(&self) -> bool {
-        self.interfaces.chain.is_some()
     }
 
     /// Publishes a new tip to the status page, the pollers and the metrics. The first tip of a connection is published
@@ -258,15 +219,13 @@ impl TipFollower {
         if !is_first {
             let at = tokio::time::Instant::now();
             context.new_tip.send_replace(Some(NewTip { hash: tip.hash, at }));
-        }
-        if !is_first {
             self.log_block(tip);
         }
         context.status.last_blocks.tip(tip.hash.to_string(), tip.height, seen);
         let last = context.persistent_state.borrow_mut().last_tip.replace(tip);
         if last.is_some_and(|last| last.hash != tip.hash) {
             debug!(block_height = tip.height, block_hash = %tip.hash, "new tip");
-            if !self.notified() {
+            if !self.notified {
                 context.metrics.blocks.tip_updates.inc();
             }
         }
@@ -298,7 +257,7 @@ impl TipFollower {
         }
         self.counting = true;
         let blocks = &self.context.metrics.blocks;
-        if !self.notified() {
+        if !self.notified {
             blocks.connected.start();
             blocks.disconnected.start();
             blocks.start_contents();
@@ -322,7 +281,7 @@ impl TipFollower {
         let json_rpc = self.json_rpc.clone();
         let mut conditions = CountingConditions {
             reconnected: std::mem::replace(&mut self.reconnected, ReconnectState::CaughtUp),
-            notified: self.notified(),
+            notified: self.notified,
             headers: self.header_access(),
             restart_checked: false,
         };
@@ -413,7 +372,7 @@ impl TipFollower {
     async fn was_restarted(&mut self, json_rpc: &JsonRpc) -> bool {
         let TipSource::Http(_) = self.source else { return false };
         let called = Instant::now();
-        let uptime = json_rpc.call(Method::Uptime, json!([])).await.ok().and_then(|uptime| uptime.as_f64());
+        let uptime = json_rpc.call("uptime", json!([])).await.ok().and_then(|uptime| uptime.as_f64());
         let uptime = uptime.map(|seconds| UptimeReading { seconds, called, returned: Instant::now() });
         self.context.persistent_state.borrow_mut().node_start.update(None, uptime, SystemTime::now());
         self.take_restart()

@@ -3,21 +3,16 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use tokio::sync::Notify;
 use tracing::{debug, info, warn};
 
 use super::context::{Context, UtxoTraceMode};
-use super::poll::PollResult;
 use crate::ipc::{CoinEvent, Subscription, Tracing};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, UtxoCacheMetrics};
 
 /// Whether the exporter is subscribed to the UTXO cache trace on one connection, and if not, the reason.
 enum TraceState {
-    /// The node has no Tracing interface, or no Mining interface, without which the exporter does not subscribe to the
-    /// trace.
-    NotOffered,
     /// The trace is disabled by configuration, or the node rejected the subscription.
     Off,
     /// The exporter waits for the end of initial block download and then subscribes.
@@ -31,33 +26,23 @@ enum TraceState {
 /// The exporter's subscription to the UTXO cache trace on one connection, with the decision when the subscription
 /// starts and ends.
 pub struct UtxoCacheTrace {
+    /// `None` if the node has no Tracing interface, or no Mining interface, without which the exporter does not
+    /// subscribe to the trace.
+    tracing: Option<Tracing>,
     state: TraceState,
-    /// Notified when the guard reports that the trace has exceeded its time budget.
-    exceeded: Rc<Notify>,
-    /// Whether the events of the trace are counted. Events that arrive while the subscription is being ended are not
-    /// counted.
-    counting: Rc<Cell<bool>>,
+    /// The counter of the trace's events, which the task that receives the guard's events shares.
+    pub coins: Rc<CoinCounter>,
 }
 
 impl UtxoCacheTrace {
     /// Creates the state for a new connection. `tracing` is `None` if the node does not offer the trace.
-    pub fn new(tracing: Option<&Tracing>, context: &Context) -> Self {
-        let state = match (tracing, context.config.utxo_trace) {
-            (None, _) => TraceState::NotOffered,
-            (Some(_), UtxoTraceMode::Off) => TraceState::Off,
-            (Some(_), _) if context.persistent_state.borrow().trace_over_budget => TraceState::OverBudget,
-            (Some(_), _) => TraceState::Waiting,
+    pub fn new(tracing: Option<Tracing>, context: &Context) -> Self {
+        let state = match context.config.utxo_trace {
+            UtxoTraceMode::Off => TraceState::Off,
+            _ if context.persistent_state.borrow().trace_over_budget => TraceState::OverBudget,
+            _ => TraceState::Waiting,
         };
-        UtxoCacheTrace { state, exceeded: Rc::default(), counting: Rc::default() }
-    }
-
-    /// Creates the object that counts the events of this trace.
-    pub fn coins(&self, metrics: &Arc<Metrics>) -> CoinCounter {
-        CoinCounter {
-            exceeded: self.exceeded.clone(),
-            counting: self.counting.clone(),
-            metrics: metrics.clone(),
-        }
+        UtxoCacheTrace { tracing, state, coins: Rc::default() }
     }
 
     /// Whether the exporter is subscribed to the trace.
@@ -65,17 +50,23 @@ impl UtxoCacheTrace {
         matches!(self.state, TraceState::Active(_))
     }
 
-    /// Whether the exporter should subscribe to the trace now.
-    pub fn is_due(&self, polled: &PollResult) -> bool {
-        matches!(self.state, TraceState::Waiting) && polled.ibd == Some(false)
+    /// Subscribes to the trace after a poll that found the node not in initial block download, and ends the
+    /// subscription after a poll that found the node in initial block download again.
+    pub async fn on_poll(&mut self, ibd: Option<bool>, metrics: &Metrics) {
+        match (&self.state, ibd) {
+            (TraceState::Waiting, Some(false)) => self.start(metrics).await,
+            (TraceState::Active(_), Some(true)) => self.end_in_ibd(metrics).await,
+            _ => {}
+        }
+        self.show(metrics);
     }
 
-    /// Subscribes to the trace.
-    pub async fn start(&mut self, tracing: &Tracing, metrics: &Metrics) {
+    async fn start(&mut self, metrics: &Metrics) {
+        let Some(tracing) = &self.tracing else { return };
         // Counting starts before the subscribe call, because the first events may arrive before the response to the
         // call.
         metrics.utxo_cache.start();
-        self.counting.set(true);
+        self.coins.counting.set(true);
         self.state = match tracing.subscribe().await {
             Ok(subscription) => {
                 info!("subscribed to the UTXO cache trace");
@@ -89,12 +80,6 @@ impl UtxoCacheTrace {
         };
     }
 
-    /// Waits until the trace has exceeded its time budget. Never returns if the exporter is not subscribed to the
-    /// trace.
-    pub async fn over_budget(&self) {
-        if self.is_active() { self.exceeded.notified().await } else { std::future::pending().await }
-    }
-
     /// Turns the trace off until the exporter is restarted, because the trace has exceeded its time budget. The guard
     /// ends the subscription.
     pub fn stop_over_budget(&mut self, context: &Context) {
@@ -104,31 +89,30 @@ impl UtxoCacheTrace {
             humantime::format_duration(context.config.utxo_trace_budget)
         );
         context.persistent_state.borrow_mut().trace_over_budget = true;
-        self.counting.set(false);
+        self.coins.counting.set(false);
         context.metrics.utxo_cache.stop();
         self.state = TraceState::OverBudget;
         self.show(&context.metrics);
     }
 
-    /// Stops counting the events of the trace if the last poll found the node in initial block download again. Returns
-    /// the subscription, which the caller has to end.
-    pub fn end_in_ibd(&mut self, polled: &PollResult, metrics: &Metrics) -> Option<Subscription> {
-        if polled.ibd != Some(true) || !self.is_active() {
-            return None;
-        }
+    async fn end_in_ibd(&mut self, metrics: &Metrics) {
         info!("the node is in initial block download: the UTXO cache trace is off until it ends");
-        self.counting.set(false);
+        self.coins.counting.set(false);
         metrics.utxo_cache.stop();
-        match std::mem::replace(&mut self.state, TraceState::Waiting) {
-            TraceState::Active(subscription) => Some(subscription),
-            _ => None,
+        if let TraceState::Active(subscription) = std::mem::replace(&mut self.state, TraceState::Waiting) {
+            match subscription.end().await {
+                Ok(()) => debug!("unsubscribed from the UTXO cache trace"),
+                Err(error) => warn!("cannot unsubscribe from the UTXO cache trace: {error}"),
+            }
         }
     }
 
     /// Exports the state of the trace as a metric, if the node offers the trace.
-    pub fn show(&self, metrics: &Metrics) {
+    fn show(&self, metrics: &Metrics) {
+        if self.tracing.is_none() {
+            return;
+        }
         let state = match self.state {
-            TraceState::NotOffered => return,
             TraceState::Off => "off",
             TraceState::Waiting => "ibd",
             TraceState::Active(_) => "active",
@@ -139,22 +123,19 @@ impl UtxoCacheTrace {
 }
 
 /// Counts the changes in the node's UTXO cache that the node reports through the IPC interface Tracing.
+#[derive(Default)]
 pub struct CoinCounter {
-    exceeded: Rc<Notify>,
-    counting: Rc<Cell<bool>>,
-    metrics: Arc<Metrics>,
+    /// Notified when the guard reports that the trace has exceeded its time budget.
+    pub exceeded: Notify,
+    /// Whether the events of the trace are counted. Events that arrive while the subscription is being ended are not
+    /// counted.
+    counting: Cell<bool>,
 }
 
 impl CoinCounter {
-    /// Handles the guard's report that the trace has exceeded its time budget.
-    pub fn over_budget(&self) {
-        self.exceeded.notify_one();
-    }
-
     /// Counts one event of the UTXO cache trace: a coin was added to a cache, spent from it, or dropped from it
     /// unspent. Returns the name of the node's callback.
-    pub fn count(&self, event: CoinEvent) -> &'static str {
-        let cache = &self.metrics.utxo_cache;
+    pub fn count(&self, event: CoinEvent, cache: &UtxoCacheMetrics) -> &'static str {
         let (coins, total, value, callback) = match event {
             CoinEvent::Added(value) => (&cache.added, &cache.added_value, value, "utxoCacheAdd"),
             CoinEvent::Spent(value) => (&cache.spent, &cache.spent_value, value, "utxoCacheSpend"),

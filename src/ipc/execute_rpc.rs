@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::connection::{BoundCapability, call};
 use super::{CallError, NodeThread};
-use crate::json_rpc::{Method, Response, Transport, call_error, parse, request};
+use crate::json_rpc::{Response, Transport, call_error, parse, request};
 use crate::schema::node_capnp::node;
 use crate::schema::rpc_capnp::rpc;
 
@@ -61,9 +61,9 @@ impl ExecuteRpc {
 impl Transport for ExecuteRpc {
     fn call<'a>(
         &'a self,
-        method: Method,
+        method: &'static str,
         params: &'a Value,
     ) -> LocalBoxFuture<'a, Result<String, CallError>> {
-        Box::pin(self.execute(method.name(), params))
+        Box::pin(self.execute(method, params))
     }
 }

@@ -5,39 +5,6 @@
 
 use serde_json::Value;
 
-/// A JSON-RPC method that the exporter may call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "they have the names of Bitcoin Core")]
-pub enum Method {
-    EstimateSmartFee,
-    GetAddedNodeInfo,
-    GetAddrmanInfo,
-    GetBestBlockHash,
-    GetBlockchainInfo,
-    GetBlockHash,
-    GetBlockHeader,
-    GetBlockStats,
-    GetChainstates,
-    GetChainTips,
-    GetDeploymentInfo,
-    GetIndexInfo,
-    GetMemoryInfo,
-    GetMempoolFeerateDiagram,
-    GetMempoolInfo,
-    GetMiningInfo,
-    GetNetTotals,
-    GetNetworkHashps,
-    GetNetworkInfo,
-    GetOrphanTxs,
-    GetPeerInfo,
-    GetPrivateBroadcastInfo,
-    GetRpcInfo,
-    GetUdpPeerInfo,
-    GetZmqNotifications,
-    ListBanned,
-    Uptime,
-}
-
 /// The permitted values of one parameter of a method.
 enum Parameter {
     /// An integer between the two numbers, inclusive.
@@ -49,43 +16,36 @@ enum Parameter {
 }
 use Parameter::{Hash, Integer, Names};
 
-/// Name and parameters of each method, in the order of the variants of [`Method`], which is alphabetical.
-const METHODS: &[(Method, &str, &[Parameter])] = &[
-    (Method::EstimateSmartFee, "estimatesmartfee", &[Integer(1, 1008)]),
-    (Method::GetAddedNodeInfo, "getaddednodeinfo", &[]),
-    (Method::GetAddrmanInfo, "getaddrmaninfo", &[]),
-    (Method::GetBestBlockHash, "getbestblockhash", &[]),
-    (Method::GetBlockchainInfo, "getblockchaininfo", &[]),
-    (Method::GetBlockHash, "getblockhash", &[Integer(0, i32::MAX as i64)]),
-    (Method::GetBlockHeader, "getblockheader", &[Hash]),
-    (Method::GetBlockStats, "getblockstats", &[Hash, Names]),
-    (Method::GetChainstates, "getchainstates", &[]),
-    (Method::GetChainTips, "getchaintips", &[]),
-    (Method::GetDeploymentInfo, "getdeploymentinfo", &[]),
-    (Method::GetIndexInfo, "getindexinfo", &[]),
-    (Method::GetMemoryInfo, "getmemoryinfo", &[]),
-    (Method::GetMempoolFeerateDiagram, "getmempoolfeeratediagram", &[]),
-    (Method::GetMempoolInfo, "getmempoolinfo", &[]),
-    (Method::GetMiningInfo, "getmininginfo", &[]),
-    (Method::GetNetTotals, "getnettotals", &[]),
-    (Method::GetNetworkHashps, "getnetworkhashps", &[Integer(1, 2016)]),
-    (Method::GetNetworkInfo, "getnetworkinfo", &[]),
-    (Method::GetOrphanTxs, "getorphantxs", &[Integer(0, 1)]),
-    (Method::GetPeerInfo, "getpeerinfo", &[]),
-    (Method::GetPrivateBroadcastInfo, "getprivatebroadcastinfo", &[]),
-    (Method::GetRpcInfo, "getrpcinfo", &[]),
-    (Method::GetUdpPeerInfo, "getudppeerinfo", &[]),
-    (Method::GetZmqNotifications, "getzmqnotifications", &[]),
-    (Method::ListBanned, "listbanned", &[]),
-    (Method::Uptime, "uptime", &[]),
+/// Name and parameters of each method, in alphabetical order.
+const METHODS: &[(&str, &[Parameter])] = &[
+    ("estimatesmartfee", &[Integer(1, 1008)]),
+    ("getaddednodeinfo", &[]),
+    ("getaddrmaninfo", &[]),
+    ("getbestblockhash", &[]),
+    ("getblockchaininfo", &[]),
+    ("getblockhash", &[Integer(0, i32::MAX as i64)]),
+    ("getblockheader", &[Hash]),
+    ("getblockstats", &[Hash, Names]),
+    ("getchainstates", &[]),
+    ("getchaintips", &[]),
+    ("getdeploymentinfo", &[]),
+    ("getindexinfo", &[]),
+    ("getmemoryinfo", &[]),
+    ("getmempoolfeeratediagram", &[]),
+    ("getmempoolinfo", &[]),
+    ("getmininginfo", &[]),
+    ("getnettotals", &[]),
+    ("getnetworkhashps", &[Integer(1, 2016)]),
+    ("getnetworkinfo", &[]),
+    ("getorphantxs", &[Integer(0, 1)]),
+    ("getpeerinfo", &[]),
+    ("getprivatebroadcastinfo", &[]),
+    ("getrpcinfo", &[]),
+    ("getudppeerinfo", &[]),
+    ("getzmqnotifications", &[]),
+    ("listbanned", &[]),
+    ("uptime", &[]),
 ];
-
-impl Method {
-    /// The method's name in a JSON-RPC request.
-    pub const fn name(self) -> &'static str {
-        METHODS[self as usize].1
-    }
-}
 
 /// Checks that the list permits a call of the method `name` with these parameters.
 ///
@@ -95,7 +55,7 @@ impl Method {
 pub(crate) fn check(name: &str, parameters: &Value) -> Result<(), String> {
     /// Maximum number of characters of an unknown method name in the error text.
     const SHOWN: usize = 40;
-    let Some((_, _, permitted)) = METHODS.iter().find(|(_, listed, _)| *listed == name) else {
+    let Some((_, permitted)) = METHODS.iter().find(|(listed, _)| *listed == name) else {
         return Err(format!("method {:?}", name.chars().take(SHOWN).collect::<String>()));
     };
     let parameters = parameters.as_array().filter(|list| list.len() == permitted.len());
@@ -128,7 +88,7 @@ impl Parameter {
 
 /// The names of all methods that the exporter may call.
 pub fn method_names() -> impl Iterator<Item = &'static str> {
-    METHODS.iter().map(|(_, name, _)| *name)
+    METHODS.iter().map(|(name, _)| *name)
 }
 
 /// Returns the line for `bitcoin.conf` that restricts the RPC user `user` to the methods that the exporter calls.
@@ -141,14 +101,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn methods_have_the_names_of_their_variants() {
-        for (index, (method, name, _)) in METHODS.iter().enumerate() {
-            assert_eq!(*method as usize, index, "{name}");
-            assert_eq!(format!("{method:?}").to_lowercase(), *name);
-        }
-    }
 
     #[test]
     fn known_methods_are_permitted_with_their_parameters() {

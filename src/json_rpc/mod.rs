@@ -1,11 +1,10 @@
 //! JSON-RPC calls to the node, and the trait of the two transports: IPC (`src/ipc/execute_rpc.rs`) and [`http`].
 //!
 //! `methods` lists the permitted methods, which only read the node's state. `error` contains the error type
-//! of calls, and `http_failure` the failures of requests over HTTP. This file encodes requests and decodes responses.
+//! of calls, with the failures of requests over HTTP. This file encodes requests and decodes responses.
 
 mod error;
 pub mod http;
-mod http_failure;
 pub(crate) mod methods;
 
 use std::rc::Rc;
@@ -17,15 +16,17 @@ use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::text;
-pub use error::CallError;
-pub use http_failure::{FailureCause, HttpFailure};
-pub use methods::{Method, method_names, whitelist_line};
+pub use error::{CallError, FailureCause, HttpFailure};
+pub use methods::{method_names, whitelist_line};
 
 /// A transport for JSON-RPC calls to a node, implemented for IPC and for HTTP.
 pub trait Transport {
     /// Makes a call. Returns the JSON text of the result.
-    fn call<'a>(&'a self, method: Method, params: &'a Value)
-    -> LocalBoxFuture<'a, Result<String, CallError>>;
+    fn call<'a>(
+        &'a self,
+        method: &'static str,
+        params: &'a Value,
+    ) -> LocalBoxFuture<'a, Result<String, CallError>>;
 
     /// The reason why no call can be made now; `None` if calls can be made.
     fn unavailable(&self) -> Option<CallError> {
@@ -59,7 +60,7 @@ impl JsonRpc {
     /// # Errors
     /// The node does not respond, or the connection is closed.
     pub async fn is_offered(&self) -> Result<bool, CallError> {
-        match self.call(Method::Uptime, json!([])).await {
+        match self.call("uptime", json!([])).await {
             Ok(_) | Err(CallError::JsonRpc { .. }) => Ok(true),
             Err(CallError::Unimplemented(_) | CallError::Failed(_)) => Ok(false),
             Err(error) => Err(error),
@@ -70,7 +71,7 @@ impl JsonRpc {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn call(&self, method: Method, params: Value) -> Result<Value, CallError> {
+    pub async fn call(&self, method: &'static str, params: Value) -> Result<Value, CallError> {
         Ok(self.call_as(method, params).await?.unwrap_or_default())
     }
 
@@ -81,15 +82,20 @@ impl JsonRpc {
     /// See [`CallError`].
     pub async fn call_as<T: DeserializeOwned>(
         &self,
-        method: Method,
+        method: &'static str,
         params: Value,
     ) -> Result<Option<T>, CallError> {
-        if let Err(why) = methods::check(method.name(), &params) {
-            debug_assert!(false, "{why}");
-            return Err(CallError::Unimplemented(format!("not permitted: {why}")));
-        }
+        require_permitted(method, &params)?;
         parse(&self.0.call(method, &params).await?)
     }
+}
+
+/// Returns an error if `methods` does not permit the call. Panics in debug builds, because such a call is a bug.
+fn require_permitted(method: &str, params: &Value) -> Result<(), CallError> {
+    methods::check(method, params).map_err(|why| {
+        debug_assert!(false, "{why}");
+        CallError::Unimplemented(format!("not permitted: {why}"))
+    })
 }
 
 /// Encodes a JSON-RPC 2.0 request.

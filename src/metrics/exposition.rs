@@ -2,11 +2,11 @@
 //!
 //! The two formats differ in the names of counters and in exemplars. In OpenMetrics the family name of a counter has no
 //! `_total`. Only OpenMetrics has exemplars and an end mark (`# EOF`). prometheus-client encodes exemplars only of its
-//! own metric types, and [`ExemplarWriter`] therefore adds the exemplars of this crate's histograms.
+//! own metric types, and `write_family` therefore adds the exemplars of this crate's histograms.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::{self, Write};
+use std::fmt::{self, Write as _};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::{encode_eof, encode_registry};
@@ -53,11 +53,19 @@ fn write_family(text: &mut String, family: &Family, common: &[(&str, &str)], for
     let owned = |text: &str| Cow::Owned(text.to_string());
     let mut registry = Registry::with_labels(common.iter().map(|(name, value)| (owned(name), owned(value))));
     registry.register_collector(Box::new(EncodedFamily { family: family.clone(), format }));
-    let exemplars = match format {
-        Format::OpenMetrics => exemplars(family),
-        Format::Text => BTreeMap::new(),
-    };
-    encode_registry(&mut ExemplarWriter { text, line: 0, exemplars }, &registry)
+    let start = text.len();
+    encode_registry(text, &registry)?;
+    if format == Format::Text {
+        return Ok(());
+    }
+    let exemplars = exemplars(family);
+    if !exemplars.is_empty() {
+        for (index, line) in text.split_off(start).lines().enumerate() {
+            let exemplar = exemplars.get(&index).map_or("", String::as_str);
+            writeln!(text, "{line}{exemplar}")?;
+        }
+    }
+    Ok(())
 }
 
 /// Adapter through which prometheus-client encodes a metric family in one of the exposition formats. Implements the
@@ -133,33 +141,6 @@ fn as_whole(number: f64) -> Option<i64> {
     /// Every integer below this bound is exactly representable as an f64.
     const EXACT: f64 = (1u64 << 53) as f64;
     (number.fract() == 0.0 && number.abs() < EXACT).then_some(number as i64)
-}
-
-/// Writer that copies the encoded lines of a family to the output, and appends exemplars to the lines of buckets.
-struct ExemplarWriter<'a> {
-    text: &'a mut String,
-    /// Index of the line that is being written, starting at 0.
-    line: usize,
-    /// The text of each exemplar, by the index of the line to which the text is appended.
-    exemplars: BTreeMap<usize, String>,
-}
-
-impl Write for ExemplarWriter<'_> {
-    fn write_str(&mut self, part: &str) -> fmt::Result {
-        for piece in part.split_inclusive('\n') {
-            if let Some(end) = piece.strip_suffix('\n') {
-                self.text.push_str(end);
-                if let Some(exemplar) = self.exemplars.get(&self.line) {
-                    self.text.push_str(exemplar);
-                }
-                self.text.push('\n');
-                self.line += 1;
-            } else {
-                self.text.push_str(piece);
-            }
-        }
-        Ok(())
-    }
 }
 
 /// The exemplars of a histogram, by the line index of their bucket in the encoded family. The encoded family begins

@@ -1,4 +1,5 @@
-//! Metrics about the mempool, its fee rates and fee estimates.
+//! Metrics about the mempool, its fee rates and fee estimates, and about the node's transactions that are not in the
+//! mempool: orphan transactions and private broadcasts.
 
 use super::model::{counter, gauge};
 use super::pushed::{Counter, CounterVec, Gauge, GaugeVec, area};
@@ -16,8 +17,10 @@ const DIAGRAM: &[&str] = &[
     "JSON-RPC getmempoolfeeratediagram (Bitcoin Core 31 and later), at most once a minute, not during initial block download",
 ];
 
+const ORPHANS: &[&str] = &["JSON-RPC getorphantxs (Bitcoin Core 29 and later), at most once a minute"];
+
 area! {
-    /// Metrics about the mempool, its fee rates and fee estimates.
+    /// Metrics about the mempool, its fee rates, fee estimates, orphan transactions and private broadcasts.
     pub struct MempoolMetrics {
         size: Gauge = gauge("bitcoin_mempool_size",
             "Transactions in the mempool", &["Node.getMempoolSize; getmempoolinfo `size`"]).of_node();
@@ -66,5 +69,12 @@ area! {
         removed: CounterVec<1> = counter("bitcoin_mempool_tx_removed_total",
             "Transactions removed from the mempool, by reason",
             &["ChainNotifications.transactionRemovedFromMempool"]).by(&["reason"]);
+        orphans: Gauge = gauge("bitcoin_orphan_transactions",
+            "Orphan transactions waiting for their parents", ORPHANS).of_node();
+        orphan_bytes: Gauge = gauge("bitcoin_orphan_bytes", "Serialized size of the orphan transactions", ORPHANS).of_node();
+        private_broadcast_pending: Gauge = gauge("bitcoin_private_broadcast_pending",
+            "Own transactions of the node that are sent over separate connections (-privatebroadcast), until other peers \
+             announce them or all attempts are used",
+            &["JSON-RPC getprivatebroadcastinfo (Bitcoin Core 31 and later), at most once a minute"]).of_node();
     }
 }

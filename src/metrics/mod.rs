@@ -2,7 +2,8 @@
 //! that both exporters use.
 //!
 //! This module does not depend on the code that reads the values. `model` has the types: a family consists of a
-//! declaration (name, kind, labels, help, sources, lifetime) and samples. There are two ways to create a family:
+//! declaration (name, kind, labels, help, sources, whether values are read from the node) and samples. There are two
+//! ways to create a family:
 //!
 //! - **pushed** (`pushed`): the table in the file of an area declares a handle for each metric (`chain` is a short
 //!   example). Code that has a value sets it: `metrics.chain.height.set(Some(7))`. Values from polls of the node are
@@ -19,7 +20,6 @@
 
 mod blocks;
 mod chain;
-mod chainstates;
 mod exporter;
 mod exposition;
 mod fibre;
@@ -28,10 +28,8 @@ mod model;
 mod network;
 mod next_block;
 mod node;
-mod node_process;
 mod pushed;
 mod reference;
-mod relay;
 mod utxo_cache;
 
 use std::sync::Arc;
@@ -41,22 +39,18 @@ use pushed::{PushedFamily, Registry};
 
 pub use blocks::BlockMetrics;
 pub use chain::ChainMetrics;
-pub use chainstates::ChainstateMetrics;
 pub use exporter::ExporterMetrics;
 pub use exposition::{Format, render};
 pub use fibre::FibreMetrics;
 pub use mempool::{FEERATE_BANDS, MempoolMetrics};
 pub use model::{
-    Declaration, Exemplar, Family, HistogramValue, Kind, Lifetime, Sample, Value, counter, gauge, histogram,
+    Declaration, Exemplar, Family, HistogramValue, Kind, Sample, Value, counter, gauge, histogram,
 };
 pub use network::{MESSAGE_TYPES, NetworkMetrics};
 pub use next_block::NextBlockMetrics;
-pub use node::NodeMetrics;
-pub use node::ZMQ_TYPES;
-pub use node_process::NodeProcessMetrics;
+pub use node::{NodeMetrics, ZMQ_TYPES};
 pub use pushed::{Counter, CounterVec, Gauge, GaugeVec};
 pub use reference::markdown;
-pub use relay::RelayMetrics;
 pub use utxo_cache::UtxoCacheMetrics;
 
 /// Time for which a value is exported after it was read from the node, if the node is polled at this interval. The time
@@ -70,21 +64,14 @@ pub fn lifetime(interval: Duration) -> Duration {
 /// The metric families of the IPC exporter, by area.
 pub struct Metrics {
     pushed: Vec<Arc<PushedFamily>>,
-    poll_lifetime: pushed::PollLifetime,
-    /// Metrics about the active chain.
+    /// Metrics about the active chain, chainstates, indexes and soft forks.
     pub chain: ChainMetrics,
-    /// Metrics about chainstates, indexes and soft forks.
-    pub chainstates: ChainstateMetrics,
-    /// Metrics about the node itself.
+    /// Metrics about the node itself and its process.
     pub node: NodeMetrics,
-    /// Metrics about the node's process.
-    pub node_process: NodeProcessMetrics,
     /// Metrics about the contents of the tip block, and about connected and disconnected blocks.
     pub blocks: BlockMetrics,
-    /// Metrics about the mempool and fees.
+    /// Metrics about the mempool, fees, orphan transactions and private broadcasts.
     pub mempool: MempoolMetrics,
-    /// Metrics about orphan transactions and private broadcasts.
-    pub relay: RelayMetrics,
     /// Metrics about the next block.
     pub next_block: NextBlockMetrics,
     /// Metrics about peers and traffic.
@@ -98,39 +85,40 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Creates all families. At first, only the families about the exporter itself have samples.
+    /// Creates all families, with values that do not expire. At first, only the families about the exporter itself have
+    /// samples.
     pub fn new() -> Arc<Self> {
-        let mut registry = Registry::default();
+        Self::with_poll_lifetime(Duration::MAX)
+    }
+
+    /// Like [`new`](Self::new), for an exporter that polls the node at this interval. Values read from the node expire
+    /// after two intervals.
+    pub fn polled_every(interval: Duration) -> Arc<Self> {
+        Self::with_poll_lifetime(lifetime(interval))
+    }
+
+    fn with_poll_lifetime(poll_lifetime: Duration) -> Arc<Self> {
+        let mut registry = Registry { pushed: Vec::new(), poll_lifetime };
         let metrics = Metrics {
             chain: ChainMetrics::declare(&mut registry),
-            chainstates: ChainstateMetrics::declare(&mut registry),
             node: NodeMetrics::declare(&mut registry),
-            node_process: NodeProcessMetrics::declare(&mut registry),
             blocks: BlockMetrics::declare(&mut registry),
             mempool: MempoolMetrics::declare(&mut registry),
-            relay: RelayMetrics::declare(&mut registry),
             next_block: NextBlockMetrics::declare(&mut registry),
             network: NetworkMetrics::declare(&mut registry),
             fibre: FibreMetrics::declare(&mut registry),
             utxo_cache: UtxoCacheMetrics::declare(&mut registry),
             exporter: ExporterMetrics::declare(&mut registry),
-            poll_lifetime: registry.poll_lifetime,
             pushed: registry.pushed,
         };
         metrics.exporter.start();
         Arc::new(metrics)
     }
 
-    /// Sets the interval at which the exporter polls the node. Values read from the node expire after two intervals.
-    /// Before the first call of this function, values do not expire.
-    pub fn set_poll_interval(&self, interval: Duration) {
-        self.poll_lifetime.set(lifetime(interval));
-    }
-
     /// Removes all values that were read from the node. Called when the connection to the node is lost.
     pub fn clear_node_values(&self) {
         self.exporter.up.set(Some(0));
-        self.pushed.iter().for_each(|family| family.clear_node_values());
+        self.pushed.iter().filter(|family| family.declaration.of_node).for_each(|family| family.clear());
     }
 
     /// All families with their current samples, in the order of METRICS.md.
@@ -148,11 +136,6 @@ impl Metrics {
     pub fn present(&self) -> Vec<&'static str> {
         let families = self.families().into_iter().filter(|family| !family.samples.is_empty());
         families.map(|family| family.declaration.name).collect()
-    }
-
-    /// The declarations of all metrics, from which METRICS.md is generated.
-    pub fn declarations(&self) -> Vec<Declaration> {
-        self.families().into_iter().map(|family| family.declaration).collect()
     }
 }
 
@@ -182,21 +165,21 @@ mod tests {
 
     #[test]
     fn failed_reads_hide_values_only_when_they_are_too_old() {
-        let metrics = Metrics::new();
-        let text = || metrics.render(Format::Text);
-        let shows = |what: &str| text().lines().any(|line| line.starts_with(what));
-        let set = || {
+        let shows = |metrics: &Metrics, what: &str| {
+            metrics.render(Format::Text).lines().any(|line| line.starts_with(what))
+        };
+        let set = |metrics: &Metrics| {
             metrics.chain.height.set(Some(7));
             metrics.chain.tips.replace([(["active"], 1.0)]);
             metrics.network.bytes_sent.set(Some(9));
-            metrics.node_process.io.replace_if_any([(["read"], 5.0)]);
+            metrics.node.process_io.replace_if_any([(["read"], 5.0)]);
         };
-        let fail = || {
+        let fail = |metrics: &Metrics| {
             metrics.chain.height.set(None::<f64>);
             metrics.chain.height.set(Some(f64::NAN));
             metrics.chain.tips.replace_if_any([]);
             metrics.network.bytes_sent.set(None);
-            metrics.node_process.io.replace_if_any([]);
+            metrics.node.process_io.replace_if_any([]);
         };
         let read = [
             "bitcoin_chain_height 7",
@@ -204,22 +187,31 @@ mod tests {
             "bitcoin_bytes_sent_total 9",
             "bitcoin_node_process_io_bytes_total{",
         ];
-        set();
-        fail();
-        assert!(read.iter().all(|sample| shows(sample)), "{}", text());
-        metrics.poll_lifetime.set(Duration::ZERO);
-        set();
-        fail();
+        let metrics = Metrics::new();
+        set(&metrics);
+        fail(&metrics);
+        assert!(read.iter().all(|sample| shows(&metrics, sample)), "{}", metrics.render(Format::Text));
+        let metrics = Metrics::with_poll_lifetime(Duration::ZERO);
+        set(&metrics);
+        fail(&metrics);
         metrics.blocks.connected.inc();
-        assert!(!read.iter().any(|sample| shows(sample)), "{}", text());
-        assert!(shows("bitcoin_blocks_connected_total 1") && shows("bitcoin_up 0"), "what was counted stays");
+        assert!(!read.iter().any(|sample| shows(&metrics, sample)), "{}", metrics.render(Format::Text));
+        assert!(shows(&metrics, "bitcoin_blocks_connected_total 1"), "what was counted stays");
+        assert!(shows(&metrics, "bitcoin_up 0"), "what was counted stays");
         assert!(!metrics.present().contains(&"bitcoin_chain_height"));
         assert_eq!((metrics.chain.height.get(), metrics.chain.tips.get(["active"])), (None, None));
         // Values of a call with its own rate limit have a lifetime that the caller sets.
         metrics.chain.tips.replace_for(Duration::MAX, [(["active"], 1.0)]);
-        assert!(shows("bitcoin_chain_tips{") && !shows("bitcoin_chain_height "));
-        metrics.set_poll_interval(Duration::from_secs(15));
-        assert_eq!(metrics.poll_lifetime.get(), Duration::from_secs(30));
+        assert!(shows(&metrics, "bitcoin_chain_tips{") && !shows(&metrics, "bitcoin_chain_height "));
+    }
+
+    #[test]
+    fn values_that_are_polled_expire_after_two_intervals() {
+        let metrics = Metrics::polled_every(Duration::from_secs(15));
+        let lifetimes = metrics.pushed.iter().map(|family| (family.declaration.of_node, family.lifetime));
+        let (node, exporter): (Vec<_>, Vec<_>) = lifetimes.partition(|(of_node, _)| *of_node);
+        assert!(node.iter().all(|(_, lifetime)| *lifetime == Duration::from_secs(30)));
+        assert!(exporter.iter().all(|(_, lifetime)| *lifetime == Duration::MAX));
     }
 
     #[test]

@@ -30,16 +30,6 @@ impl Kind {
     }
 }
 
-/// The event that ends the export of a family's samples.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Lifetime {
-    /// The samples are exported as long as the exporter runs.
-    Exporter,
-    /// The samples were read from the node. The samples are exported until the connection to the node is lost or they
-    /// expire (METRICS.md has the rules).
-    Node,
-}
-
 /// The description of a metric family: everything except its samples.
 #[derive(Clone, Copy, Debug)]
 pub struct Declaration {
@@ -54,16 +44,17 @@ pub struct Declaration {
     pub help: &'static str,
     /// Sources of the values. A tracepoint is given as its full name, for example `net:inbound_message`.
     pub sources: &'static [&'static str],
-    /// The event that ends the export of the samples.
-    pub lifetime: Lifetime,
+    /// Whether the samples were read from the node. Such samples are exported until the connection to the node is lost
+    /// or they expire (METRICS.md has the rules), all other samples as long as the exporter runs.
+    pub of_node: bool,
 }
 
-/// Declares a gauge with [`Lifetime::Exporter`].
+/// Declares a gauge.
 pub const fn gauge(name: &'static str, help: &'static str, sources: &'static [&'static str]) -> Declaration {
-    Declaration { name, kind: Kind::Gauge, labels: &[], help, sources, lifetime: Lifetime::Exporter }
+    Declaration { name, kind: Kind::Gauge, labels: &[], help, sources, of_node: false }
 }
 
-/// Declares a counter with [`Lifetime::Exporter`].
+/// Declares a counter.
 pub const fn counter(
     name: &'static str,
     help: &'static str,
@@ -72,7 +63,7 @@ pub const fn counter(
     Declaration { kind: Kind::Counter, ..gauge(name, help, sources) }
 }
 
-/// Declares a histogram with these upper bounds and [`Lifetime::Exporter`].
+/// Declares a histogram with these upper bounds.
 pub const fn histogram(
     name: &'static str,
     help: &'static str,
@@ -88,9 +79,9 @@ impl Declaration {
         Declaration { labels, ..self }
     }
 
-    /// Sets the lifetime to [`Lifetime::Node`].
+    /// Declares that the samples are read from the node.
     pub const fn of_node(self) -> Self {
-        Declaration { lifetime: Lifetime::Node, ..self }
+        Declaration { of_node: true, ..self }
     }
 
     /// A family with one sample without labels.

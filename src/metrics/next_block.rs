@@ -51,11 +51,14 @@ impl NextBlockMetrics {
         self.after_tip.start();
     }
 
+    /// The gauges of a template's transactions: number, weight, fees, and signature operation cost.
+    pub fn totals(&self) -> [&Gauge; 4] {
+        [&self.transactions, &self.weight, &self.fees, &self.sigops]
+    }
+
     /// Removes the gauges. Called when the exporter has no current template, for example because the node has a new
     /// tip.
     pub fn clear(&self) {
-        for gauge in [&self.transactions, &self.weight, &self.fees, &self.sigops] {
-            gauge.clear();
-        }
+        self.totals().into_iter().for_each(Gauge::clear);
     }
 }

@@ -1,15 +1,24 @@
-//! Metrics about the node itself: version, uptime, memory.
+//! Metrics about the node itself (version, uptime, memory), and about its process, from `/proc`.
 
-use super::model::gauge;
-use super::pushed::{Gauge, GaugeVec, area};
+use super::model::{counter, gauge};
+use super::pushed::{CounterVec, Gauge, GaugeVec, area};
 
 const RPC: &[&str] = &["JSON-RPC getrpcinfo `active_commands`"];
 
 /// Types of ZMQ notifications that are used as label values; all others are `other`.
 pub const ZMQ_TYPES: [&str; 5] = ["pubhashblock", "pubhashtx", "pubrawblock", "pubrawtx", "pubsequence"];
 
+const PROC: &[&str] = &[
+    "`/proc` of the process behind the socket, if this process is the node and not a proxy; without IPC, `/proc` of \
+     the process in the file bitcoind.pid of the data directory, if its start time matches the node's uptime",
+];
+const PROC_OF_USER: &[&str] = &[
+    "`/proc` of the process behind the socket, if this process is the node and not a proxy, and the exporter runs as \
+     the node's user",
+];
+
 area! {
-    /// Metrics about the node itself.
+    /// Metrics about the node itself and its process.
     pub struct NodeMetrics {
         node_info: GaugeVec<4> = gauge("bitcoin_node_info",
             "Always 1, with the node's versions and chain as labels; without getnetworkinfo, the versions are empty",
@@ -52,5 +61,18 @@ area! {
             "Size of the file system that holds the node's data directory",
             &["statvfs of the folder of the socket, of the cookie or of debug.log (its path is from JSON-RPC \
                getrpcinfo), or of --datadir"]).of_node();
+        process_resident_memory: Gauge = gauge("bitcoin_node_process_resident_memory_bytes",
+            "Resident memory of the node's process", PROC).of_node();
+        process_threads: Gauge = gauge("bitcoin_node_process_threads", "Threads of the node's process", PROC).of_node();
+        process_open_fds: Gauge = gauge("bitcoin_node_process_open_fds", "Open file descriptors of the node's process", PROC_OF_USER).of_node();
+        process_cpu: CounterVec<1> = counter("bitcoin_node_process_cpu_seconds_total",
+            "CPU time of the node, user and system, by thread: `msghand`, `scriptch` (script checks), `prevout` \
+             (prefetch of spent coins, Bitcoin Core 32), `utxocompact` (compaction of the chain state), `net`, `http`, \
+             `capnp-loop` (IPC), `scheduler`, and `other` for the remaining threads",
+            PROC).by(&["thread"]).of_node();
+        process_io: CounterVec<1> = counter("bitcoin_node_process_io_bytes_total",
+            "Bytes that the node read from disk (`read`) and wrote to disk (`write`)", PROC_OF_USER).by(&["direction"]).of_node();
+        process_page_faults: CounterVec<1> = counter("bitcoin_node_process_page_faults_total",
+            "Page faults of the node by kind; a `major` fault had to read from disk", PROC).by(&["kind"]).of_node();
     }
 }

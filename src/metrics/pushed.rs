@@ -1,29 +1,27 @@
 //! Metrics with pushed values: the handles through which code sets samples, and the expiry of the samples.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-use super::model::{self, Declaration, Family, Kind, Lifetime, Sample, Value};
+use super::model::{self, Declaration, Family, Kind, Sample, Value};
 
 /// List of an exporter's declared metrics, in the order of METRICS.md.
-#[derive(Default)]
 pub(super) struct Registry {
     pub pushed: Vec<Arc<PushedFamily>>,
-    pub poll_lifetime: PollLifetime,
+    /// Time for which a value that is read from the node at each poll is exported.
+    pub poll_lifetime: Duration,
 }
 
 impl Registry {
-    /// Declares a metric and returns its handle.
-    pub fn add<H: From<Arc<PushedFamily>>>(&mut self, declaration: Declaration) -> H {
-        let pushed =
-            PushedFamily { declaration, poll_lifetime: self.poll_lifetime.clone(), state: Mutex::default() };
-        let pushed = Arc::new(pushed);
+    /// Declares a metric.
+    pub fn add(&mut self, declaration: Declaration) -> Arc<PushedFamily> {
+        let lifetime = if declaration.of_node { self.poll_lifetime } else { Duration::MAX };
+        let pushed = Arc::new(PushedFamily { declaration, lifetime, state: Mutex::default() });
         self.pushed.push(pushed.clone());
-        H::from(pushed)
+        pushed
     }
 }
 
@@ -39,37 +37,19 @@ macro_rules! area {
 
         impl $Area {
             pub(super) fn declare(registry: &mut super::pushed::Registry) -> Self {
-                $Area { $($field: registry.add($declaration),)* }
+                $Area { $($field: <$Handle>::new(registry.add($declaration)),)* }
             }
         }
     };
 }
 pub(super) use area;
 
-/// Time in milliseconds for which a value that is read at each poll is exported. Until the poll interval is set, the
-/// time is unlimited.
-#[derive(Clone)]
-pub(super) struct PollLifetime(Arc<AtomicU64>);
-
-impl Default for PollLifetime {
-    fn default() -> Self {
-        PollLifetime(Arc::new(AtomicU64::new(u64::MAX)))
-    }
-}
-
-impl PollLifetime {
-    pub fn set(&self, lifetime: Duration) {
-        self.0.store(milliseconds(lifetime), Relaxed);
-    }
-    pub fn get(&self) -> Duration {
-        Duration::from_millis(self.0.load(Relaxed))
-    }
-}
-
 /// A metric family whose samples are pushed through a handle.
 pub(super) struct PushedFamily {
     pub declaration: Declaration,
-    poll_lifetime: PollLifetime,
+    /// Time for which values that are set at each poll are exported: two poll intervals for values read from the node,
+    /// unlimited for all other values.
+    pub lifetime: Duration,
     state: Mutex<SampleState>,
 }
 
@@ -91,10 +71,6 @@ impl PushedFamily {
         self
     }
 
-    fn is_of_node(&self) -> bool {
-        self.declaration.lifetime == Lifetime::Node
-    }
-
     /// Locks and returns the state, after removing the samples if they have expired.
     fn state(&self) -> MutexGuard<'_, SampleState> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -109,21 +85,9 @@ impl PushedFamily {
         Family { declaration: self.declaration, samples: self.state().samples.clone() }
     }
 
-    /// Removes the samples if the family's lifetime is [`Lifetime::Node`].
-    pub fn clear_node_values(&self) {
-        if self.is_of_node() {
-            self.clear();
-        }
-    }
-
-    fn clear(&self) {
+    /// Removes all samples.
+    pub fn clear(&self) {
         *self.state() = SampleState::default();
-    }
-
-    /// Time for which values that are set at each poll are exported: two poll intervals for values read from the node,
-    /// unlimited for all other values.
-    fn lifetime(&self) -> Duration {
-        if self.is_of_node() { self.poll_lifetime.get() } else { Duration::MAX }
     }
 
     /// Applies `update` to the sample with these label values, which is created with the value `new` if it does not
@@ -165,7 +129,7 @@ impl PushedFamily {
     ) {
         let mut samples = samples.into_iter().peekable();
         if samples.peek().is_some() {
-            self.replace(self.lifetime(), samples);
+            self.replace(self.lifetime, samples);
         }
     }
 
@@ -207,10 +171,14 @@ fn milliseconds(time: Duration) -> u64 {
 pub struct Gauge(Arc<PushedFamily>);
 
 impl Gauge {
+    pub(super) fn new(pushed: Arc<PushedFamily>) -> Self {
+        Gauge(pushed.declared_as(Kind::Gauge, 0))
+    }
+
     /// Sets the value. If `value` is `None` or not finite, because the node returned no value, the last value is kept
     /// until it expires.
     pub fn set(&self, value: Option<impl Into<f64>>) {
-        self.set_for(self.0.lifetime(), value);
+        self.set_for(self.0.lifetime, value);
     }
     /// Sets a value from the response to a call with its own rate limit. The value expires after `shown_for` instead of
     /// two poll intervals.
@@ -223,6 +191,13 @@ impl Gauge {
     pub fn get(&self) -> Option<f64> {
         self.0.get(&[])
     }
+    /// Like [`set`](Self::set), but removes the last value if `value` is `None`.
+    pub fn replace(&self, value: Option<f64>) {
+        if value.is_none() {
+            self.clear();
+        }
+        self.set(value);
+    }
     /// Removes the value.
     pub fn clear(&self) {
         self.0.clear();
@@ -233,19 +208,31 @@ impl Gauge {
 pub struct GaugeVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> GaugeVec<N> {
+    pub(super) fn new(pushed: Arc<PushedFamily>) -> Self {
+        GaugeVec(pushed.declared_as(Kind::Gauge, N))
+    }
+
     /// Replaces all samples with `samples`. If `samples` is empty, the gauge becomes absent.
     pub fn replace<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
-        self.0.replace(self.0.lifetime(), samples);
+        self.0.replace(self.0.lifetime, samples);
+    }
+    /// Replaces all samples with the number of occurrences of each set of label values.
+    pub fn replace_with_counts<L: Into<String> + Ord>(&self, occurrences: impl Iterator<Item = [L; N]>) {
+        let mut counts: BTreeMap<[L; N], f64> = BTreeMap::new();
+        for labels in occurrences {
+            *counts.entry(labels).or_default() += 1.0;
+        }
+        self.0.replace(self.0.lifetime, counts);
     }
     /// Sets one sample. All samples of the gauge get the same new expiry time.
     pub fn set(&self, labels: [&str; N], value: f64) {
-        self.0
-            .update(self.0.lifetime(), &labels, Value::Number(value), |shown| *shown = Value::Number(value));
+        self.0.update(self.0.lifetime, &labels, Value::Number(value), |shown| *shown = Value::Number(value));
     }
-    /// Like [`Self::replace`], for a call that may have failed: if `samples` is empty, the last samples are kept until
-    /// they expire.
-    pub fn replace_if_any<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
-        self.0.replace_if_any(samples);
+    /// Like [`Self::replace`], for a call that may have failed or may not have returned some of the values: if no
+    /// sample has a value, the last samples are kept until they expire.
+    pub fn replace_if_any<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], Option<f64>)>) {
+        let known = samples.into_iter().filter_map(|(labels, value)| Some((labels, value?)));
+        self.0.replace_if_any(known);
     }
     /// Like [`Self::replace`], for a call with its own rate limit. The samples expire after `shown_for`.
     pub fn replace_for<'a>(
@@ -266,10 +253,6 @@ impl<const N: usize> GaugeVec<N> {
             |sample: &Sample| declaration.labels.iter().copied().zip(sample.labels.clone()).collect();
         samples.iter().map(labels).collect()
     }
-    /// Removes all samples.
-    pub fn clear(&self) {
-        self.0.clear();
-    }
 }
 
 /// Handle of a counter without labels. The counter is absent until the exporter begins to count its events, because
@@ -277,6 +260,10 @@ impl<const N: usize> GaugeVec<N> {
 pub struct Counter(Arc<PushedFamily>);
 
 impl Counter {
+    pub(super) fn new(pushed: Arc<PushedFamily>) -> Self {
+        Counter(pushed.declared_as(Kind::Counter, 0))
+    }
+
     /// Exports the counter, at 0 if it has no value yet. Called when the exporter begins to count the events of this
     /// counter.
     pub fn start(&self) {
@@ -297,7 +284,7 @@ impl Counter {
     /// Sets a total that the node keeps. If `total` is `None`, the last total is kept until it expires.
     pub fn set(&self, total: Option<u64>) {
         if let Some(total) = total {
-            self.0.update(self.0.lifetime(), &[], Value::Count(total), |shown| *shown = Value::Count(total));
+            self.0.update(self.0.lifetime, &[], Value::Count(total), |shown| *shown = Value::Count(total));
         }
     }
     /// The current total; `None` if the counter is absent.
@@ -310,6 +297,10 @@ impl Counter {
 pub struct CounterVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> CounterVec<N> {
+    pub(super) fn new(pushed: Arc<PushedFamily>) -> Self {
+        CounterVec(pushed.declared_as(Kind::Counter, N))
+    }
+
     /// Adds a number of events to the sample with these label values. Adding zero creates the sample if it does not
     /// exist.
     pub fn inc_by(&self, labels: [&str; N], events: u64) {
@@ -326,6 +317,10 @@ impl<const N: usize> CounterVec<N> {
 pub struct Histogram(Arc<PushedFamily>);
 
 impl Histogram {
+    pub(super) fn new(pushed: Arc<PushedFamily>) -> Self {
+        Histogram(pushed)
+    }
+
     /// Exports the histogram, without observations at first. Called when the exporter begins to observe values.
     pub fn start(&self) {
         let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
@@ -340,31 +335,5 @@ impl Histogram {
         {
             histogram.observe(bounds, value);
         }
-    }
-}
-
-impl From<Arc<PushedFamily>> for Gauge {
-    fn from(pushed: Arc<PushedFamily>) -> Self {
-        Gauge(pushed.declared_as(Kind::Gauge, 0))
-    }
-}
-impl<const N: usize> From<Arc<PushedFamily>> for GaugeVec<N> {
-    fn from(pushed: Arc<PushedFamily>) -> Self {
-        GaugeVec(pushed.declared_as(Kind::Gauge, N))
-    }
-}
-impl From<Arc<PushedFamily>> for Counter {
-    fn from(pushed: Arc<PushedFamily>) -> Self {
-        Counter(pushed.declared_as(Kind::Counter, 0))
-    }
-}
-impl<const N: usize> From<Arc<PushedFamily>> for CounterVec<N> {
-    fn from(pushed: Arc<PushedFamily>) -> Self {
-        CounterVec(pushed.declared_as(Kind::Counter, N))
-    }
-}
-impl From<Arc<PushedFamily>> for Histogram {
-    fn from(pushed: Arc<PushedFamily>) -> Self {
-        Histogram(pushed)
     }
 }

@@ -1,12 +1,16 @@
-//! The values of the last hour that the status page plots.
+//! The history that the status page shows: the plotted values of the last hour, and the last blocks that became the
+//! tip. The blocks are not exported as metrics, because one label value per block would create an unlimited number of
+//! series.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::metrics::{Metrics, now};
+use crate::text;
 
 /// Interval between two rows of the history.
 pub const ROW_INTERVAL: Duration = Duration::from_secs(15);
@@ -55,42 +59,87 @@ fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
     bands.sum::<Option<f64>>().map(f64::round)
 }
 
-/// One row of the history: the values of the `COLUMNS`, then the values of the `BANDS`.
-type Row = [Option<f64>; COLUMNS.len() + BANDS.len()];
-
-/// The values of the last hour that the status page plots, as rows: the time of the row in Unix seconds, and one value
-/// for each curve and each fee rate band. A value that the node has not reported is `None`.
+/// The values of the last hour that the status page plots, oldest row first. A row has the time in Unix seconds, the
+/// values of the `COLUMNS` and the values of the `BANDS`. A value that the node has not reported is `None`.
 #[derive(Default)]
-pub struct History(Mutex<VecDeque<(f64, Row)>>);
+pub struct History(Mutex<VecDeque<Vec<Option<f64>>>>);
 
 impl History {
-    /// Appends a row with the current values, and removes the oldest rows beyond `MAX_ROWS`.
+    /// Appends a row with the current values, and removes the oldest row if there are more than `MAX_ROWS`.
     pub fn keep(&self, metrics: &Metrics) {
-        let mut values = Row::default();
         let columns = COLUMNS.iter().map(|(_, value)| value(metrics));
         let bands = BANDS.iter().map(|(_, from)| vbytes(metrics, from));
-        columns.chain(bands).zip(&mut values).for_each(|(value, kept)| *kept = value);
+        let row = [Some(now())].into_iter().chain(columns).chain(bands).collect();
         let mut rows = self.0.lock().expect("nobody panics holding it");
-        rows.push_back((now(), values));
-        let outdated = rows.len().saturating_sub(MAX_ROWS);
-        rows.drain(..outdated);
+        rows.push_back(row);
+        if rows.len() > MAX_ROWS {
+            rows.pop_front();
+        }
     }
 
     /// Returns the history as `{"names": [name, …], "rows": [[Unix seconds, value or null, …], …]}`, oldest row first.
     /// The name of a band is `sat/vB from`, followed by its lowest fee rate.
     pub fn json(&self) -> Value {
-        let rows = self.0.lock().expect("nobody panics holding it");
-        let rows: Vec<Value> = rows
-            .iter()
-            .map(|(at, values)| {
-                let values = values.iter().map(|value| json!(value));
-                std::iter::once(json!(at)).chain(values).collect()
-            })
-            .collect();
         let columns = COLUMNS.iter().map(|(name, _)| name.to_string());
-        let names: Vec<_> =
-            columns.chain(BANDS.iter().map(|(from, _)| format!("sat/vB from {from}"))).collect();
-        json!({"names": names, "rows": rows})
+        let bands = BANDS.iter().map(|(from, _)| format!("sat/vB from {from}"));
+        let rows = self.0.lock().expect("nobody panics holding it");
+        json!({"names": columns.chain(bands).collect::<Vec<_>>(), "rows": *rows})
+    }
+}
+
+/// Maximum number of blocks that are stored for the status page.
+const MAX_BLOCKS: usize = 10;
+/// Maximum stored length of a block hash, in bytes.
+const MAX_HASH_BYTES: usize = 64;
+
+/// A block that became the tip, with the values that the status page shows.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct TipBlock {
+    /// Block hash as 64 hexadecimal digits, in the byte order of `bitcoin-cli`.
+    pub hash: String,
+    /// Height of the block.
+    pub height: i32,
+    /// Time at which the exporter saw the block become the tip, in Unix seconds; `None` for the block that was the tip
+    /// when the exporter connected.
+    pub seen: Option<f64>,
+    /// Number of transactions, including the coinbase; `None` if the node has not reported it.
+    pub transactions: Option<f64>,
+    /// Total size of all transactions except the coinbase, in bytes; `None` if the node has not reported it.
+    pub bytes: Option<f64>,
+    /// Total fees of the transactions, in satoshis; `None` if the node has not reported them.
+    pub fees: Option<f64>,
+}
+
+/// The last blocks that became the tip, newest first.
+#[derive(Default)]
+pub struct LastBlocks(Mutex<VecDeque<TipBlock>>);
+
+impl LastBlocks {
+    fn kept(&self) -> MutexGuard<'_, VecDeque<TipBlock>> {
+        self.0.lock().expect("nobody panics holding it")
+    }
+
+    /// Records a new tip. The hash is truncated to 64 bytes, because it may come from a server that is not a node.
+    pub fn tip(&self, hash: String, height: i32, seen: Option<f64>) {
+        let hash = text::bounded(hash, MAX_HASH_BYTES);
+        let mut kept = self.kept();
+        if kept.front().is_some_and(|tip| tip.hash == hash) {
+            return; // the exporter reconnected, and the tip has not changed
+        }
+        kept.push_front(TipBlock { hash, height, seen, ..Default::default() });
+        kept.truncate(MAX_BLOCKS);
+    }
+
+    /// Sets the number of transactions, the size and the fees of a recorded block.
+    pub fn describe(&self, hash: &str, transactions: Option<f64>, bytes: Option<f64>, fees: Option<f64>) {
+        if let Some(block) = self.kept().iter_mut().find(|block| block.hash == hash) {
+            (block.transactions, block.bytes, block.fees) = (transactions, bytes, fees);
+        }
+    }
+
+    /// All recorded blocks, newest first.
+    pub fn all(&self) -> Vec<TipBlock> {
+        self.kept().iter().cloned().collect()
     }
 }
 

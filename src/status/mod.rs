@@ -2,9 +2,8 @@
 //!
 //! - `page.html` is the page. The page's script loads `/metrics` and `/status.json`; the page loads nothing from other
 //!   servers. The status pages of both exporters include `common.css` and `common.js`.
-//! - `history` stores the plotted values of the last hour, `blocks` the last blocks that became the tip.
+//! - `history` stores the plotted values of the last hour, and the last blocks that became the tip.
 
-mod blocks;
 mod history;
 
 use std::sync::{Arc, Mutex};
@@ -17,24 +16,7 @@ use crate::http::Pages;
 use crate::metrics::{Format, Metrics, now, render};
 use crate::{own_process, text};
 
-pub use blocks::LastBlocks;
-pub use history::History;
-
-/// State of the connection to the node, which the status page and `/readyz` report.
-#[derive(Clone, Debug, PartialEq)]
-pub enum ConnectionState {
-    /// The exporter is not connected to the node, for this reason.
-    Disconnected(String),
-    /// The exporter is connected, but no poll has succeeded yet or the last poll failed, for this reason.
-    Connected(String),
-    /// The exporter is connected, and the last poll succeeded.
-    Polled {
-        /// Names of the node's interfaces.
-        interfaces: Vec<&'static str>,
-        /// The node's user agent, for example `/Satoshi:31.99.0/`; `None` if the node does not report it.
-        node: Option<String>,
-    },
-}
+pub use history::{History, LastBlocks};
 
 /// Inserts the style sheet and the script that both exporters share into the HTML of a page.
 pub fn page(html: &str) -> String {
@@ -45,7 +27,9 @@ pub fn page(html: &str) -> String {
 /// The data of the IPC exporter's status page and health checks.
 pub struct Status {
     metrics: Arc<Metrics>,
-    state: Mutex<ConnectionState>,
+    /// The node's user agent and interfaces if the last poll succeeded, otherwise the reason why there is no current
+    /// poll.
+    node: Mutex<Result<String, String>>,
     /// The last blocks that became the tip.
     pub last_blocks: LastBlocks,
     /// The plotted values of the last hour.
@@ -58,26 +42,31 @@ impl Status {
         std::sync::LazyLock::force(&own_process::STARTED);
         Status {
             metrics,
-            state: Mutex::new(ConnectionState::Disconnected("connecting".into())),
+            node: Mutex::new(Err("connecting".into())),
             last_blocks: LastBlocks::default(),
             history: History::default(),
         }
     }
 
-    /// Sets the state of the connection. Truncates the texts in the state, because they may come from the node.
-    pub fn set(&self, state: ConnectionState) {
-        let state = match state {
-            ConnectionState::Disconnected(why) => ConnectionState::Disconnected(text::message(why)),
-            ConnectionState::Connected(why) => ConnectionState::Connected(text::message(why)),
-            ConnectionState::Polled { interfaces, node } => {
-                ConnectionState::Polled { interfaces, node: node.map(text::label) }
-            }
-        };
-        *self.state.lock().expect("nobody panics holding it") = state;
+    /// Records a successful poll of a node with these interfaces. `user_agent` is, for example, `/Satoshi:31.99.0/`;
+    /// `None` if the node does not report it.
+    pub fn set_polled(&self, user_agent: Option<String>, interfaces: &[&str]) {
+        let user_agent = user_agent.map_or("unknown version".into(), text::label);
+        self.set(Ok(format!("{user_agent} · {}", interfaces.join(", "))));
     }
 
-    fn state(&self) -> ConnectionState {
-        self.state.lock().expect("nobody panics holding it").clone()
+    /// Records why the exporter is not connected to a node, or why no poll has succeeded yet or the last poll failed.
+    /// Truncates the reason, because it may come from the node.
+    pub fn set_not_ready(&self, why: String) {
+        self.set(Err(text::message(why)));
+    }
+
+    fn set(&self, node: Result<String, String>) {
+        *self.node.lock().expect("nobody panics holding it") = node;
+    }
+
+    fn node(&self) -> Result<String, String> {
+        self.node.lock().expect("nobody panics holding it").clone()
     }
 
     /// Appends a row to the history every 15 seconds, in a loop that never returns.
@@ -96,10 +85,7 @@ impl Pages for Status {
     }
 
     fn ready(&self) -> Result<(), String> {
-        match self.state() {
-            ConnectionState::Polled { .. } => Ok(()),
-            ConnectionState::Disconnected(why) | ConnectionState::Connected(why) => Err(why),
-        }
+        self.node().map(drop)
     }
 
     fn index(&self) -> String {
@@ -107,20 +93,12 @@ impl Pages for Status {
     }
 
     fn status(&self) -> Value {
-        let (ready, text, node) = match self.state() {
-            ConnectionState::Polled { interfaces, node } => {
-                let node = node.unwrap_or("unknown version".into());
-                (true, String::new(), format!("{node} · {}", interfaces.join(", ")))
-            }
-            ConnectionState::Disconnected(why) | ConnectionState::Connected(why) => {
-                (false, why, String::new())
-            }
-        };
+        let node = self.node();
         json!({
             "now": now(),
             "version": format!("bitcoind-ipc-exporter {VERSION}"),
-            "state": {"ready": ready, "text": text},
-            "node": node,
+            "state": {"ready": node.is_ok(), "text": node.as_ref().err().map_or("", String::as_str)},
+            "node": node.as_ref().map_or("", String::as_str),
             "blocks": self.last_blocks.all(),
             "ranks": block_store::ranks(),
             "history": self.history.json(),
@@ -136,12 +114,10 @@ fn pages_stay_small_whatever_the_node_sends() {
     for _ in 0..100 {
         status.last_blocks.tip(long(), 1, None);
     }
-    for state in [
-        ConnectionState::Disconnected(long()),
-        ConnectionState::Connected(long()),
-        ConnectionState::Polled { interfaces: vec!["Rpc"], node: Some(long()) },
-    ] {
-        status.set(state);
+    let set: [&dyn Fn(); 2] =
+        [&|| status.set_not_ready(long()), &|| status.set_polled(Some(long()), &["Rpc"])];
+    for set in set {
+        set();
         let json = status.status().to_string();
         assert!(json.len() < 10_000, "{} bytes", json.len());
         assert!(status.ready().err().unwrap_or_default().len() <= text::MESSAGE_BYTES);

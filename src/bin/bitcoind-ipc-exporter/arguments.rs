@@ -15,7 +15,7 @@ use bitcoind_exporter::endpoint::{self, NodeEndpoint};
 use bitcoind_exporter::sandbox::AllowedFiles;
 use bitcoind_exporter::setup::SetupCommand;
 use bitcoind_exporter::{
-    Config, Credentials, DatadirCandidates, HttpRpcConfig, Password, RPC_PASSWORD_VARIABLE, Url, http_rpc_tls,
+    Config, Credentials, DatadirCandidates, HttpRpcConfig, RPC_PASSWORD_VARIABLE, Url, http_rpc_tls,
 };
 use clap::{Parser, Subcommand};
 
@@ -199,11 +199,9 @@ impl Arguments {
                  node"
             ),
             (Some(name), _) if name.contains(':') => bail!("--rpc-user: the name must not contain a colon"),
-            (Some(name), Some(path)) => {
-                Credentials::User { name: name.clone(), password: Password::File(path.clone()) }
-            }
+            (Some(name), Some(path)) => Credentials::PasswordFile(name.clone(), path.clone()),
             (Some(name), None) if std::env::var_os(RPC_PASSWORD_VARIABLE).is_some() => {
-                Credentials::User { name: name.clone(), password: Password::Environment }
+                Credentials::PasswordVariable(name.clone())
             }
             (Some(_), None) => {
                 bail!("--rpc-user needs a password: set --rpc-password-file or {RPC_PASSWORD_VARIABLE}")

@@ -109,7 +109,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let block_log = if serves { arguments.start_block_log(store)? } else { None };
     let (block_log, reports) = block_log.unzip();
 
-    let metrics = Metrics::new();
+    let metrics = Metrics::polled_every(config.poll_interval);
     let status = Arc::new(Status::new(metrics.clone()));
     let shutdown = CancellationToken::new();
     let mut context = Context::new(config, metrics.clone(), status.clone(), shutdown.clone());

@@ -11,22 +11,28 @@ use crate::collect::connected_blocks::{BlockRange, ContentsToCount};
 use crate::collect::json::{count, number};
 use crate::collect::rate_limit::RateLimit;
 use crate::ipc::{BlockHash, BlockRef};
-use crate::json_rpc::{CallError, Method};
+use crate::json_rpc::CallError;
+use crate::metrics::{BlockMetrics, Counter, Gauge};
 
-/// The fields of getblockstats that the exporter reads. All of these fields exist since Bitcoin Core 0.18.
-const FIELDS: [&str; 11] = [
-    "txs",
-    "ins",
-    "outs",
-    "total_weight",
-    "total_size",
-    "totalfee",
-    "total_out",
-    "subsidy",
-    "swtxs",
-    "utxo_increase",
-    "feerate_percentiles",
-];
+/// The fields of getblockstats with totals of a block: the gauge of the tip, and the counter over all connected blocks
+/// if there is one. All fields that the exporter reads exist since Bitcoin Core 0.18.
+fn totals(metrics: &BlockMetrics) -> [(&'static str, &Gauge, Option<&Counter>); 10] {
+    [
+        ("txs", &metrics.last_transactions, Some(&metrics.connected_transactions)),
+        ("ins", &metrics.last_inputs, Some(&metrics.connected_inputs)),
+        ("outs", &metrics.last_outputs, Some(&metrics.connected_outputs)),
+        ("total_weight", &metrics.last_weight, Some(&metrics.connected_weight)),
+        ("total_size", &metrics.last_size, Some(&metrics.connected_bytes)),
+        (FEES, &metrics.last_fees, Some(&metrics.connected_fees)),
+        ("total_out", &metrics.last_output_value, Some(&metrics.connected_output_value)),
+        ("subsidy", &metrics.last_subsidy, None),
+        ("swtxs", &metrics.last_segwit_transactions, None),
+        ("utxo_increase", &metrics.last_utxo_increase, None),
+    ]
+}
+
+const FEES: &str = "totalfee";
+const FEERATES: &str = "feerate_percentiles";
 
 /// The percentiles of `feerate_percentiles`, as label values.
 const PERCENTILES: [&str; 5] = ["10", "25", "50", "75", "90"];
@@ -43,11 +49,13 @@ fn is_unavailable(error: &CallError) -> bool {
 /// Neither is done during initial block download, because the node reads the block and its undo data from disk for
 /// each call, and a syncing node has many new tips per second.
 pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<bool>) {
-    let mut stats = None;
-    if let (Some(tip), Some(false)) = (tip, ibd) {
-        stats = block_stats(calls, tip, Some(tip)).await.flatten();
+    if let Some(tip) = tip {
+        let mut stats = None;
+        if ibd == Some(false) {
+            stats = block_stats(calls, tip, Some(tip)).await.flatten();
+        }
+        show_last(calls, tip, &stats.unwrap_or_default());
     }
-    show_last(calls, tip, &stats.unwrap_or_default());
     if let Some(ibd) = ibd {
         calls.context.persistent_state.borrow_mut().connected_blocks.set_ibd(ibd);
     }
@@ -59,11 +67,13 @@ pub async fn poll(calls: &mut RateLimitedCalls, tip: Option<&str>, ibd: Option<b
 /// Returns the response to getblockstats for a block; `None` if there is no response, and `Some(None)` if the node
 /// does not have the block. The response for the tip is stored until the tip changes.
 async fn block_stats(calls: &mut RateLimitedCalls, hash: &str, tip: Option<&str>) -> Option<Option<Value>> {
-    let key = (Method::GetBlockStats, hash.to_string());
+    let key = ("getblockstats", hash.to_string());
     if let Some(answer) = calls.answers_for_tip.get(&key) {
         return Some(Some(answer.clone()).filter(|answer| !answer.is_null()));
     }
-    let answer = calls.rpc_tolerating(Method::GetBlockStats, json!([hash, FIELDS]), is_unavailable).await?;
+    let mut fields = totals(&calls.metrics().blocks).map(|(field, ..)| field).to_vec();
+    fields.push(FEERATES);
+    let answer = calls.rpc_tolerating("getblockstats", json!([hash, fields]), is_unavailable).await?;
     let answer: Option<Value> = answer.ok().flatten();
     if tip == Some(hash) {
         calls.answers_for_tip.insert(key, answer.clone().unwrap_or_default());
@@ -71,41 +81,21 @@ async fn block_stats(calls: &mut RateLimitedCalls, hash: &str, tip: Option<&str>
     Some(answer)
 }
 
-/// Exports the statistics of the tip.
-fn show_last(calls: &RateLimitedCalls, tip: Option<&str>, stats: &Value) {
-    let field = |name| number(stats, name);
+/// Exports the statistics of the tip. Without a value for this tip, an exported value is removed, because it belongs to
+/// an earlier block.
+fn show_last(calls: &RateLimitedCalls, tip: &str, stats: &Value) {
     let metrics = &calls.metrics().blocks;
-    let shown = [
-        (&metrics.last_transactions, field("txs")),
-        (&metrics.last_weight, field("total_weight")),
-        (&metrics.last_size, field("total_size")),
-        (&metrics.last_fees, field("totalfee")),
-        (&metrics.last_inputs, field("ins")),
-        (&metrics.last_outputs, field("outs")),
-        (&metrics.last_output_value, field("total_out")),
-        (&metrics.last_subsidy, field("subsidy")),
-        (&metrics.last_segwit_transactions, field("swtxs")),
-        (&metrics.last_utxo_increase, field("utxo_increase")),
-    ];
-    for (gauge, value) in shown {
-        // If the response has no value for this tip, remove the exported value, which belongs to an earlier block.
-        if tip.is_some() && value.is_none() {
-            gauge.clear();
-        }
-        gauge.set(value);
+    for (field, gauge, _) in totals(metrics) {
+        gauge.replace(number(stats, field));
     }
     // A block with only a coinbase transaction has no fee rates, and getblockstats returns zeros.
-    let feerates = stats["feerate_percentiles"].as_array().filter(|_| field("txs") > Some(1.0));
+    let transactions = number(stats, "txs");
+    let feerates = stats[FEERATES].as_array().filter(|_| transactions > Some(1.0));
     let feerates = PERCENTILES.iter().zip(feerates.into_iter().flatten());
-    let feerates: Vec<_> =
-        feerates.filter_map(|(percentile, rate)| Some(([*percentile], rate.as_f64()?))).collect();
-    if tip.is_some() {
-        metrics.last_feerate.replace(feerates);
-    }
-    if let Some(tip) = tip {
-        let blocks = &calls.context.status.last_blocks;
-        blocks.describe(tip, field("txs"), field("total_size"), field("totalfee"));
-    }
+    let feerates = feerates.filter_map(|(percentile, rate)| Some(([*percentile], rate.as_f64()?)));
+    metrics.last_feerate.replace(feerates);
+    let blocks = &calls.context.status.last_blocks;
+    blocks.describe(tip, transactions, number(stats, "total_size"), number(stats, FEES));
 }
 
 /// Counts the contents of connected blocks with getblockstats calls that take at most 1 % of the node's time. The
@@ -126,20 +116,16 @@ async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
         if !is_due && !is_known {
             return;
         }
-        let Some(counted) = count_last(calls, range, tip).await else { break };
+        let Some((stats, parent)) = read_last(calls, range, tip).await else { break };
         let queue = &mut calls.context.persistent_state.borrow_mut().connected_blocks;
         // During the calls a full queue may have dropped the range, whose blocks are then reported as uncounted.
         if queue.next() != Some(range) {
             continue;
         }
-        let uncounted = match counted.stats {
-            Some(stats) => {
-                show_contents(calls, &stats, range.contents);
-                0
-            }
-            None => 1,
-        };
-        let uncounted = uncounted + queue.done(counted.parent);
+        if let Some(stats) = &stats {
+            count_contents(&calls.context.metrics.blocks, stats, range.contents);
+        }
+        let uncounted = u64::from(stats.is_none()) + queue.done(parent);
         calls.metrics().blocks.uncounted_blocks.inc_by(uncounted);
     }
     if is_due {
@@ -148,47 +134,36 @@ async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
     }
 }
 
-/// The last block of a range.
-struct LastBlock {
-    /// Response of getblockstats for this block; `None` if the node responded with an error. Despite the error, the
-    /// node may return the statistics of the block's ancestors, because the error code for a single unreadable block is
-    /// the same as for other failures.
-    stats: Option<Value>,
-    /// The parent of this block; `None` if the range has no more blocks, or if the node does not know this block.
-    parent: Option<BlockRef>,
-}
-
 /// Reads the statistics of the last block of a range, and its parent if the range has more blocks. Returns `None` if
 /// the node does not respond.
-async fn count_last(calls: &mut RateLimitedCalls, range: BlockRange, tip: Option<&str>) -> Option<LastBlock> {
+///
+/// The statistics are `None` if the node responded with an error. Despite the error, the node may return the statistics
+/// of the block's ancestors, because the error code for a single unreadable block is the same as for other failures.
+/// The parent is `None` if the range has no more blocks, or if the node does not know the block.
+async fn read_last(
+    calls: &mut RateLimitedCalls,
+    range: BlockRange,
+    tip: Option<&str>,
+) -> Option<(Option<Value>, Option<BlockRef>)> {
     let hash = range.last.hash.to_string();
     let stats = block_stats(calls, &hash, tip).await?;
     if range.blocks == 1 {
-        return Some(LastBlock { stats, parent: None });
+        return Some((stats, None));
     }
-    let header = calls.rpc_tolerating(Method::GetBlockHeader, json!([hash]), is_unavailable).await?;
+    let header = calls.rpc_tolerating("getblockheader", json!([hash]), is_unavailable).await?;
     let header: Value = header.ok().flatten().unwrap_or_default();
     let parent = header["previousblockhash"].as_str().and_then(|hash| hash.parse::<BlockHash>().ok());
-    let parent = parent.map(|hash| BlockRef { hash, height: range.last.height - 1 });
-    Some(LastBlock { stats, parent })
+    Some((stats, parent.map(|hash| BlockRef { hash, height: range.last.height - 1 })))
 }
 
 /// Adds the contents of a connected block to the counters.
-fn show_contents(calls: &RateLimitedCalls, stats: &Value, contents: ContentsToCount) {
-    let metrics = &calls.context.metrics.blocks;
-    metrics.connected_fees.inc_by(count(stats, "totalfee").unwrap_or(0));
-    if contents == ContentsToCount::Fees {
-        return;
-    }
-    for (counter, field) in [
-        (&metrics.connected_transactions, "txs"),
-        (&metrics.connected_inputs, "ins"),
-        (&metrics.connected_outputs, "outs"),
-        (&metrics.connected_output_value, "total_out"),
-        (&metrics.connected_weight, "total_weight"),
-        (&metrics.connected_bytes, "total_size"),
-    ] {
-        counter.inc_by(count(stats, field).unwrap_or(0));
+fn count_contents(metrics: &BlockMetrics, stats: &Value, contents: ContentsToCount) {
+    for (field, _, counter) in totals(metrics) {
+        if let Some(counter) = counter
+            && (field == FEES || contents == ContentsToCount::All)
+        {
+            counter.inc_by(count(stats, field).unwrap_or(0));
+        }
     }
 }
 

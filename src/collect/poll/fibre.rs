@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::RateLimitedCalls;
 use crate::collect::json::number;
-use crate::json_rpc::Method;
 use crate::metrics::{FibreMetrics, now};
 
 /// Group IDs below this limit become label values. All higher IDs, except [`RECEIVE_GROUP`], share the label value
@@ -34,7 +33,7 @@ struct PeerGroup {
 /// Reads the statistics of the UDP peers (getudppeerinfo) at each poll, to detect a silent peer soon. The call is
 /// cheap, because the node only copies a list.
 pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
-    let answer = calls.rpc_if_known::<Value>(Method::GetUdpPeerInfo, json!([])).await;
+    let answer = calls.rpc_if_known::<Value>("getudppeerinfo", json!([])).await;
     let Some(groups) = answer.as_ref().and_then(groups) else { return };
     silence.update(&groups, now(), Instant::now());
     show(groups, silence, Instant::now(), &calls.metrics().fibre);

@@ -1,7 +1,9 @@
-//! Metrics of the mempool and of fee estimates.
+//! Metrics of the mempool, of fee estimates, and of transactions that are not in the mempool: orphan transactions and
+//! private broadcasts.
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -9,7 +11,6 @@ use super::RateLimitedCalls;
 use super::feerate_diagram::FeerateDiagram;
 use crate::collect::json::{count, flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
-use crate::json_rpc::Method;
 
 /// Confirmation targets of the fee estimates, in blocks.
 const FEE_TARGETS: [u64; 5] = [2, 3, 6, 12, 144];
@@ -20,7 +21,7 @@ const MAX_FEE_TARGET: u64 = 1008;
 pub async fn poll(calls: &mut RateLimitedCalls) {
     let interfaces = calls.interfaces.clone();
     let node = interfaces.node.as_ref();
-    let info = calls.rpc(Method::GetMempoolInfo, json!([])).await;
+    let info = calls.rpc("getmempoolinfo", json!([])).await;
     let size = calls.call("Node.getMempoolSize", node.map(Node::mempool_size)).await;
     let usage = calls.call("Node.getMempoolDynamicUsage", node.map(Node::mempool_usage)).await;
     let max_usage = calls.call("Node.getMempoolMaxUsage", node.map(Node::mempool_max_usage)).await;
@@ -54,7 +55,7 @@ pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) 
     // and that target in `blocks`.
     let mut estimates = BTreeMap::new();
     for target in FEE_TARGETS {
-        let estimate = calls.rpc(Method::EstimateSmartFee, json!([target])).await;
+        let estimate = calls.rpc("estimatesmartfee", json!([target])).await;
         if estimate.is_null() {
             return calls.limit(CALLS, true).failed(Instant::now());
         }
@@ -80,7 +81,7 @@ pub async fn poll_feerates(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;
     }
-    let feerates = calls.costly::<FeerateDiagram>(Method::GetMempoolFeerateDiagram, json!([])).await;
+    let feerates = calls.costly::<FeerateDiagram>("getmempoolfeeratediagram", json!([])).await;
     let Some((feerates, shown_for)) = feerates else { return };
     let metrics = &calls.metrics().mempool;
     let bands = || feerates.bands();
@@ -88,4 +89,47 @@ pub async fn poll_feerates(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     metrics.band_fees.replace_for(shown_for, bands().map(|(from, _, satoshis)| ([from], satoshis)));
     let depths = feerates.depths().map(|(blocks, feerate)| ([blocks], feerate));
     metrics.depth_feerate.replace_for(shown_for, depths); // no series if the mempool is smaller than a block
+}
+
+/// An orphan transaction in a response to getorphantxs.
+#[derive(Deserialize)]
+struct Orphan {
+    bytes: u64,
+}
+
+/// Reads the orphan transactions. The node copies the list while it holds the lock of its transaction download logic.
+/// The list has at most 100 transactions up to Bitcoin Core 29, and up to several thousand from version 30 on.
+pub async fn poll_orphans(calls: &mut RateLimitedCalls) {
+    const WITHOUT_HEX: u8 = 1;
+    let orphans = calls.costly::<Vec<Orphan>>("getorphantxs", json!([WITHOUT_HEX])).await;
+    let Some((orphans, shown_for)) = orphans else { return };
+    let metrics = &calls.metrics().mempool;
+    metrics.orphans.set_for(shown_for, Some(orphans.len() as f64));
+    let bytes = orphans.iter().map(|orphan| orphan.bytes as f64).sum::<f64>();
+    metrics.orphan_bytes.set_for(shown_for, Some(bytes));
+}
+
+/// The response to getprivatebroadcastinfo.
+#[derive(Deserialize)]
+struct PrivateBroadcast {
+    transactions: Vec<PendingBroadcast>,
+}
+
+/// A transaction in a response to getprivatebroadcastinfo. The response also contains the transaction's bytes, which
+/// the parser skips.
+#[derive(Deserialize)]
+struct PendingBroadcast {
+    /// Number of remaining broadcast attempts; `None` before Bitcoin Core 32. In earlier versions a transaction stays
+    /// in the list until the network has relayed it back to the node.
+    attempts_remaining: Option<u64>,
+}
+
+/// Counts the transactions that the node has yet to broadcast privately. In Bitcoin Core 32 the method exists only with
+/// `-privatebroadcast`.
+pub async fn poll_private_broadcast(calls: &mut RateLimitedCalls) {
+    let broadcast = calls.costly::<PrivateBroadcast>("getprivatebroadcastinfo", json!([])).await;
+    let Some((broadcast, shown_for)) = broadcast else { return };
+    let transactions = broadcast.transactions.iter();
+    let pending = transactions.filter(|transaction| transaction.attempts_remaining != Some(0)).count();
+    calls.metrics().mempool.private_broadcast_pending.set_for(shown_for, Some(pending as f64));
 }

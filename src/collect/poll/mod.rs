@@ -7,17 +7,12 @@
 
 mod blocks;
 mod chain;
-mod chainstates;
 mod feerate_diagram;
 mod fibre;
 mod file_system;
 mod mempool;
 mod network;
-mod next_block;
 mod node;
-mod pid_file;
-mod process;
-mod relay;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -33,12 +28,14 @@ use super::context::Context;
 use super::json::label;
 use super::rate_limit::RateLimit;
 use crate::ipc::Interfaces;
-use crate::json_rpc::{CallError, JsonRpc, Method};
+use crate::json_rpc::{CallError, JsonRpc};
 use crate::metrics::{Metrics, now};
 use crate::node_process::ProcessUsage;
 
+pub use file_system::DatadirCandidates;
+
 /// The values of a successful poll that other parts of the collector need.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct PollResult {
     /// Whether the node is in initial block download.
     pub ibd: Option<bool>,
@@ -49,7 +46,8 @@ pub struct PollResult {
 /// The reason why a poll failed.
 #[derive(Debug)]
 pub enum PollError {
-    /// The call with this name got no response, because of this error.
+    /// The call with this name got no response, because of this error. The name is `JSON-RPC over HTTP` if no call
+    /// could be made because HTTP is not usable.
     NoAnswer(&'static str, CallError),
     /// All calls that return the height of the tip failed.
     NoTip,
@@ -84,9 +82,9 @@ struct RateLimitedCalls {
     /// the calls for connected blocks have a common limit each, under a name of its own.
     limits: HashMap<&'static str, RateLimit>,
     /// JSON-RPC methods for which the node has returned that it does not have them.
-    unknown: HashSet<Method>,
+    unknown: HashSet<&'static str>,
     /// Responses that are valid until the tip changes, by method and parameters.
-    answers_for_tip: HashMap<(Method, String), Value>,
+    answers_for_tip: HashMap<(&'static str, String), Value>,
     /// Whether metrics of peers were exported during this connection.
     showed_peers: bool,
     /// Version, subversion and protocol version in the last response to getnetworkinfo; empty before the first
@@ -94,13 +92,10 @@ struct RateLimitedCalls {
     versions: [String; 3],
 }
 
-/// Text in an error in place of the name of a call, if no call could be made because HTTP is not usable.
-const OVER_HTTP: &str = "JSON-RPC over HTTP";
-
 /// Whether a costly call made the poll fail, after which the next poll makes no costly calls. After any other failure
 /// the next poll makes costly calls, because costly calls would otherwise never be made if every second poll fails.
 fn is_of_costly_call(error: &PollError) -> bool {
-    matches!(error, PollError::NoAnswer(call, _) if COSTLY.contains(call) || *call == Method::EstimateSmartFee.name())
+    matches!(error, PollError::NoAnswer(call, _) if COSTLY.contains(call) || *call == "estimatesmartfee")
 }
 
 /// Calls during which the node holds one of its main locks, or waits for another thread.
@@ -174,8 +169,9 @@ impl RateLimitedCalls {
 
     /// The reason why no call can be made now, because the node is polled only over HTTP and HTTP is not usable. `None`
     /// if calls can be made.
-    fn unavailable(&self) -> Option<CallError> {
-        self.interfaces.json_rpc().filter(|_| self.interfaces.is_http_only())?.unavailable()
+    fn unavailable(&self) -> Option<PollError> {
+        let json_rpc = self.interfaces.json_rpc().filter(|_| self.interfaces.is_http_only())?;
+        json_rpc.unavailable().map(|error| PollError::NoAnswer("JSON-RPC over HTTP", error))
     }
 
     /// The JSON-RPC client; `None` if no JSON-RPC call can be made now.
@@ -185,15 +181,15 @@ impl RateLimitedCalls {
 
     /// Makes a JSON-RPC call. Returns JSON null if the call was not made or failed. Reading any field of null returns
     /// `None`.
-    async fn rpc(&mut self, method: Method, params: Value) -> Value {
+    async fn rpc(&mut self, method: &'static str, params: Value) -> Value {
         let json_rpc = self.json_rpc();
         let call = json_rpc.as_ref().map(|json_rpc| json_rpc.call(method, params));
-        self.call(method.name(), call).await.unwrap_or_default()
+        self.call(method, call).await.unwrap_or_default()
     }
 
     /// Like `rpc`, for a method whose response is valid until the tip changes: makes the call once per tip, and returns
     /// the stored response after that.
-    async fn rpc_once_per_tip(&mut self, method: Method, params: Value) -> Value {
+    async fn rpc_once_per_tip(&mut self, method: &'static str, params: Value) -> Value {
         let key = (method, params.to_string());
         if let Some(answer) = self.answers_for_tip.get(&key) {
             return answer.clone();
@@ -209,7 +205,7 @@ impl RateLimitedCalls {
     /// failures. Returns `None` if there is no response, and `Some(Err)` if the response is such an error.
     async fn rpc_tolerating<T: DeserializeOwned>(
         &mut self,
-        method: Method,
+        method: &'static str,
         params: Value,
         is_normal: fn(&CallError) -> bool,
     ) -> Option<Result<Option<T>, CallError>> {
@@ -220,12 +216,12 @@ impl RateLimitedCalls {
                 answer => answer.map(Ok),
             }
         };
-        self.call(method.name(), Some(call)).await
+        self.call(method, Some(call)).await
     }
 
     /// Makes a JSON-RPC call of a method that not every node has. If the node does not have the method, this does not
     /// count as a failure, and the call is not repeated. Returns `None` if there is no result.
-    async fn rpc_if_known<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<T> {
+    async fn rpc_if_known<T: DeserializeOwned>(&mut self, method: &'static str, params: Value) -> Option<T> {
         if self.unknown.contains(&method) {
             return None;
         }
@@ -238,13 +234,17 @@ impl RateLimitedCalls {
 
     /// Like `rpc_if_known`, for a costly call. Returns the result, and the time for which the values in the result are
     /// to be exported.
-    async fn costly<T: DeserializeOwned>(&mut self, method: Method, params: Value) -> Option<(T, Duration)> {
-        debug_assert!(COSTLY.contains(&method.name()), "{method:?}");
+    async fn costly<T: DeserializeOwned>(
+        &mut self,
+        method: &'static str,
+        params: Value,
+    ) -> Option<(T, Duration)> {
+        debug_assert!(COSTLY.contains(&method), "{method:?}");
         if self.recovers {
             return None;
         }
         let answer = self.rpc_if_known(method, params).await?;
-        Some((answer, self.limit(method.name(), true).lifetime()))
+        Some((answer, self.limit(method, true).lifetime()))
     }
 }
 
@@ -261,7 +261,7 @@ pub struct Poller {
 
 impl Poller {
     /// Creates a poller for a new connection.
-    pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>) -> Self {
+    pub fn new(interfaces: Rc<Interfaces>, context: Rc<Context>, process: Option<ProcessUsage>) -> Self {
         context.persistent_state.borrow_mut().node_start.connected();
         let candidates = context.config.data_directory.clone();
         let data_directory = file_system::DatadirPoller::new(candidates, &interfaces);
@@ -276,12 +276,7 @@ impl Poller {
             showed_peers: false,
             versions: Default::default(),
         };
-        Poller { calls, tip: None, udp_silence: fibre::PeerSilence::default(), data_directory, process: None }
-    }
-
-    /// Returns a poller that also exports the resource usage of the node's process.
-    pub fn with_process(self, process: Option<ProcessUsage>) -> Self {
-        Poller { process, ..self }
+        Poller { calls, tip: None, udp_silence: fibre::PeerSilence::default(), data_directory, process }
     }
 
     /// Resets the rate limits, which makes every call due. The session calls this after a suspend of the machine,
@@ -297,13 +292,13 @@ impl Poller {
     pub async fn poll(&mut self) -> Result<PollResult, PollError> {
         let started = Instant::now();
         let mut polled = match self.calls.unavailable() {
-            Some(error) => Err(PollError::NoAnswer(OVER_HTTP, error)),
+            Some(error) => Err(error),
             None => self.poll_areas().await,
         };
         polled = self.calls.failed.take().map_or(polled, Err);
         self.calls.recovers = polled.as_ref().is_err_and(is_of_costly_call);
         let context = &self.calls.context;
-        process::poll(self.process.as_ref(), context).await;
+        node::poll_process(self.process.as_ref(), context).await;
         let took = started.elapsed();
         let exporter = &context.metrics.exporter;
         exporter.poll_duration.observe(took.as_secs_f64());
@@ -316,20 +311,20 @@ impl Poller {
 
     async fn poll_areas(&mut self) -> Result<PollResult, PollError> {
         let calls = &mut self.calls;
-        let chain_info = calls.rpc(Method::GetBlockchainInfo, json!([])).await;
+        let chain_info = calls.rpc("getblockchaininfo", json!([])).await;
         let chain::PolledTip { height, hash, ibd } = chain::poll(calls, &chain_info).await;
         let is_new_tip = hash.is_none() || hash != self.tip;
         if is_new_tip {
             calls.answers_for_tip.clear();
             self.tip.clone_from(&hash);
         }
-        chainstates::poll(calls, &chain_info).await;
+        chain::poll_chainstates(calls, &chain_info).await;
         mempool::poll(calls).await;
-        next_block::poll(calls).await;
+        chain::poll_mining_info(calls).await;
         mempool::poll_feerates(calls, ibd).await;
-        relay::poll_orphans(calls).await;
-        relay::poll_private_broadcast(calls).await;
-        let network_info = calls.rpc(Method::GetNetworkInfo, json!([])).await;
+        mempool::poll_orphans(calls).await;
+        mempool::poll_private_broadcast(calls).await;
+        let network_info = calls.rpc("getnetworkinfo", json!([])).await;
         // Forget the node's process if it has exited: over HTTP, the node can exit and another node can start between
         // two polls.
         if calls.interfaces.is_http_only() {
@@ -338,7 +333,7 @@ impl Poller {
         let process = self.process.as_ref().map(ProcessUsage::id);
         let uptime = node::poll(calls, process, &chain_info, &network_info).await;
         if let (None, Some(uptime)) = (&self.process, uptime) {
-            self.process = pid_file::find(calls, uptime).await;
+            self.process = node::find_process(calls, uptime).await;
         }
         let rpc_info = node::poll_rpc_server(calls).await;
         node::poll_zmq(calls).await;
@@ -347,12 +342,11 @@ impl Poller {
         fibre::poll(calls, &mut self.udp_silence).await;
         mempool::poll_fee_estimates(calls, is_new_tip).await;
         chain::poll_hashrate(calls).await;
-        chainstates::poll_deployments(calls).await;
+        chain::poll_deployments(calls).await;
         blocks::poll(calls, hash.as_deref(), ibd).await;
         chain::poll_tips(calls, ibd).await;
         if height.is_none() {
-            let unavailable = calls.unavailable().map(|error| PollError::NoAnswer(OVER_HTTP, error));
-            return Err(unavailable.unwrap_or(PollError::NoTip));
+            return Err(calls.unavailable().unwrap_or(PollError::NoTip));
         }
         Ok(PollResult { ibd, subversion: label(&network_info, "subversion") })
     }

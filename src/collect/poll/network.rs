@@ -7,7 +7,6 @@ use crate::collect::json::{count, flag, length, number};
 use crate::collect::node_start::NodeIdentity;
 use crate::collect::peers::{self, AnnouncementBacklog, NodeState};
 use crate::ipc::{NETWORKS, Node, PeerDirection, PeerStats};
-use crate::json_rpc::Method;
 use crate::metrics::NetworkMetrics;
 
 /// Reads peers and traffic at each poll. `height` is the height of the tip, and `info` is the response to
@@ -28,37 +27,33 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
     let mut received = received.and_then(|total| u64::try_from(total).ok());
     let sent = calls.call("Node.getTotalBytesSent", node.map(Node::total_bytes_sent)).await;
     let mut sent = sent.and_then(|total| u64::try_from(total).ok());
-    let totals = calls.rpc(Method::GetNetTotals, json!([])).await;
+    let totals = calls.rpc("getnettotals", json!([])).await;
     received = received.or(count(&totals, "totalbytesrecv"));
     sent = sent.or(count(&totals, "totalbytessent"));
     let mut peers = calls.call("Node.getNodesStats", node.map(Node::peer_stats)).await;
     if peers.is_none() {
-        peers = peers::from_json(&calls.rpc(Method::GetPeerInfo, json!([])).await);
+        peers = peers::from_json(&calls.rpc("getpeerinfo", json!([])).await);
     }
-    let addresses = calls.rpc(Method::GetAddrmanInfo, json!([])).await;
-    let banned = calls.rpc(Method::ListBanned, json!([])).await;
-    let added = calls.rpc(Method::GetAddedNodeInfo, json!([])).await;
+    let addresses = calls.rpc("getaddrmaninfo", json!([])).await;
+    let banned = calls.rpc("listbanned", json!([])).await;
+    let added = calls.rpc("getaddednodeinfo", json!([])).await;
 
     let backlog = AnnouncementBacklog::from_json(info);
     if let Some(peers) = peers {
-        show_peers(calls, &peers, NodeState { backlog, height });
+        show_peers(calls, &peers, backlog, height);
     }
     let metrics = &calls.metrics().network;
     metrics.peers.set(connections[0]);
-    let by_direction = [("in", connections[1]), ("out", connections[2])];
-    let samples = by_direction.into_iter().filter_map(|(direction, peers)| Some(([direction], peers?)));
-    metrics.connections.replace_if_any(samples);
+    metrics.connections.replace_if_any([(["in"], connections[1]), (["out"], connections[2])]);
     metrics.bytes_received.set(received);
     metrics.bytes_sent.set(sent);
-    let backlogs = [("in", backlog.inbound), ("out", backlog.outbound)];
-    let samples = backlogs.into_iter().filter_map(|(direction, backlog)| Some(([direction], backlog?)));
-    metrics.inv_backlog.replace_if_any(samples);
+    metrics.inv_backlog.replace_if_any([(["in"], backlog.inbound), (["out"], backlog.outbound)]);
     metrics.tx_send_rate.set(number(info, "tx_send_rate"));
     let tokens = [("in", "inbound"), ("out", "outbound")].into_iter().flat_map(|(direction, field)| {
         [("transactions", "count_tok"), ("bytes", "size_tok")]
-            .map(|(unit, tokens)| Some(([direction, unit], number(&info["inv_buckets"][field], tokens)?)))
+            .map(|(unit, tokens)| ([direction, unit], number(&info["inv_buckets"][field], tokens)))
     });
-    metrics.inv_tokens.replace_if_any(tokens.flatten());
+    metrics.inv_tokens.replace_if_any(tokens);
     metrics.clock_offset.set(number(info, "timeoffset"));
     show_upload_target(&totals["uploadtarget"], metrics);
     show_added_nodes(&added, metrics);
@@ -66,12 +61,12 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
     metrics.active.set(flag(info, "networkactive"));
     let reachable = info["networks"].as_array().into_iter().flatten().filter_map(|network| {
         let name = NETWORKS.iter().find(|name| network["name"] == **name)?;
-        Some(([*name], flag(network, "reachable")?.into()))
+        Some(([*name], flag(network, "reachable")))
     });
     metrics.reachable.replace_if_any(reachable);
     metrics.local_addresses.set(length(&info["localaddresses"]));
     let tables = NETWORKS.iter().flat_map(|network| ["new", "tried"].map(|table| [*network, table]));
-    let samples = tables.filter_map(|labels| Some((labels, number(&addresses[labels[0]], labels[1])?)));
+    let samples = tables.map(|labels| (labels, number(&addresses[labels[0]], labels[1])));
     metrics.addresses.replace_if_any(samples);
 }
 
@@ -80,19 +75,14 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
 fn show_upload_target(upload: &Value, metrics: &NetworkMetrics) {
     let Some(target) = count(upload, "target") else { return };
     let upload = Some(upload).filter(|_| target > 0);
+    let of_target = |field| upload.and_then(|upload| flag(upload, field));
     for (gauge, value) in [
         (&metrics.upload_target, upload.map(|_| target as f64)),
         (&metrics.upload_left, upload.and_then(|upload| number(upload, "bytes_left_in_cycle"))),
-        (&metrics.upload_reached, upload.and_then(|upload| flag(upload, "target_reached")).map(f64::from)),
-        (
-            &metrics.upload_historical,
-            upload.and_then(|upload| flag(upload, "serve_historical_blocks")).map(f64::from),
-        ),
+        (&metrics.upload_reached, of_target("target_reached")),
+        (&metrics.upload_historical, of_target("serve_historical_blocks")),
     ] {
-        if value.is_none() {
-            gauge.clear();
-        }
-        gauge.set(value);
+        gauge.replace(value);
     }
 }
 
@@ -104,13 +94,19 @@ fn show_added_nodes(added: &Value, metrics: &NetworkMetrics) {
     metrics.added_nodes.replace(states.into_iter().filter(|_| !added.is_empty()));
 }
 
-fn show_peers(calls: &mut RateLimitedCalls, peers: &[PeerStats], node: NodeState) {
+fn show_peers(
+    calls: &mut RateLimitedCalls,
+    peers: &[PeerStats],
+    backlog: AnnouncementBacklog,
+    height: Option<f64>,
+) {
     let state = &mut *calls.context.persistent_state.borrow_mut();
     // If an earlier poll of this IPC connection has exported peers, these peers were reported by the same node process,
     // because all responses on one IPC connection come from one process.
     let is_same = calls.showed_peers && !calls.interfaces.is_http_only();
     let identity = state.node_start.take_identity();
-    state.peers.set_node_identity(if is_same { NodeIdentity::Same } else { identity });
+    let identity = if is_same { NodeIdentity::Same } else { identity };
+    let node = NodeState { backlog, height, identity };
     state.peers.show(peers, node, &calls.context.metrics.network);
     calls.showed_peers = true;
 }

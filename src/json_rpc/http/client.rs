@@ -7,16 +7,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use futures::future::LocalBoxFuture;
-use hyper::StatusCode;
 use hyper::body::Bytes;
-use hyper::header::HeaderValue;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
 use serde_json::Value;
 use tokio::sync::{Mutex, watch};
 use tracing::{info, warn};
 
-use super::connection::{HttpResponse, PooledConnection, send_request};
+use super::connection::{PooledConnection, send_request};
 use super::{Credentials, FailureCause, HttpFailure, HttpRpcConfig};
-use crate::json_rpc::{CallError, Method, Response, Transport, parse, request, whitelist_line};
+use crate::json_rpc::{self, CallError, Transport, parse, request, require_permitted, whitelist_line};
 use crate::logging::RepeatLimiter;
 
 /// A client of a node's JSON-RPC over HTTP. Clones share the connection and the state.
@@ -46,10 +46,9 @@ struct ClientState {
     quiet: Cell<bool>,
     /// Whether the user expects that HTTP is used: HTTP is required, or credentials were found at least once.
     wanted: Cell<bool>,
-    /// Methods that the node rejected with HTTP status 403. The rejection of each of these methods was logged once.
+    /// Methods that the node rejected with HTTP status 403, each of which was logged once, and the method of
+    /// [`check_privileges`](HttpRpc::check_privileges) after its first call.
     forbidden: RefCell<BTreeSet<String>>,
-    /// Whether [`check_privileges`](HttpRpc::check_privileges) has been called.
-    privileges_checked: Cell<bool>,
     /// Function that is called with the cause of each failed request, to count the failures by cause.
     on_failure: Box<dyn Fn(FailureCause)>,
 }
@@ -79,7 +78,6 @@ impl HttpRpc {
             has_credentials: Cell::new(false),
             quiet: Cell::new(false),
             forbidden: RefCell::default(),
-            privileges_checked: Cell::new(false),
             on_failure: Box::new(on_failure),
         }))
     }
@@ -120,10 +118,10 @@ impl HttpRpc {
         /// A method that the recommended whitelist (`-rpcwhitelist`) does not contain. If the node executes this
         /// method, the credentials are not restricted by the whitelist.
         const BEYOND_READING: &str = "help";
-        if self.0.privileges_checked.replace(true) {
+        // The entry also prevents the log line about a rejected method.
+        if !self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()) {
             return;
         }
-        self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()); // prevents the log line about a rejected method
         // `request` returns `Ok` only if the node has executed the method, because a JSON-RPC error in the response is
         // also returned as an error.
         if self.request(BEYOND_READING, &Value::from([BEYOND_READING].as_slice())).await.is_ok() {
@@ -132,8 +130,8 @@ impl HttpRpc {
                 "{} may call methods that change the node; to restrict the exporter to reading, {}",
                 credentials.describe(),
                 match credentials {
-                    Credentials::User { name, .. } =>
-                        format!("add to bitcoin.conf: {}", whitelist_line(name)),
+                    Credentials::PasswordFile(user, _) | Credentials::PasswordVariable(user) =>
+                        format!("add to bitcoin.conf: {}", whitelist_line(user)),
                     Credentials::Cookie(_) => format!(
                         "use --rpc-user with a user of its own, and add to bitcoin.conf: {}",
                         whitelist_line("exporter")
@@ -214,8 +212,9 @@ impl HttpRpc {
     ///
     /// # Errors
     /// The node does not respond in time, or responds with an error or with invalid JSON.
-    pub async fn query(&self, method: Method, params: Value) -> Result<Value, CallError> {
-        parse(&self.call_and_count(method.name(), &params).await?)
+    pub async fn query(&self, method: &'static str, params: Value) -> Result<Value, CallError> {
+        require_permitted(method, &params)?;
+        parse(&self.call_and_count(method, &params).await?)
     }
 
     /// Makes a call if HTTP is marked as usable. Marks HTTP as unusable if the call fails because of HTTP, or because
@@ -248,23 +247,25 @@ impl HttpRpc {
         // The timeout of this call starts after the wait for earlier calls on the connection. This wait is limited,
         // because each earlier call has a timeout, too.
         let mut slot = connection.lock().await;
-        let answer = match tokio::time::timeout(*deadline, self.send_with_busy_retry(&mut slot, body)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(HttpFailure::new(
-                FailureCause::Timeout,
-                format!("no response within {}", humantime::format_duration(*deadline)),
-            )),
-        };
+        let answer = tokio::time::timeout(*deadline, self.send_with_busy_retry(&mut slot, body)).await;
         drop(slot);
-        let answer = answer.map_err(|failure| call_error(failure.at(&config.url)))?;
-        if answer.status == StatusCode::FORBIDDEN && forbidden.borrow_mut().insert(method.into()) {
+        let answer = answer.unwrap_or_else(|_| {
+            let text = format!("no response within {}", humantime::format_duration(*deadline));
+            Err(HttpFailure::new(FailureCause::Timeout, text))
+        });
+        if answer.as_ref().is_ok_and(|answer| answer.status() == StatusCode::FORBIDDEN)
+            && forbidden.borrow_mut().insert(method.into())
+        {
             warn!(
                 "the node rejects {method} over HTTP (403): allow it in -rpcwhitelist or -rpcallowip of the node"
             );
         }
-        read(answer).map_err(|error| match error {
-            CallError::Http(failure) => CallError::Http(failure.at(&config.url)),
-            error => error,
+        answer.and_then(read).unwrap_or_else(|failure| {
+            let failure = failure.at(&config.url);
+            Err(match failure.cause {
+                FailureCause::TooLarge => CallError::TooLarge(failure.text),
+                _ => CallError::Http(failure),
+            })
         })
     }
 
@@ -273,11 +274,11 @@ impl HttpRpc {
         &self,
         slot: &mut Option<PooledConnection>,
         body: Bytes,
-    ) -> Result<HttpResponse, HttpFailure> {
+    ) -> Result<Response<Bytes>, HttpFailure> {
         /// Time between the two attempts to send the request.
         const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(250);
         let answer = self.send_authorized(slot, body.clone()).await?;
-        if answer.status != StatusCode::SERVICE_UNAVAILABLE {
+        if answer.status() != StatusCode::SERVICE_UNAVAILABLE {
             return Ok(answer);
         }
         tokio::time::sleep(BUSY_RETRY_INTERVAL).await;
@@ -296,7 +297,7 @@ impl HttpRpc {
         &self,
         slot: &mut Option<PooledConnection>,
         body: Bytes,
-    ) -> Result<HttpResponse, HttpFailure> {
+    ) -> Result<Response<Bytes>, HttpFailure> {
         let credentials = &self.config().credentials;
         // The connection is put back into the slot only after the response. If this call is cancelled, the connection
         // is closed, because the late response could be mistaken for the response to a later call.
@@ -305,7 +306,7 @@ impl HttpRpc {
             Some(pooled) => pooled.authorization.clone(),
             None => self.read_credentials().await?,
         };
-        let (mut pooled, answer) = match send_request(self.config(), pooled, &first, &body).await {
+        let (mut pooled, mut answer) = match send_request(self.config(), pooled, &first, &body).await {
             Ok(answered) => answered,
             Err(why) => {
                 // Reading the credentials again updates `has_credentials`, because a node that has exited has deleted
@@ -314,23 +315,15 @@ impl HttpRpc {
                 return Err(why);
             }
         };
-        if answer.status != StatusCode::UNAUTHORIZED {
-            *slot = Some(pooled);
-            return Ok(answer);
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            let second = self.read_credentials().await?;
+            if second != first {
+                (pooled, answer) = send_request(self.config(), Some(pooled), &second, &body).await?;
+            }
         }
-        let refused = || {
-            let (describe, advice) = (credentials.describe(), credentials.advice());
-            let text = format!("the node rejects {describe} (401); {advice}");
-            Err(HttpFailure::new(FailureCause::Unauthorized, text))
-        };
-        let second = self.read_credentials().await?;
-        if second == first {
-            return refused();
-        }
-        let answer;
-        (pooled, answer) = send_request(self.config(), Some(pooled), &second, &body).await?;
-        if answer.status == StatusCode::UNAUTHORIZED {
-            return refused();
+        if answer.status() == StatusCode::UNAUTHORIZED {
+            let text = format!("the node rejects {} (401); {}", credentials.describe(), credentials.advice());
+            return Err(HttpFailure::new(FailureCause::Unauthorized, text));
         }
         *slot = Some(pooled);
         Ok(answer)
@@ -340,10 +333,10 @@ impl HttpRpc {
 impl Transport for HttpRpc {
     fn call<'a>(
         &'a self,
-        method: Method,
+        method: &'static str,
         params: &'a Value,
     ) -> LocalBoxFuture<'a, Result<String, CallError>> {
-        Box::pin(self.call_if_usable(method.name(), params))
+        Box::pin(self.call_if_usable(method, params))
     }
 
     fn unavailable(&self) -> Option<CallError> {
@@ -354,13 +347,6 @@ impl Transport for HttpRpc {
 /// Returns the reason why HTTP is not used before the first check.
 fn not_checked_yet() -> HttpFailure {
     HttpFailure::new(FailureCause::Other, "the node has not been checked yet")
-}
-
-fn call_error(failure: HttpFailure) -> CallError {
-    match failure.cause {
-        FailureCause::TooLarge => CallError::TooLarge(failure.text),
-        _ => CallError::Http(failure),
-    }
 }
 
 /// Returns the cause under which a failed call is counted. `None` for JSON-RPC errors other than RPC_IN_WARMUP (the
@@ -375,33 +361,35 @@ fn cause(error: &CallError) -> Option<FailureCause> {
     }
 }
 
-/// Reads the JSON-RPC result from an HTTP response. Nodes without JSON-RPC 2.0 return JSON-RPC errors with an HTTP
-/// error status. The body is therefore parsed for every status except 503, 403 and redirects.
-fn read(answer: HttpResponse) -> Result<String, CallError> {
-    let status = answer.status.as_u16();
-    if answer.status == StatusCode::SERVICE_UNAVAILABLE {
-        return Err(CallError::Http(HttpFailure::new(
+/// Reads the JSON-RPC response in an HTTP response: its result, or its error. Nodes without JSON-RPC 2.0 return
+/// JSON-RPC errors with an HTTP error status. The body is therefore parsed for every status except 503, 403 and
+/// redirects.
+fn read(answer: Response<Bytes>) -> Result<Result<String, CallError>, HttpFailure> {
+    let status = answer.status().as_u16();
+    if answer.status() == StatusCode::SERVICE_UNAVAILABLE {
+        return Err(HttpFailure::new(
             FailureCause::Busy,
             "the node's work queue is full (503): reduce the requests of other clients, or increase -rpcworkqueue",
-        )));
+        ));
     }
-    if answer.status == StatusCode::FORBIDDEN {
-        return Err(CallError::Failed("403, not allowed by -rpcwhitelist or -rpcallowip".into()));
+    if answer.status() == StatusCode::FORBIDDEN {
+        return Ok(Err(CallError::Failed("403, not allowed by -rpcwhitelist or -rpcallowip".into())));
     }
-    if answer.status.is_redirection() {
+    if answer.status().is_redirection() {
         let text = format!(
             "the server sends a redirect ({status}), which is not followed; set --rpc-url to the node itself"
         );
-        return Err(CallError::Http(text.into()));
+        return Err(text.into());
     }
-    match serde_json::from_slice::<Response>(&answer.body) {
-        Ok(response) => response.result(),
+    match serde_json::from_slice::<json_rpc::Response>(answer.body()) {
+        Ok(response) => Ok(response.result()),
         Err(_) => {
-            let kind = answer.content_type.as_deref().unwrap_or("no content type");
+            let kind = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+            let kind = kind.unwrap_or("no content type");
             let text = format!(
                 "the response is not JSON-RPC ({status}, {kind:.40}); check that --rpc-url is not a proxy or another server"
             );
-            Err(CallError::Http(text.into()))
+            Err(text.into())
         }
     }
 }

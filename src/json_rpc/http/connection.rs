@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{CertificateError, ClientConfig};
@@ -33,13 +33,6 @@ pub struct PooledConnection {
     _driver: AbortOnDropHandle<()>,
 }
 
-/// An HTTP response with its complete body.
-pub struct HttpResponse {
-    pub status: StatusCode,
-    pub content_type: Option<String>,
-    pub body: Bytes,
-}
-
 /// Sends a request and reads the response. Opens a new connection if `pooled` is `None`, or if the node has closed that
 /// connection. Also returns the connection, which the next request can use.
 ///
@@ -50,7 +43,7 @@ pub async fn send_request(
     pooled: Option<PooledConnection>,
     authorization: &HeaderValue,
     body: &Bytes,
-) -> Result<(PooledConnection, HttpResponse), HttpFailure> {
+) -> Result<(PooledConnection, Response<Bytes>), HttpFailure> {
     let url = &config.url;
     let request = || {
         Request::post(&url.path)
@@ -126,7 +119,8 @@ async fn tls_connect(
     })
 }
 
-async fn read_response(head: Response<Incoming>) -> Result<HttpResponse, HttpFailure> {
+/// Reads the complete body of a response.
+async fn read_response(head: Response<Incoming>) -> Result<Response<Bytes>, HttpFailure> {
     let (head, body) = head.into_parts();
     let body = Limited::new(body, MAX_BODY_BYTES).collect().await.map_err(|error| match error
         .downcast_ref::<LengthLimitError>()
@@ -137,7 +131,5 @@ async fn read_response(head: Response<Incoming>) -> Result<HttpResponse, HttpFai
         ),
         None => format!("the response is incomplete ({error})").into(),
     })?;
-    let content_type =
-        head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_string);
-    Ok(HttpResponse { status: head.status, content_type, body: body.to_bytes() })
+    Ok(Response::from_parts(head, body.to_bytes()))
 }

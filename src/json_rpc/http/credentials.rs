@@ -23,32 +23,19 @@ const MAX_FILE_BYTES: u64 = 4096;
 pub enum Credentials {
     /// Path of the cookie file, which the node writes at each start.
     Cookie(PathBuf),
-    /// An RPC user that the node's option `-rpcauth` or `-rpcuser` defines.
-    User {
-        /// Name of the RPC user.
-        name: String,
-        /// The source from which the password is read.
-        password: Password,
-    },
-}
-
-/// The source of an RPC user's password.
-#[derive(Clone, Debug)]
-pub enum Password {
-    /// The first line of this file.
-    File(PathBuf),
-    /// The environment variable [`PASSWORD_VARIABLE`].
-    Environment,
+    /// Name of an RPC user that the node's option `-rpcauth` or `-rpcuser` defines, and path of the file whose first
+    /// line is the user's password.
+    PasswordFile(String, PathBuf),
+    /// Name of an RPC user, whose password is in the environment variable [`PASSWORD_VARIABLE`].
+    PasswordVariable(String),
 }
 
 impl Credentials {
     /// Path of the file that contains the secret; `None` if the secret is in an environment variable.
     pub fn file(&self) -> Option<&Path> {
         match self {
-            Credentials::Cookie(path) | Credentials::User { password: Password::File(path), .. } => {
-                Some(path)
-            }
-            Credentials::User { password: Password::Environment, .. } => None,
+            Credentials::Cookie(path) | Credentials::PasswordFile(_, path) => Some(path),
+            Credentials::PasswordVariable(_) => None,
         }
     }
 
@@ -65,15 +52,13 @@ impl Credentials {
                 }
                 cookie
             }
-            Credentials::User { name, password: Password::File(path) } => {
-                format!("{name}:{}", first_line(path, "password").await?)
+            Credentials::PasswordFile(user, path) => {
+                format!("{user}:{}", first_line(path, "password").await?)
             }
-            Credentials::User { name, password: Password::Environment } => {
-                match std::env::var(PASSWORD_VARIABLE) {
-                    Ok(password) => format!("{name}:{password}"),
-                    Err(_) => return Err(format!("{PASSWORD_VARIABLE} has no password")),
-                }
-            }
+            Credentials::PasswordVariable(user) => match std::env::var(PASSWORD_VARIABLE) {
+                Ok(password) => format!("{user}:{password}"),
+                Err(_) => return Err(format!("{PASSWORD_VARIABLE} has no password")),
+            },
         };
         let mut header = HeaderValue::from_str(&format!("Basic {}", STANDARD.encode(both)))
             .map_err(|error| error.to_string())?;
@@ -85,11 +70,11 @@ impl Credentials {
     pub fn describe(&self) -> String {
         match self {
             Credentials::Cookie(path) => format!("the cookie in {}", path.display()),
-            Credentials::User { name, password: Password::File(path) } => {
-                format!("user {name} with the password in {}", path.display())
+            Credentials::PasswordFile(user, path) => {
+                format!("user {user} with the password in {}", path.display())
             }
-            Credentials::User { name, password: Password::Environment } => {
-                format!("user {name} with the password of {PASSWORD_VARIABLE}")
+            Credentials::PasswordVariable(user) => {
+                format!("user {user} with the password of {PASSWORD_VARIABLE}")
             }
         }
     }
@@ -101,7 +86,7 @@ impl Credentials {
                 "check that it is the cookie of the node at this port (--rpc-cookie-file, --rpc-url; a node with \
                  -rpcpassword has none)"
             }
-            Credentials::User { .. } => "compare the user and password with -rpcauth or -rpcuser of the node",
+            _ => "compare the user and password with -rpcauth or -rpcuser of the node",
         }
     }
 }
@@ -158,7 +143,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         let cookie = Credentials::Cookie(path.clone());
-        let user = Credentials::User { name: "exporter".into(), password: Password::File(path.clone()) };
+        let user = Credentials::PasswordFile("exporter".into(), path.clone());
         assert!(read(&cookie).await.unwrap_err().contains("there is no cookie at"));
         for text in ["__cookie__:a", "__cookie__:b"] {
             std::fs::write(&path, text).unwrap();

@@ -21,7 +21,7 @@ use rustls::ClientConfig;
 
 use super::{FailureCause, HttpFailure};
 pub use client::HttpRpc;
-pub use credentials::{Credentials, Password};
+pub use credentials::Credentials;
 pub use url::Url;
 
 /// Settings of JSON-RPC over HTTP: the node's address, the credentials, and when to use HTTP.
