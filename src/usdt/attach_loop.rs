@@ -47,20 +47,6 @@ const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(1500);
 /// failure.
 const REATTACH_INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// The reason why the exporter could not attach to a process.
-pub enum AttachError {
-    /// The process ended before or while the BPF programs were attached, or immediately afterwards.
-    ProcessEnded,
-    /// An error other than the end of the process.
-    Other(anyhow::Error),
-}
-
-impl From<anyhow::Error> for AttachError {
-    fn from(error: anyhow::Error) -> Self {
-        AttachError::Other(error)
-    }
-}
-
 /// A node to whose tracepoints the BPF programs are attached.
 pub struct TracedNode {
     /// The process of the node.
@@ -112,10 +98,7 @@ impl Tracer {
             .search
             .find_now()?
             .context("no node is running; start it, or select it with --bitcoind or --pid")?;
-        self.attach(&node).map_err(|failure| match failure {
-            AttachError::ProcessEnded => anyhow!("{node} has exited"),
-            AttachError::Other(error) => error,
-        })
+        self.attach(&node)?.with_context(|| format!("{node} has exited"))
     }
 
     /// Attaches to the node. Returns `None` if no node is running, or if several processes may be the node.
@@ -124,37 +107,29 @@ impl Tracer {
     /// The process that the user selected with `--pid` does not exist, or the exporter cannot attach to the node.
     pub fn start(&mut self) -> Result<Option<TracedNode>> {
         let SearchResult::Node(node) = self.search.find()? else { return Ok(None) };
-        match self.attach(&node) {
-            Ok(traced) => Ok(Some(traced)),
-            Err(AttachError::ProcessEnded) => Ok(None),
-            Err(AttachError::Other(error)) => Err(error),
-        }
+        self.attach(&node)
     }
 
-    /// Attaches to a process. Returns an error if no tracepoint can be attached. After an error, no program is
-    /// attached.
-    fn attach(&mut self, node: &NodeProcess) -> Result<TracedNode, AttachError> {
+    /// Attaches to a process. Returns `None` if the process ended before or while the BPF programs were attached, or
+    /// immediately afterwards, and an error if no tracepoint can be attached. In both cases, no program is attached.
+    fn attach(&mut self, node: &NodeProcess) -> Result<Option<TracedNode>> {
         // Open the pidfd before any program is attached, because the kernel may later assign the PID to another
         // process.
         let end = node.end()?;
         self.search.check_other_processes(node)?;
-        let result = match end {
-            None => Err(AttachError::ProcessEnded),
-            Some(end) => self.attach_probes(node).map_err(AttachError::from).map(|attached| TracedNode {
-                node: node.clone(),
-                attached,
-                end,
-            }),
+        let attach = |end| {
+            let attached = self.attach_probes(node)?;
+            Ok(TracedNode { node: node.clone(), attached, end })
         };
-        let result = match result {
-            Ok(traced) if traced.has_ended() => Err(AttachError::ProcessEnded),
-            Err(AttachError::Other(_)) if !node.is_running() => Err(AttachError::ProcessEnded),
-            result => result,
+        let result = match end.map(attach).transpose() {
+            Ok(traced) => Ok(traced.filter(|traced| !traced.has_ended())),
+            Err(_) if !node.is_running() => Ok(None),
+            Err(error) => Err(error),
         };
-        if result.is_err() {
+        if !matches!(result, Ok(Some(_))) {
             self.programs.detach();
         }
-        if matches!(result, Err(AttachError::ProcessEnded)) {
+        if matches!(result, Ok(None)) {
             self.search.ended(node);
         }
         result
@@ -200,13 +175,13 @@ impl Tracer {
                 Ok(SearchResult::Node(node)) => match &failed {
                     Some((same, _, next)) if *same == node && Instant::now() < *next => None,
                     _ => match self.attach(&node) {
-                        Ok(traced) => {
+                        Ok(Some(traced)) => {
                             let good = traced.attached.iter().filter(|it| it.result.is_ok()).count();
                             info!("attached {good} tracepoints of {node}");
                             return traced;
                         }
-                        Err(AttachError::ProcessEnded) => continue,
-                        Err(AttachError::Other(error)) => {
+                        Ok(None) => continue,
+                        Err(error) => {
                             let before = failed.take().filter(|(same, ..)| *same == node);
                             let (first, longest) = REATTACH_INTERVAL;
                             let delay = before.map_or(first, |(_, delay, _)| (2 * delay).min(longest));
@@ -285,7 +260,7 @@ impl Tracer {
                 }
                 Some(next) => {
                     info!("tracing {next} instead of {}", traced.node);
-                    first = self.attach(&next).ok();
+                    first = self.attach(&next).ok().flatten();
                 }
             }
         }
