@@ -1,14 +1,12 @@
 //! Finds the node, attaches the BPF programs to its tracepoints, waits until the node exits, and then searches for the
 //! next node.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -64,23 +62,17 @@ impl TracedNode {
     }
 }
 
-/// Identity of one version of a file: device, inode, and the time of the last change in seconds and nanoseconds.
-type FileVersion = (u64, u64, i64, i64);
-
 /// A tracer, which attaches the BPF programs to the node that the search finds, and after the exit of that node to the
 /// next node.
 pub struct Tracer {
     programs: Programs,
     search: NodeSearch,
-    /// Binaries that have none of the requested tracepoints, each with its error message. The exporter does not read
-    /// these binaries again.
-    without_probes: BTreeMap<FileVersion, String>,
 }
 
 impl Tracer {
     /// A tracer whose BPF programs are loaded, and not attached to a node yet.
     pub fn new(programs: Programs, search: NodeSearch) -> Self {
-        Tracer { programs, search, without_probes: BTreeMap::new() }
+        Tracer { programs, search }
     }
 
     /// The BPF programs.
@@ -139,10 +131,6 @@ impl Tracer {
     /// the reason for the first tracepoint.
     fn attach_probes(&mut self, node: &NodeProcess) -> Result<Vec<AttachResult>> {
         let binary = readable_binary(node);
-        let version = version(&binary);
-        if let Some(why) = version.as_ref().and_then(|version| self.without_probes.get(version)) {
-            return Err(anyhow!("{why}"));
-        }
         let attached = self.programs.attach(node.pid, &binary);
         let Some(AttachResult { name, result: Err(error) }) =
             attached.first().filter(|_| attached.iter().all(|it| it.result.is_err()))
@@ -151,18 +139,13 @@ impl Tracer {
         };
         let has = |site: &probes::Site| attached.iter().any(|it| it.name == site.probe());
         if probes::sites(&binary)?.iter().any(has) {
-            return Err(anyhow!("No USDT probes could be attached. {name}: {error:#}"));
+            bail!("No USDT probes could be attached. {name}: {error:#}");
         }
-        let why = format!(
+        bail!(
             "No USDT probes could be attached. {0} has none of the requested probes; it must be built with USDT support \
              (-DWITH_USDT=ON, or --enable-usdt). See: readelf -n {0} | grep -A4 stapsdt",
             node.binary.display()
-        );
-        if self.without_probes.len() > 100 {
-            self.without_probes.clear();
-        }
-        self.without_probes.extend(version.map(|version| (version, why.clone())));
-        Err(anyhow!(why))
+        )
     }
 
     /// Searches until a node is found and attached. Logs the reason of a failure when the reason changes.
@@ -271,12 +254,6 @@ impl Tracer {
 /// the path of the file.
 pub(super) fn readable_binary(node: &NodeProcess) -> PathBuf {
     Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
-}
-
-/// The [`FileVersion`] of a binary; `None` if the file cannot be accessed.
-fn version(binary: &Path) -> Option<FileVersion> {
-    let file = binary.metadata().ok()?;
-    Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
 }
 
 /// Reads and logs the events of the BPF programs, and traces one node after the other, in a loop that ends only with an
