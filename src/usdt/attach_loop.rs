@@ -11,8 +11,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
+use super::choice::Choice;
 use super::events::EventReader;
-use super::target::{NodeSearch, SearchResult};
+use super::target::NodeSearch;
 use super::{AttachResult, Programs, probes};
 use crate::node_process::NodeProcess;
 use crate::sys::watched;
@@ -98,7 +99,7 @@ impl Tracer {
     /// # Errors
     /// The process that the user selected with `--pid` does not exist, or the exporter cannot attach to the node.
     pub fn start(&mut self) -> Result<Option<TracedNode>> {
-        let SearchResult::Node(node) = self.search.find()? else { return Ok(None) };
+        let Choice::Node(node) = self.search.find()? else { return Ok(None) };
         self.attach(&node)
     }
 
@@ -155,7 +156,7 @@ impl Tracer {
         let mut failed: Option<(NodeProcess, Duration, Instant)> = None;
         loop {
             let why = match self.search.find() {
-                Ok(SearchResult::Node(node)) => match &failed {
+                Ok(Choice::Node(node)) => match &failed {
                     Some((same, _, next)) if *same == node && Instant::now() < *next => None,
                     _ => match self.attach(&node) {
                         Ok(Some(traced)) => {
@@ -173,8 +174,8 @@ impl Tracer {
                         }
                     },
                 },
-                Ok(SearchResult::Soon) => None,
-                Ok(SearchResult::None { why, .. }) => Some(why),
+                Ok(Choice::Soon) => None,
+                Ok(Choice::None(why)) => Some(why.unwrap_or_else(|| self.search.not_found_message())),
                 Err(error) => Some(format!("{error:#}")),
             };
             if let Some(why) = why.filter(|why| *why != last_logged) {

@@ -1,7 +1,6 @@
 //! Finds the node to trace, and after its exit the next node.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +9,8 @@ use anyhow::{Result, bail};
 
 use super::candidates::{Candidate, Scanner};
 use super::choice::{Choice, KnownNode, OtherNodes, UserSelection, choose, successor};
-use super::{file_locks, privileges};
+use super::file_locks::{self, FileId};
+use super::privileges;
 use crate::node_process::NodeProcess;
 
 /// The user's selection of the node to trace. Without a selection, the only running node is traced.
@@ -24,21 +24,6 @@ pub struct NodeSelector {
     pub datadir: Option<PathBuf>,
     /// systemd unit of the node, for example `bitcoind.service`.
     pub unit: Option<String>,
-}
-
-/// The result of one search: the node, or the reason why no node was found.
-pub enum SearchResult {
-    /// The process of the node.
-    Node(NodeProcess),
-    /// No node was found yet. A process that was just started may be the node, and the caller should search again soon.
-    Soon,
-    /// No node was found, or several processes may be the node.
-    None {
-        /// The reason, as a message for the user.
-        why: String,
-        /// Whether processes were found that may be the node, but from which the user has to select one.
-        is_ambiguous: bool,
-    },
 }
 
 /// The search for the node, with the evidence that distinguishes the node from other nodes.
@@ -75,11 +60,10 @@ impl NodeSearch {
         let end = Instant::now() + FIND_TIMEOUT;
         loop {
             match self.find()? {
-                SearchResult::Node(node) => return Ok(Some(node)),
-                SearchResult::Soon if Instant::now() < end => thread::sleep(Duration::from_millis(50)),
-                SearchResult::Soon => return Ok(None),
-                SearchResult::None { is_ambiguous: true, why } => bail!("{why}"),
-                SearchResult::None { .. } => return Ok(None),
+                Choice::Node(node) => return Ok(Some(node)),
+                Choice::Soon if Instant::now() < end => thread::sleep(Duration::from_millis(50)),
+                Choice::None(Some(why)) => bail!("{why}"),
+                Choice::Soon | Choice::None(None) => return Ok(None),
             }
         }
     }
@@ -88,20 +72,14 @@ impl NodeSearch {
     ///
     /// # Errors
     /// The process that the user selected with `--pid` does not exist, or the processes cannot be listed.
-    pub fn find(&mut self) -> Result<SearchResult> {
+    pub(super) fn find(&mut self) -> Result<Choice> {
         if let (Some(pid), None) = (self.selector.pid, &self.last) {
-            return NodeProcess::from_pid(pid, self.selector.binary.as_deref()).map(SearchResult::Node);
+            return NodeProcess::from_pid(pid, self.selector.binary.as_deref()).map(Choice::Node);
         }
         let last = self.last.as_ref().map(|it| it.candidate.node.binary.as_path());
         let all = self.scanner.scan(self.selector.binary.as_deref(), last)?;
-        Ok(match self.decide(|named, others| choose(&all, named, self.last.as_ref(), others)) {
-            (Choice::Node(candidate), _) => SearchResult::Node(candidate.node),
-            (Choice::Soon, _) => SearchResult::Soon,
-            (Choice::None(Some(why)), _) => SearchResult::None { why, is_ambiguous: true },
-            (Choice::None(None), hidden) => {
-                SearchResult::None { why: self.not_found_message(hidden), is_ambiguous: false }
-            }
-        })
+        let locks = self.datadir_locks();
+        Ok(choose(&all, self.selection(locks.as_deref()), self.last.as_ref(), &self.others))
     }
 
     /// Collects evidence about the traced process `node` and about all other processes that run a node's binary.
@@ -132,10 +110,11 @@ impl NodeSearch {
                 self.others.services.extend(other.service().map(String::from));
             }
         }
-        let last = self.last.as_ref();
-        let (next, _) = self.decide(|named, others| successor(&all, named, &present, last, others));
+        let locks = self.datadir_locks();
+        let named = self.selection(locks.as_deref());
+        let next = successor(&all, named, &present, self.last.as_ref(), &self.others);
         self.present = Some(present);
-        Ok(next.map(|candidate| candidate.node))
+        Ok(next)
     }
 
     /// Whether the lock of the data directory proves that the traced process is the node.
@@ -161,26 +140,23 @@ impl NodeSearch {
         };
     }
 
-    /// Calls `decide` with the user's selection and the evidence about other nodes, and returns the result of
-    /// `decide`. The second value is the error if the lock files of the data directory cannot be accessed.
-    fn decide<T>(&self, decide: impl FnOnce(UserSelection, &OtherNodes) -> T) -> (T, Option<io::Error>) {
-        let locks = self.selector.datadir.as_deref().map(file_locks::datadir_lock_files);
-        let (locks, hidden) = match locks.transpose() {
-            Ok(locks) => (locks, None),
-            Err(error) => (None, Some(error)),
-        };
-        let named = UserSelection {
-            binary: self.selector.binary.is_some(),
-            datadir: self.selector.datadir.as_deref(),
-            datadir_locks: locks.as_deref(),
-            unit: self.selector.unit.as_deref(),
-        };
-        (decide(named, &self.others), hidden)
+    /// The lock files of the data directory that the user selected; `None` if they cannot be accessed.
+    fn datadir_locks(&self) -> Option<Vec<FileId>> {
+        file_locks::datadir_lock_files(self.selector.datadir.as_deref()?).ok()
     }
 
-    /// The message for the user if no node was found. `hidden` is the error if the lock files of the data directory
-    /// cannot be accessed.
-    fn not_found_message(&self, hidden: Option<io::Error>) -> String {
+    /// The user's selection, with the lock files of the data directory.
+    fn selection<'a>(&'a self, datadir_locks: Option<&'a [FileId]>) -> UserSelection<'a> {
+        UserSelection {
+            binary: self.selector.binary.is_some(),
+            datadir: self.selector.datadir.as_deref(),
+            datadir_locks,
+            unit: self.selector.unit.as_deref(),
+        }
+    }
+
+    /// The message for the user if no node was found.
+    pub(super) fn not_found_message(&self) -> String {
         let NodeSelector { binary, datadir, unit, .. } = &self.selector;
         let binary = binary.as_ref().or(self.last.as_ref().map(|it| &it.candidate.node.binary));
         let mut why = match binary {
@@ -195,16 +171,15 @@ impl NodeSearch {
         if let Some(unit) = unit {
             why += &format!(" in unit {unit}");
         }
-        match (datadir, hidden) {
-            (Some(datadir), None) => why += &format!(" with data directory {}", datadir.display()),
-            (Some(datadir), Some(error)) => {
-                why += &format!(
-                    " with -datadir={0} on its command line, and the lock in {0} cannot be read ({error}): run as the \
-                     node's user, or select the node with --unit",
-                    datadir.display()
-                );
-            }
-            (None, _) => {}
+        if let Some(datadir) = datadir {
+            let at = datadir.display();
+            why += &match file_locks::datadir_lock_files(datadir) {
+                Ok(_) => format!(" with data directory {at}"),
+                Err(error) => format!(
+                    " with -datadir={at} on its command line, and the lock in {at} cannot be read ({error}): run as the \
+                     node's user, or select the node with --unit"
+                ),
+            };
         }
         why
     }
