@@ -6,6 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, value_parser};
 
 use super::candidates::{Candidate, Scanner};
 use super::choice::{Choice, KnownNode, OtherNodes, UserSelection, choose, successor};
@@ -13,16 +15,30 @@ use super::file_locks::{self, FileId};
 use super::privileges;
 use crate::node_process::NodeProcess;
 
-/// The user's selection of the node to trace. Without a selection, the only running node is traced.
-#[derive(Clone, Debug, Default)]
+/// The command line arguments that select the node to trace. Without them, the only running node is traced.
+#[derive(Args, Clone, Debug)]
 pub struct NodeSelector {
-    /// Path of the node's binary, which contains the tracepoints.
-    pub binary: Option<PathBuf>,
-    /// PID of the node. After that process has ended, the next process with the same data directory is traced.
+    /// Path of the binary with the tracepoints [default: the binary of the node's process]
+    #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BITCOIND")]
+    pub bitcoind: Option<PathBuf>,
+
+    /// PID of the node [default: the process that runs the binary]. After that process has ended, the next process
+    /// with the same data directory is traced
+    #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = value_parser!(i32).range(1..))]
     pub pid: Option<i32>,
-    /// Data directory of the node.
+
+    /// Node's data directory, or a network's folder in it. Selects one of several nodes: the node that holds the lock
+    /// of the directory or, if the exporter cannot read the directory, the node with this -datadir on its command line
+    #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_DATADIR")]
     pub datadir: Option<PathBuf>,
-    /// systemd unit of the node, for example `bitcoind.service`.
+
+    /// Node's systemd unit, e.g. bitcoind.service. Selects one of several nodes by the unit that the node runs in
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "BITCOIND_USDT_EXPORTER_UNIT",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
     pub unit: Option<String>,
 }
 
@@ -46,7 +62,7 @@ impl NodeSearch {
 
     /// Path of the binary that the user named.
     pub fn binary(&self) -> Option<&PathBuf> {
-        self.selector.binary.as_ref()
+        self.selector.bitcoind.as_ref()
     }
 
     /// The running node; `None` if no node is running. Waits at most three seconds if a process that was just started
@@ -74,10 +90,10 @@ impl NodeSearch {
     /// The process that the user selected with `--pid` does not exist, or the processes cannot be listed.
     pub(super) fn find(&mut self) -> Result<Choice> {
         if let (Some(pid), None) = (self.selector.pid, &self.last) {
-            return NodeProcess::from_pid(pid, self.selector.binary.as_deref()).map(Choice::Node);
+            return NodeProcess::from_pid(pid, self.selector.bitcoind.as_deref()).map(Choice::Node);
         }
         let last = self.last.as_ref().map(|it| it.candidate.node.binary.as_path());
-        let all = self.scanner.scan(self.selector.binary.as_deref(), last)?;
+        let all = self.scanner.scan(self.selector.bitcoind.as_deref(), last)?;
         let locks = self.datadir_locks();
         Ok(choose(&all, self.selection(locks.as_deref()), self.last.as_ref(), &self.others))
     }
@@ -88,7 +104,7 @@ impl NodeSearch {
     /// # Errors
     /// The processes cannot be listed.
     pub fn check_other_processes(&mut self, node: &NodeProcess) -> Result<Option<NodeProcess>> {
-        let all = self.scanner.scan(self.selector.binary.as_deref(), Some(&node.binary))?;
+        let all = self.scanner.scan(self.selector.bitcoind.as_deref(), Some(&node.binary))?;
         let id = (node.pid, node.started);
         // A node that shuts down renames its main thread. A scan by process name then does not list the node.
         let unseen = || Candidate::from_process(node).filter(|it| it.id() == id);
@@ -148,7 +164,7 @@ impl NodeSearch {
     /// The user's selection, with the lock files of the data directory.
     fn selection<'a>(&'a self, datadir_locks: Option<&'a [FileId]>) -> UserSelection<'a> {
         UserSelection {
-            binary: self.selector.binary.is_some(),
+            binary: self.selector.bitcoind.is_some(),
             datadir: self.selector.datadir.as_deref(),
             datadir_locks,
             unit: self.selector.unit.as_deref(),
@@ -157,8 +173,8 @@ impl NodeSearch {
 
     /// The message for the user if no node was found.
     pub(super) fn not_found_message(&self) -> String {
-        let NodeSelector { binary, datadir, unit, .. } = &self.selector;
-        let binary = binary.as_ref().or(self.last.as_ref().map(|it| &it.candidate.node.binary));
+        let NodeSelector { bitcoind, datadir, unit, .. } = &self.selector;
+        let binary = bitcoind.as_ref().or(self.last.as_ref().map(|it| &it.candidate.node.binary));
         let mut why = match binary {
             Some(binary) => {
                 let new = if self.last.is_some() { "new " } else { "" };

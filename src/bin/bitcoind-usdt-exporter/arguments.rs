@@ -12,7 +12,6 @@ use bitcoind_exporter::http::{Address, WebConfig};
 use bitcoind_exporter::logging::{self, LogLevel, Logging};
 use bitcoind_exporter::usdt::TracepointGroup;
 use bitcoind_exporter::usdt::target::NodeSelector;
-use clap::builder::{NonEmptyStringValueParser, RangedI64ValueParser};
 use clap::{ArgMatches, Parser, Subcommand};
 use tracing::info;
 
@@ -39,28 +38,9 @@ without FIBRE_ and in lower case. The command line takes precedence over the env
 http://127.0.0.1:9435/metrics"
 )]
 pub struct Arguments {
-    /// Path of the binary with the tracepoints [default: the binary of the node's process]
-    #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BITCOIND")]
-    pub bitcoind: Option<PathBuf>,
-
-    /// PID of the node [default: the process that runs the binary]. After that process has ended, the next process
-    /// with the same data directory is traced
-    #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = process_id())]
-    pub pid: Option<i32>,
-
-    /// Node's data directory, or a network's folder in it. Selects one of several nodes: the node that holds the lock
-    /// of the directory or, if the exporter cannot read the directory, the node with this -datadir on its command line
-    #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_DATADIR")]
-    pub datadir: Option<PathBuf>,
-
-    /// Node's systemd unit, e.g. bitcoind.service. Selects one of several nodes by the unit that the node runs in
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "BITCOIND_USDT_EXPORTER_UNIT",
-        value_parser = NonEmptyStringValueParser::new()
-    )]
-    pub unit: Option<String>,
+    /// The node to trace.
+    #[command(flatten)]
+    pub node: NodeSelector,
 
     /// Value of the label `node` of each metric
     #[arg(
@@ -217,16 +197,6 @@ impl Arguments {
         self.common.store.settings(Self::ENVIRONMENT)
     }
 
-    /// The user's selection of the node.
-    pub fn target(&self) -> NodeSelector {
-        NodeSelector {
-            binary: self.bitcoind.clone(),
-            pid: self.pid,
-            datadir: self.datadir.clone(),
-            unit: self.unit.clone(),
-        }
-    }
-
     /// Starts logging. When the returned value is dropped, the queued log lines are written.
     ///
     /// # Errors
@@ -288,11 +258,6 @@ impl Arguments {
             _ => None,
         }
     }
-}
-
-/// Parser for a PID that the user passes.
-pub fn process_id() -> RangedI64ValueParser<i32> {
-    clap::value_parser!(i32).range(1..)
 }
 
 /// Combines two settings that require each other. Returns an error if only one of them is set.

@@ -44,7 +44,7 @@ fn run() -> Result<ExitCode> {
     systemd::close_inherited();
     let _written_at_the_end = arguments.start_logging()?;
     let (web_config, health_web_config) = (arguments.web_config()?, arguments.health_web_config()?);
-    let mut search = NodeSearch::new(arguments.target());
+    let mut search = NodeSearch::new(arguments.node.clone());
     if arguments.list_probes {
         cli::print(&probes::table(arguments.groups(), &mut search)?)?;
         return Ok(ExitCode::SUCCESS);
@@ -103,10 +103,10 @@ fn banner(
     metrics_at: &str,
     health_at: &str,
 ) -> io::Result<Vec<u8>> {
-    let Arguments { bitcoind, node_name, .. } = arguments;
+    let Arguments { node_name, .. } = arguments;
     let node = traced.map(|traced| &traced.node);
     let mut output = Vec::new();
-    startup_banner::print_start(&mut output, bitcoind.as_ref(), node, metrics_at, node_name)?;
+    startup_banner::print_start(&mut output, arguments.node.bitcoind.as_ref(), node, metrics_at, node_name)?;
     if let Some(traced) = traced {
         startup_banner::print_attached(&mut output, &traced.node, &traced.attached)?;
     }
