@@ -56,7 +56,7 @@ impl LineLimit {
 pub struct EventReader {
     buffers: RingBuffer<'static>,
     blocks: Arc<BlockTracker>,
-    groups: Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)>,
+    groups: Vec<(&'static dyn GroupPrograms, Arc<Maps>)>,
     /// Two limits: the first for the log lines of announced blocks, the second for the log lines of other blocks.
     /// Because the limits are separate, blocks of a sync do not suppress the lines of announced blocks.
     limits: RefCell<(LineLimit, LineLimit)>,

@@ -10,7 +10,7 @@ use super::bpf::net::types::{self, connections, counts, direction, event, kind, 
 use super::clock;
 use super::group::GroupPrograms;
 use super::histogram::Buckets;
-use super::maps::{self, Maps, PerCpuCounts, Pod, TallyMap};
+use super::maps::{self, Maps, PerCpuCounts, Pod};
 use crate::bitcoin_core::{self, MISBEHAVING_REASONS};
 use crate::metrics::{Family, HistogramValue, MESSAGE_TYPES, counter, gauge, histogram};
 
@@ -39,8 +39,6 @@ const CONNECTION_TYPES: [&str; 8] = {
 
 /// The reason for which the node marks a peer as misbehaving, NUL-terminated. The size is `REASON` of net.bpf.c.
 type MisbehavingReason = [u8; 136];
-/// Maximum number of reasons for misbehaviour that have their own time series.
-const MAX_REASONS: usize = 64;
 
 /// Size of an entry of an inv message in bytes: `INV_ENTRY` of net.bpf.c.
 const INV_ENTRY: f64 = 36.0;
@@ -69,25 +67,9 @@ const EVICTED: &[&str] = &["net:evicted_inbound_connection"];
 const ENDED: &[&str] = &["net:closed_connection", "net:evicted_inbound_connection"];
 
 /// The tracepoint group `net`: P2P messages and connections, and the contents of messages about blocks.
-pub(super) struct NetGroup {
-    misbehaving: TallyMap<MisbehavingReason>,
-}
-
-impl Default for NetGroup {
-    fn default() -> Self {
-        NetGroup { misbehaving: TallyMap::new("misbehaving_map", MAX_REASONS, |_| 0) }
-    }
-}
+pub(super) struct NetGroup;
 
 impl GroupPrograms for NetGroup {
-    fn provider(&self) -> &'static str {
-        "net"
-    }
-
-    fn object(&self) -> &'static [u8] {
-        super::bpf::net::OBJECT
-    }
-
     fn set_constants(&self, rodata: &mut [u8]) {
         maps::modify(rodata, |constants: &mut types::rodata| {
             constants.inbound_kinds = kinds(&INBOUND);
@@ -102,7 +84,7 @@ impl GroupPrograms for NetGroup {
     fn fill_maps(&self, maps: &Maps) -> Result<()> {
         self.update_clock(maps);
         maps.number_names("connection_types_map", bitcoin_core::CONNECTION_TYPES)?;
-        self.misbehaving.add_known(maps, MISBEHAVING_REASONS)?;
+        maps.add_tallies("misbehaving_map", MISBEHAVING_REASONS)?;
         let Some(types) = maps.get("types_map") else { return Ok(()) };
         for (slot, message_type) in (0u32..).zip(slots(multiplier())) {
             let number = message_type.unwrap_or(OTHER) as u64;
@@ -157,7 +139,7 @@ impl GroupPrograms for NetGroup {
                  number; `none` means that the node gave no reason, as for most invalid blocks. If there are more \
                  than 64 reasons, the counts of the least recent reasons are added to `other`",
                 &["net:misbehaving_connection"])
-                .by(&["reason"]).samples(self.misbehaving.by_label(maps, counts.misbehaving_other, reason_label)),
+                .by(&["reason"]).samples(maps.tallies_by_label("misbehaving_map", counts.misbehaving_other, reason_label)),
         ]
     }
 

@@ -10,10 +10,10 @@ use libbpf_rs::{Link, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
 use tracing::debug;
 
 use super::blocks::{self, ARRIVAL_SOURCES, BlockTracker, REPORT_SOURCES, REQUIRED_ARRIVAL_SOURCES};
-use super::group::{GroupPrograms, probe_name};
+use super::group::{Group, GroupPrograms, probe_name};
 use super::maps::Maps;
 use super::page::BlockPage;
-use super::{TracepointGroup, exporter_metrics, privileges, validation};
+use super::{TracepointGroup, exporter_metrics, privileges};
 use crate::block_log::{BlockLogThread, Forwarding};
 use crate::metrics::{Declaration, Family};
 use crate::own_process;
@@ -23,7 +23,7 @@ struct LoadedGroup {
     /// Attachments of the BPF programs to the node's tracepoints. This field is declared before `programs`, and Rust
     /// therefore drops it first. It must be dropped first because detaching uses data that libbpf stores in `programs`.
     links: Vec<Link>,
-    group: Arc<dyn GroupPrograms>,
+    group: Group,
     maps: Arc<Maps>,
     programs: Object,
     /// Names of the programs that the kernel rejected, each with the reason.
@@ -76,10 +76,10 @@ impl Programs {
                 let tracepoint = program.name().to_string_lossy();
                 let result = match refused.get(&*tracepoint) {
                     Some(why) => Err(anyhow!("{why}")),
-                    None => program.attach_usdt(pid, binary, group.provider(), &*tracepoint).map_err(explain),
+                    None => program.attach_usdt(pid, binary, group.provider, &*tracepoint).map_err(explain),
                 };
                 let result = result.map(|link| links.push(link));
-                attached.push(AttachResult { name: probe_name(group.provider(), &tracepoint), result });
+                attached.push(AttachResult { name: probe_name(group.provider, &tracepoint), result });
             }
         }
         let names = attached.iter().filter(|it| it.result.is_ok()).map(|it| it.name.clone());
@@ -103,7 +103,7 @@ impl Programs {
         });
         for LoadedGroup { links, group, maps, .. } in &mut self.loaded {
             links.clear(); // in case the thread could not be started
-            group.node_ended(maps);
+            group.programs.node_ended(maps);
         }
         self.attachments.lock().expect("nobody panics holding it").now = 0;
         self.blocks.node_ended();
@@ -120,8 +120,8 @@ impl Programs {
     }
 
     /// The groups, and the maps of each group.
-    pub(super) fn groups(&self) -> Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)> {
-        self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone())).collect()
+    pub(super) fn groups(&self) -> Vec<(&'static dyn GroupPrograms, Arc<Maps>)> {
+        self.loaded.iter().map(|it| (it.group.programs, it.maps.clone())).collect()
     }
 
     /// The page at `/`: its HTML, and its data for `/status.json`.
@@ -148,11 +148,11 @@ impl Programs {
     /// The groups that have a ring buffer, each with its ring buffer. The ring buffer of connected blocks is the first
     /// element and is therefore read first. When the event of a connected block is read from this ring buffer,
     /// the earlier events of the block are already in the other ring buffers, and are read in the same pass.
-    pub(super) fn events(&self) -> Result<Vec<(Arc<dyn GroupPrograms>, MapHandle)>> {
+    pub(super) fn events(&self) -> Result<Vec<(&'static dyn GroupPrograms, MapHandle)>> {
         let mut loaded: Vec<_> = self.loaded.iter().collect();
-        loaded.sort_by_key(|it| it.group.provider() != validation::PROVIDER);
+        loaded.sort_by_key(|it| it.group.provider != "validation");
         let buffers =
-            loaded.into_iter().filter_map(|it| Some((it.group.clone(), it.maps.find("events_map")?)));
+            loaded.into_iter().filter_map(|it| Some((it.group.programs, it.maps.find("events_map")?)));
         buffers.map(|(group, buffer)| Ok((group, MapHandle::try_from(buffer)?))).collect()
     }
 
@@ -165,7 +165,7 @@ impl Programs {
 /// Reader of all metrics of the exporter at a scrape: the counts in the BPF maps, the counts of the block tracker, and
 /// the metrics about the exporter.
 pub struct MetricsReader {
-    groups: Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)>,
+    groups: Vec<(&'static dyn GroupPrograms, Arc<Maps>)>,
     attachments: Arc<Mutex<Attachments>>,
     blocks: Arc<BlockTracker>,
 }
@@ -202,45 +202,45 @@ fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
 
 /// Full names of the group's tracepoints, for example `validation:block_connected`, in the order of the BPF file. This
 /// function needs no capability, because the programs are not loaded.
-pub(super) fn tracepoints(group: &dyn GroupPrograms) -> Result<Vec<String>> {
+pub(super) fn tracepoints(group: Group) -> Result<Vec<String>> {
     let names = names(&open(group, |_| true)?);
-    Ok(names.into_iter().map(|name| probe_name(group.provider(), name)).collect())
+    Ok(names.into_iter().map(|name| probe_name(group.provider, name)).collect())
 }
 
 /// Loads the programs of a group. If the kernel rejects a program, the other programs are loaded without the rejected
 /// one.
-fn load(group: Arc<dyn GroupPrograms>) -> Result<LoadedGroup> {
+fn load(group: Group) -> Result<LoadedGroup> {
     let mut refused = BTreeMap::new();
-    let programs = match open(&*group, |_| true)?.load() {
+    let programs = match open(group, |_| true)?.load() {
         Ok(programs) => programs,
         Err(error) if lacks_privilege(&error) => return Err(explain(error)),
         Err(error) => {
             // libbpf stops at the first program that the kernel rejects. To find all rejected programs, load each
             // program separately.
-            debug!("cannot load all programs of {}: {:#}", group.provider(), explain(error));
-            for name in names(&open(&*group, |_| true)?) {
-                if let Err(error) = open(&*group, |it| it == name)?.load() {
+            debug!("cannot load all programs of {}: {:#}", group.provider, explain(error));
+            for name in names(&open(group, |_| true)?) {
+                if let Err(error) = open(group, |it| it == name)?.load() {
                     refused.insert(name, format!("{:#}", explain(error)));
                 }
             }
-            open(&*group, |name| !refused.contains_key(name))?.load().map_err(explain)?
+            open(group, |name| !refused.contains_key(name))?.load().map_err(explain)?
         }
     };
     let maps = Maps::from_object(&programs)?;
-    group.fill_maps(&maps)?;
+    group.programs.fill_maps(&maps)?;
     Ok(LoadedGroup { links: Vec::new(), group, maps: Arc::new(maps), programs, refused })
 }
 
 /// Opens the programs of a group and sets their constants. Only the programs that `is_selected` accepts will be loaded.
-fn open(group: &dyn GroupPrograms, is_selected: impl Fn(&str) -> bool) -> Result<OpenObject> {
+fn open(group: Group, is_selected: impl Fn(&str) -> bool) -> Result<OpenObject> {
     let mut builder = ObjectBuilder::default();
-    let builder = builder.name(group.provider()).map_err(explain)?;
-    let mut opened = builder.open_memory(group.object()).map_err(explain)?;
+    let builder = builder.name(group.provider).map_err(explain)?;
+    let mut opened = builder.open_memory(group.object).map_err(explain)?;
     for mut map in opened.maps_mut() {
         if map.name().to_string_lossy().ends_with(".rodata")
             && let Some(rodata) = map.initial_value_mut()
         {
-            group.set_constants(rodata);
+            group.programs.set_constants(rodata);
         }
     }
     for mut program in opened.progs_mut() {

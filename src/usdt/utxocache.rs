@@ -3,7 +3,7 @@
 use tracing::info;
 
 use super::blocks::{BlockEvent, BlockEventKind, RawBlockHash};
-use super::bpf::utxocache::{OBJECT, types};
+use super::bpf::utxocache::types;
 use super::group::GroupPrograms;
 use super::histogram::Buckets;
 use super::maps::{self, Maps, PerCpuCounts, Pod};
@@ -31,14 +31,6 @@ const FLUSH: &[&str] = &["utxocache:flush"];
 pub(super) struct UtxocacheGroup;
 
 impl GroupPrograms for UtxocacheGroup {
-    fn provider(&self) -> &'static str {
-        "utxocache"
-    }
-
-    fn object(&self) -> &'static [u8] {
-        OBJECT
-    }
-
     fn set_constants(&self, rodata: &mut [u8]) {
         maps::modify(rodata, |constants: &mut types::rodata| {
             constants.flush_us_bounds = FLUSH_US.for_programs();

@@ -2,7 +2,7 @@
 //! the node's active chain, and counts only the blocks of the active chain.
 
 use super::blocks::{BlockEvent, BlockEventKind, ConnectedBlock, ConnectingThread};
-use super::bpf::validation::{OBJECT, types};
+use super::bpf::validation::types;
 use super::group::GroupPrograms;
 use super::maps::{self, Maps, PerCpuCounts, Pod};
 use crate::metrics::Family;
@@ -12,20 +12,10 @@ unsafe impl PerCpuCounts for types::counts {}
 // SAFETY: the struct consists of integers only; see validation.bpf.c.
 unsafe impl Pod for types::event {}
 
-pub(super) const PROVIDER: &str = "validation";
-
 /// The tracepoint group `validation`: blocks that the node connects.
 pub(super) struct ValidationGroup;
 
 impl GroupPrograms for ValidationGroup {
-    fn provider(&self) -> &'static str {
-        PROVIDER
-    }
-
-    fn object(&self) -> &'static [u8] {
-        OBJECT
-    }
-
     fn families(&self, _maps: &Maps) -> Vec<Family> {
         Vec::new()
     }
