@@ -12,7 +12,6 @@ use tracing::debug;
 use super::blocks::{self, ARRIVAL_SOURCES, BlockTracker, REPORT_SOURCES, REQUIRED_ARRIVAL_SOURCES};
 use super::group::{Group, GroupPrograms, probe_name};
 use super::maps::Maps;
-use super::page::BlockPage;
 use super::{TracepointGroup, exporter_metrics, privileges};
 use crate::block_log::{BlockLogThread, Forwarding};
 use crate::metrics::{Declaration, Family};
@@ -124,11 +123,6 @@ impl Programs {
         self.loaded.iter().map(|it| (it.group.programs, it.maps.clone())).collect()
     }
 
-    /// The page at `/`: its HTML, and its data for `/status.json`.
-    pub fn page(&self, node_name: &str) -> BlockPage {
-        BlockPage::new(self.blocks.clone(), node_name.into())
-    }
-
     /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last `keep`
     /// blocks. With `forwarding`, the rows are also forwarded to the block store, a PostgreSQL database.
     ///
@@ -167,7 +161,7 @@ impl Programs {
 pub struct MetricsReader {
     groups: Vec<(&'static dyn GroupPrograms, Arc<Maps>)>,
     attachments: Arc<Mutex<Attachments>>,
-    blocks: Arc<BlockTracker>,
+    pub(super) blocks: Arc<BlockTracker>,
 }
 
 impl MetricsReader {

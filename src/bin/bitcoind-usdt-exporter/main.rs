@@ -18,9 +18,8 @@ use bitcoind_exporter::sandbox::{Confinement, UsdtNeeds};
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd::{self, InheritedFds};
 use bitcoind_exporter::usdt::attach_loop::{self, TracedNode, Tracer};
-use bitcoind_exporter::usdt::page::BlockPage;
 use bitcoind_exporter::usdt::target::NodeSearch;
-use bitcoind_exporter::usdt::{self, MetricsReader, Programs, probes, startup_banner};
+use bitcoind_exporter::usdt::{self, MetricsReader, Programs, page, probes, startup_banner};
 use serde_json::Value;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
@@ -51,8 +50,8 @@ fn run() -> Result<ExitCode> {
     }
     usdt::check_kernel()?;
     let programs = Programs::load(arguments.groups()).context("cannot load the BPF programs")?;
-    let metrics = LabelledMetrics { reader: programs.reader(), node_name: arguments.node_name.clone() };
-    let page = programs.page(&arguments.node_name);
+    let (health, ready) = channel::channel(Err("no node found yet".to_string()));
+    let pages = StatusPages { reader: programs.reader(), node_name: arguments.node_name.clone(), ready };
     let block_log = arguments.block_log.as_deref().filter(|_| !arguments.once);
     let forwarding = if arguments.once { None } else { arguments.forwarding()? };
     let has_store = forwarding.is_some();
@@ -62,7 +61,7 @@ fn run() -> Result<ExitCode> {
     let mut tracer = Tracer::new(programs, search);
     if arguments.once {
         tracer.attach_now()?;
-        cli::print(&metrics.render(Format::Text))?;
+        cli::print(&pages.metrics(Format::Text))?;
         return Ok(ExitCode::SUCCESS);
     }
 
@@ -73,7 +72,6 @@ fn run() -> Result<ExitCode> {
     let banner = banner(&arguments, traced.as_ref(), &metrics_at, health_at.as_ref().unwrap_or(&metrics_at))?;
     let _printed_at_the_end = logging::print_in_background(banner)?;
 
-    let (health, ready) = channel::channel(Err("no node found yet".to_string()));
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
         .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))))
         .map(|(listener, endpoint)| {
@@ -83,8 +81,7 @@ fn run() -> Result<ExitCode> {
     let removes_socket = matches!(arguments.address(), Address::Unix(_));
     let needs = UsdtNeeds { writes_block_log: block_log.is_some(), has_store, removes_socket };
     let confine = || Confinement::new(arguments.common.sandbox).usdt_exporter(needs);
-    let pages = Arc::new(StatusPages { metrics, ready, page });
-    let service = Service::start(&runtime, listeners, pages, confine)?;
+    let service = Service::start(&runtime, listeners, Arc::new(pages), confine)?;
     let shutdown = CancellationToken::new();
     let ended = service.run(&runtime, &shutdown, async {
         let followed = shutdown.run_until_cancelled(attach_loop::follow(tracer, traced, health));
@@ -144,29 +141,18 @@ fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listen
     Ok((listener, health.transpose()?))
 }
 
-/// The metrics that the endpoint serves, with the label `node` on each sample.
-struct LabelledMetrics {
-    reader: MetricsReader,
-    node_name: String,
-}
-
-impl LabelledMetrics {
-    fn render(&self, format: Format) -> String {
-        metrics::render(&self.reader.families(), &[("node", &self.node_name)], format)
-    }
-}
-
 /// The pages that the exporter serves over HTTP: metrics, readiness, the page of recent blocks, and the data of that
 /// page.
 struct StatusPages {
-    metrics: LabelledMetrics,
+    reader: MetricsReader,
+    /// Value of the label `node` of each sample.
+    node_name: String,
     ready: channel::Receiver<Result<(), String>>,
-    page: BlockPage,
 }
 
 impl Pages for StatusPages {
     fn metrics(&self, format: Format) -> String {
-        self.metrics.render(format)
+        metrics::render(&self.reader.families(), &[("node", &self.node_name)], format)
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -174,10 +160,10 @@ impl Pages for StatusPages {
     }
 
     fn index(&self) -> String {
-        self.page.html()
+        page::html()
     }
 
     fn status(&self) -> Option<Value> {
-        Some(self.page.json(&self.ready()))
+        Some(self.reader.status(&self.node_name, &self.ready()))
     }
 }
