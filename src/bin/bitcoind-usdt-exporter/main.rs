@@ -17,7 +17,7 @@ use bitcoind_exporter::metrics::{self, Format};
 use bitcoind_exporter::sandbox::{Confinement, UsdtNeeds};
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd::{self, InheritedFds};
-use bitcoind_exporter::usdt::attach_loop::{self, TracedNode, Tracer};
+use bitcoind_exporter::usdt::attach_loop::{self, Tracer};
 use bitcoind_exporter::usdt::target::NodeSearch;
 use bitcoind_exporter::usdt::{self, MetricsReader, Programs, page, probes, startup_banner};
 use serde_json::Value;
@@ -69,8 +69,10 @@ fn run() -> Result<ExitCode> {
     let metrics_at = listener.describe_with(&web_config);
     let health_at = health_listener.as_ref().map(|listener| listener.describe_with(&health_web_config));
     let traced = tracer.start()?;
-    let banner = banner(&arguments, traced.as_ref(), &metrics_at, health_at.as_ref().unwrap_or(&metrics_at))?;
-    let _printed_at_the_end = logging::print_in_background(banner)?;
+    let (binary, health_at) = (arguments.node.bitcoind.as_ref(), health_at.as_ref().unwrap_or(&metrics_at));
+    let banner =
+        startup_banner::text(binary, traced.as_ref(), &arguments.node_name, &metrics_at, health_at);
+    let _printed_at_the_end = logging::print_in_background(banner.into_bytes())?;
 
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))
         .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))))
@@ -91,24 +93,6 @@ fn run() -> Result<ExitCode> {
         block_log.finish();
     }
     ended
-}
-
-/// The text that the exporter prints at startup.
-fn banner(
-    arguments: &Arguments,
-    traced: Option<&TracedNode>,
-    metrics_at: &str,
-    health_at: &str,
-) -> io::Result<Vec<u8>> {
-    let Arguments { node_name, .. } = arguments;
-    let node = traced.map(|traced| &traced.node);
-    let mut output = Vec::new();
-    startup_banner::print_start(&mut output, arguments.node.bitcoind.as_ref(), node, metrics_at, node_name)?;
-    if let Some(traced) = traced {
-        startup_banner::print_attached(&mut output, &traced.node, &traced.attached)?;
-    }
-    startup_banner::print_started(&mut output, node, metrics_at, health_at)?;
-    Ok(output)
 }
 
 /// Runs the options and subcommands that print something and exit, without a node to trace; `None` if none of them was
