@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -15,7 +14,7 @@ use tracing::{info, warn};
 use super::connection::{StoreConnection, StoreError};
 use super::settings::StoreSettings;
 use super::{Rank, STATE, StoreState, propagation};
-use crate::block_log::outbox::RowOrigin;
+use crate::block_log::outbox::{Batch, RowOrigin};
 use crate::block_log::{Forwarding, OutboxBatch};
 use crate::scheduling;
 
@@ -41,14 +40,12 @@ const MAX_RANKED_NODES: i64 = 1000;
 pub fn start(settings: StoreSettings, origin: RowOrigin) -> Result<Forwarding> {
     let state = STATE.get_or_init(Arc::default).clone();
     let (batches, receiver) = tokio::sync::mpsc::channel(1);
-    let (sender, stored) = channel();
     let forwarder = Forwarder {
         application: format!("bitcoind-{}-exporter {}", origin.source, origin.node),
         settings,
         origin: origin.clone(),
         state: state.clone(),
         batches: receiver,
-        stored: sender,
         connection: None,
         last_logged: None,
         failures: 0,
@@ -62,7 +59,7 @@ pub fn start(settings: StoreSettings, origin: RowOrigin) -> Result<Forwarding> {
         scheduling::lower_priority();
         runtime.block_on(forwarder.run());
     })?;
-    Ok(Forwarding { origin, counts: state, batches, stored })
+    Ok(Forwarding { origin, counts: state, batches })
 }
 
 /// The state of the thread that forwards rows of the block log to the block store.
@@ -72,8 +69,6 @@ struct Forwarder {
     origin: RowOrigin,
     state: Arc<StoreState>,
     batches: Receiver<OutboxBatch>,
-    /// Sender of the identifiers of the batches that the block store has confirmed.
-    stored: Sender<(u64, i64)>,
     connection: Option<StoreConnection>,
     /// The last logged failure; `None` after a success.
     last_logged: Option<String>,
@@ -103,7 +98,7 @@ impl Forwarder {
             }
             let next = self.rank_times.front().copied().unwrap_or(Instant::now() + IDLE_TIMEOUT);
             match timeout_at(next, self.batches.recv()).await {
-                Ok(Some(batch)) => self.forward(&batch).await,
+                Ok(Some(batch)) => self.forward(batch).await,
                 Ok(None) => return,
                 Err(_) if self.rank_times.pop_front().is_some() => self.read_ranks().await,
                 Err(_) => self.connection = None,
@@ -112,25 +107,24 @@ impl Forwarder {
     }
 
     /// Sends a batch repeatedly until the block store has confirmed it.
-    async fn forward(&mut self, batch: &OutboxBatch) {
+    async fn forward(&mut self, OutboxBatch { batch, stored }: OutboxBatch) {
         loop {
-            match self.send(batch).await {
+            match self.send(&batch).await {
                 Ok(()) => break,
                 Err(error) => self.on_failure(&error).await,
             }
         }
         self.on_success();
-        let _ = self.stored.send(batch.id());
-        self.last_height = batch.batch.heights.iter().copied().max();
+        let _ = stored.send(());
+        self.last_height = batch.heights.iter().copied().max();
         let now = Instant::now();
         let delays = RANK_DELAYS.iter().filter(|_| self.reads_ranks);
         self.rank_times = delays.map(|delay| now + *delay).collect();
     }
 
     /// Sends a batch once. Rows that the block store rejects are dropped, because they would block all later rows.
-    async fn send(&mut self, batch: &OutboxBatch) -> Result<()> {
+    async fn send(&mut self, Batch { rows, heights, .. }: &Batch) -> Result<()> {
         let connection = self.connect().await?;
-        let (rows, heights) = (&batch.batch.rows, &batch.batch.heights);
         let rejected = match connection.store(rows, heights).await {
             Ok(()) => 0,
             Err(StoreError::Unavailable(error)) => return Err(error),
