@@ -144,20 +144,20 @@ fn version(connection: &Connection, path: &Path) -> Result<i32> {
     }
 }
 
-/// An error of SQLite, whose message includes the path of the file and, if known, the remedy.
+/// An error of a database: the code of the database, if it is known, and a message with the remedy.
 #[derive(Debug)]
-pub struct DatabaseError {
-    pub code: Option<ErrorCode>,
-    text: String,
+pub struct DatabaseError<C> {
+    pub code: Option<C>,
+    pub text: String,
 }
 
-impl fmt::Display for DatabaseError {
+impl<C> fmt::Display for DatabaseError<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl Error for DatabaseError {}
+impl<C: fmt::Debug> Error for DatabaseError<C> {}
 
 /// Adds the path of the file and, if known, the remedy to an error of SQLite.
 pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {

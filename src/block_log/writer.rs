@@ -143,7 +143,7 @@ impl BlockLogThread {
 
 /// Whether a later attempt to open the file may succeed without a change of the configuration.
 fn is_temporary(error: &anyhow::Error) -> bool {
-    let code = error.downcast_ref::<DatabaseError>().and_then(|failure| failure.code);
+    let code = error.downcast_ref::<DatabaseError<ErrorCode>>().and_then(|failure| failure.code);
     matches!(
         code,
         Some(

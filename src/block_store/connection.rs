@@ -1,7 +1,6 @@
 //! A connection to the block store: connects, creates or checks the schema, and stores rows.
 
 use std::error::Error;
-use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tracing::{debug, info};
 
 use super::settings::StoreSettings;
 use super::tls::Connector;
+use crate::block_log::DatabaseError;
 use crate::text;
 
 /// Version of the schema in `contrib/postgresql/propagation.sql`.
@@ -233,7 +233,7 @@ async fn within<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 
 /// The error code of the server, if the server responded with an error.
 fn sql_state(error: &anyhow::Error) -> Option<SqlState> {
-    error.downcast_ref::<DatabaseError>().and_then(|error| error.code.clone())
+    error.downcast_ref::<DatabaseError<SqlState>>().and_then(|error| error.code.clone())
 }
 
 /// Whether an attempt with another `sslmode` would fail, too. An error code of the server means that the server has
@@ -270,21 +270,6 @@ fn explain(error: tokio_postgres::Error) -> anyhow::Error {
     };
     anyhow::Error::new(DatabaseError { text, code: error.code().cloned() })
 }
-
-/// An error of the database or of the connection to it, with the remedy if known.
-#[derive(Debug)]
-struct DatabaseError {
-    text: String,
-    code: Option<SqlState>,
-}
-
-impl fmt::Display for DatabaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl Error for DatabaseError {}
 
 /// The remedy for an error with this code; empty if none is known.
 fn advice(code: &SqlState) -> &'static str {
