@@ -52,15 +52,6 @@ pub struct StoreConnection {
     tls: Connector,
 }
 
-/// The reason why rows could not be stored.
-pub enum StoreError {
-    /// A row is invalid. The other rows of the same batch may be valid.
-    Rejected(anyhow::Error),
-    /// The block store cannot be reached, or cannot store any rows now, for example because its disk is full. The rows
-    /// can be sent later.
-    Unavailable(anyhow::Error),
-}
-
 impl StoreConnection {
     /// Connects to the block store, and creates the schema if it does not exist.
     ///
@@ -146,19 +137,16 @@ impl StoreConnection {
     /// Stores rows. `heights` are the heights of the rows' blocks, for which partitions are created if necessary.
     ///
     /// # Errors
-    /// A row is invalid, or the block store cannot be used now.
-    pub async fn store(&self, rows: &[String], heights: &[i32]) -> Result<(), StoreError> {
+    /// A row is invalid ([`is_invalid_row`]), or the block store cannot be reached, or cannot store any rows now, for
+    /// example because its disk is full. In the last two cases, the rows can be sent later.
+    pub async fn store(&self, rows: &[String], heights: &[i32]) -> Result<()> {
         let rows = format!("[{}]", rows.join(","));
         let mut stored = self.query(STORE, &[(&rows, Type::TEXT)]).await;
         if stored.as_ref().err().and_then(sql_state) == Some(SqlState::CHECK_VIOLATION) {
-            self.ensure_partitions(heights).await.map_err(StoreError::Unavailable)?;
+            self.ensure_partitions(heights).await?;
             stored = self.query(STORE, &[(&rows, Type::TEXT)]).await;
         }
-        match stored {
-            Ok(_) => Ok(()),
-            Err(error) if is_invalid_row(&error) => Err(StoreError::Rejected(error)),
-            Err(error) => Err(StoreError::Unavailable(error)),
-        }
+        stored.map(drop)
     }
 
     /// Creates the missing partitions for these heights. Called only after a row did not fit into a partition, because
@@ -171,7 +159,9 @@ impl StoreConnection {
         for partition in partitions {
             let height = partition * HEIGHTS;
             let ensure = "SELECT propagation.ensure_partition($1)";
-            self.query(ensure, &[(&height, Type::INT4)]).await.context("cannot create a partition")?;
+            // The error must not have the code of the database, because it is not about the data of a row.
+            let created = self.query(ensure, &[(&height, Type::INT4)]).await;
+            created.map_err(|error| anyhow!("cannot create a partition: {error:#}"))?;
         }
         Ok(())
     }
@@ -243,8 +233,9 @@ fn is_final(error: &anyhow::Error) -> bool {
     sql_state(error).is_some_and(|code| code != SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
 }
 
-/// Whether the error is about the data of a row: class 22 (data exception) or 23 (integrity constraint violation).
-fn is_invalid_row(error: &anyhow::Error) -> bool {
+/// Whether an error of [`StoreConnection::store`] is about the data of a row. The other rows of the same batch may be
+/// valid. The code of the error has class 22 (data exception) or 23 (integrity constraint violation).
+pub fn is_invalid_row(error: &anyhow::Error) -> bool {
     sql_state(error).is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23"))
 }
 

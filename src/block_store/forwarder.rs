@@ -11,7 +11,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-use super::connection::{StoreConnection, StoreError};
+use super::connection::{StoreConnection, is_invalid_row};
 use super::settings::StoreSettings;
 use super::{Rank, STATE, StoreState, propagation};
 use crate::block_log::outbox::{Batch, RowOrigin};
@@ -127,21 +127,16 @@ impl Forwarder {
         let connection = self.connect().await?;
         let rejected = match connection.store(rows, heights).await {
             Ok(()) => 0,
-            Err(StoreError::Unavailable(error)) => return Err(error),
-            Err(StoreError::Rejected(_)) => {
+            Err(error) if !is_invalid_row(&error) => return Err(error),
+            Err(_) => {
                 let mut rejected = 0;
                 for (row, height) in rows.iter().zip(heights) {
-                    match connection.store(std::slice::from_ref(row), &[*height]).await {
-                        Ok(()) => {}
-                        Err(StoreError::Unavailable(error)) => return Err(error),
-                        Err(StoreError::Rejected(error)) => {
-                            warn!(
-                                block_height = height,
-                                "the block store rejected a row, which is dropped: {error:#}"
-                            );
-                            rejected += 1;
-                        }
+                    let Err(error) = connection.store(std::slice::from_ref(row), &[*height]).await else { continue };
+                    if !is_invalid_row(&error) {
+                        return Err(error);
                     }
+                    warn!(block_height = height, "the block store rejected a row, which is dropped: {error:#}");
+                    rejected += 1;
                 }
                 rejected
             }
