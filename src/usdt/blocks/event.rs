@@ -99,11 +99,12 @@ pub struct Reconstruction {
 }
 
 /// The message by which a peer announces a block.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Default, PartialEq)]
 pub enum Announcement {
     /// A headers message. The value is the timestamp in the header, Unix seconds.
     Headers(u32),
     /// An inv message, which has only the hash of the block.
+    #[default]
     Inv,
     /// A cmpctblock message that the node did not request. The value is the timestamp in the header, Unix seconds.
     Compact(u32),

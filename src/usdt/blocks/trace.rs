@@ -60,6 +60,7 @@ pub struct PeerActivity {
 
 /// The history of one announced block: announcements, other messages about the block, and the node's reports about it.
 /// Fields that end in `_ns` are times on the monotonic clock, in nanoseconds.
+#[derive(Default)]
 pub struct Timeline {
     pub hash: RawBlockHash,
     /// Unix time at which the monotonic clock was 0, in nanoseconds, as `clock::epoch_ns` returned it when the block
@@ -97,34 +98,6 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// A timeline that begins with the announcement of the block by this peer.
-    pub fn new(
-        hash: RawBlockHash,
-        first_ns: u64,
-        first_peer: i64,
-        first_by: Announcement,
-        epoch_ns: i64,
-    ) -> Self {
-        Timeline {
-            hash,
-            epoch_ns,
-            first_ns,
-            first_peer,
-            first_by,
-            header_time: None,
-            header_ns: None,
-            peers: Vec::new(),
-            announcements: Default::default(),
-            compact_blocks: Default::default(),
-            deliveries: VecDeque::new(),
-            is_wanted: false,
-            has_header: false,
-            reconstructed: None,
-            fibre_ns: None,
-            connected_ns: None,
-        }
-    }
-
     /// Arrival time of the first compact block that arrived with or after the first announcement.
     pub fn first_compact_ns(&self) -> Option<u64> {
         let came = self.peers.iter().filter_map(|peer| Some(peer.compact?.0));

@@ -163,8 +163,16 @@ impl TrackerState {
             None => {
                 self.make_room();
                 let fibre_ns = self.fibre_ns(&hash);
-                let timeline = Timeline::new(hash, time_ns, peer, by, self.epoch_ns);
-                self.timelines.push_back(Timeline { fibre_ns, is_wanted: fibre_ns.is_some(), ..timeline });
+                self.timelines.push_back(Timeline {
+                    hash,
+                    epoch_ns: self.epoch_ns,
+                    first_ns: time_ns,
+                    first_peer: peer,
+                    first_by: by,
+                    fibre_ns,
+                    is_wanted: fibre_ns.is_some(),
+                    ..Timeline::default()
+                });
                 self.timelines.len() - 1
             }
         };
@@ -386,8 +394,14 @@ impl TrackerState {
             self.timelines.len() < MAX_BLOCKS || self.timelines.iter().any(|it| it.connected_ns.is_some());
         if is_room && self.find(&hash).is_none() {
             self.make_room();
-            let timeline = Timeline::new(hash, time_ns, NOBODY, Announcement::Inv, self.epoch_ns);
-            self.timelines.push_back(Timeline { connected_ns: Some(time_ns), ..timeline });
+            self.timelines.push_back(Timeline {
+                hash,
+                epoch_ns: self.epoch_ns,
+                first_ns: time_ns,
+                first_peer: NOBODY,
+                connected_ns: Some(time_ns),
+                ..Timeline::default()
+            });
         }
     }
 }
