@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, value_parser};
 
-use super::candidates::{Candidate, Scanner};
+use super::candidates::{self, Candidate};
 use super::choice::{Choice, KnownNode, OtherNodes, UserSelection, choose, successor};
 use super::file_locks::{self, FileId};
 use super::privileges;
@@ -45,7 +45,6 @@ pub struct NodeSelector {
 /// The search for the node, with the evidence that distinguishes the node from other nodes.
 pub struct NodeSearch {
     selector: NodeSelector,
-    scanner: Scanner,
     /// The node that is traced.
     present: Option<KnownNode>,
     /// The last node that was traced.
@@ -57,7 +56,7 @@ impl NodeSearch {
     /// A search with the user's selection, and without evidence about any node.
     pub fn new(selector: NodeSelector) -> Self {
         let others = OtherNodes { exist: selector.pid.is_some(), ..OtherNodes::default() };
-        NodeSearch { selector, scanner: Scanner::default(), present: None, last: None, others }
+        NodeSearch { selector, present: None, last: None, others }
     }
 
     /// Path of the binary that the user named.
@@ -93,7 +92,7 @@ impl NodeSearch {
             return NodeProcess::from_pid(pid, self.selector.bitcoind.as_deref()).map(Choice::Node);
         }
         let last = self.last.as_ref().map(|it| it.candidate.node.binary.as_path());
-        let all = self.scanner.scan(self.selector.bitcoind.as_deref(), last)?;
+        let all = candidates::scan(self.selector.bitcoind.as_deref(), last)?;
         let locks = self.datadir_locks();
         Ok(choose(&all, self.selection(locks.as_deref()), self.last.as_ref(), &self.others))
     }
@@ -104,7 +103,7 @@ impl NodeSearch {
     /// # Errors
     /// The processes cannot be listed.
     pub fn check_other_processes(&mut self, node: &NodeProcess) -> Result<Option<NodeProcess>> {
-        let all = self.scanner.scan(self.selector.bitcoind.as_deref(), Some(&node.binary))?;
+        let all = candidates::scan(self.selector.bitcoind.as_deref(), Some(&node.binary))?;
         let id = (node.pid, node.started);
         // A node that shuts down renames its main thread. A scan by process name then does not list the node.
         let unseen = || Candidate::from_process(node).filter(|it| it.id() == id);
