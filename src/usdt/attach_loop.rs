@@ -77,11 +77,6 @@ impl Tracer {
         Tracer { programs, search }
     }
 
-    /// The BPF programs.
-    pub fn programs(&self) -> &Programs {
-        &self.programs
-    }
-
     /// Attaches to the running node. Used by `--once`, which fails if no node is running, instead of waiting for a node
     /// to start.
     ///
