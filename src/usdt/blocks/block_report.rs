@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::event::ConnectedBlock;
-use super::trace::{ArrivalMethod, BlockArrival, Timeline};
+use super::trace::{ArrivalMethod, BlockArrival};
 use crate::block_log::BlockReport;
 use crate::usdt::histogram::BlockId;
 use crate::usdt::maps;
@@ -25,11 +25,7 @@ pub struct Race {
 
 impl BlockReport {
     /// Creates the report of a connected block. `arrival` is `None` if no peer announced the block.
-    pub(super) fn new(
-        block: &BlockId,
-        connected: &ConnectedBlock,
-        arrival: Option<(&BlockArrival, &Timeline)>,
-    ) -> Self {
+    pub(super) fn new(block: &BlockId, connected: &ConnectedBlock, arrival: Option<&BlockArrival>) -> Self {
         let report = BlockReport {
             time: block.time,
             block_height: block.height.into(),
@@ -41,7 +37,8 @@ impl BlockReport {
             arrival: Some(ArrivalMethod::Other.label()),
             ..BlockReport::default()
         };
-        let Some((arrival, timeline)) = arrival else { return report };
+        let Some(arrival) = arrival else { return report };
+        let timeline = arrival.timeline;
         let since_first = |time: u64| (time.saturating_sub(timeline.first_ns) / 1000) as i64;
         let sum = |counts: &[u64]| Some(counts.iter().sum::<u64>() as i64);
         let asked = timeline.peers.iter().filter_map(|peer| peer.asked);

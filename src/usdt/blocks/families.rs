@@ -1,7 +1,7 @@
 //! The metrics about connected blocks, and about the arrival of blocks at the node.
 
 use super::event::{Announcement, ConnectedBlock, ConnectionType};
-use super::trace::{ArrivalMethod, BlockArrival, MODES, Timeline};
+use super::trace::{ArrivalMethod, BlockArrival, MODES};
 use crate::metrics::{Family, counter, gauge, histogram};
 use crate::usdt::histogram::{BlockId, Buckets, CountedHistogram, TXS};
 
@@ -51,7 +51,7 @@ impl BlockCounts {
         &mut self,
         block: &BlockId,
         connected: &ConnectedBlock,
-        arrival: Option<(&BlockArrival, &Timeline)>,
+        arrival: Option<&BlockArrival>,
     ) {
         self.connected += 1;
         self.last_height = Some(block.height);
@@ -65,10 +65,11 @@ impl BlockCounts {
                 counted.observe(buckets, value, block);
             }
         }
-        let Some((arrival, timeline)) = arrival else {
+        let Some(arrival) = arrival else {
             self.arrivals[ArrivalMethod::Other as usize] += 1;
             return;
         };
+        let timeline = arrival.timeline;
         self.arrivals[arrival.arrival as usize] += 1;
         for (count, added) in self.announcements.iter_mut().zip(timeline.announcements) {
             *count += added;

@@ -151,14 +151,8 @@ impl Timeline {
             BlockEventKind::Fibre { .. } => {
                 self.fibre_ns.get_or_insert(time_ns);
             }
-            // `BlockTracker` handles these events, or they concern no block.
-            BlockEventKind::Announced { .. }
-            | BlockEventKind::Compact { .. }
-            | BlockEventKind::Connected(_)
-            | BlockEventKind::PeerActive { .. }
-            | BlockEventKind::Flushed { .. }
-            | BlockEventKind::RaceWon { .. }
-            | BlockEventKind::RaceFinished { .. } => {}
+            // `BlockTracker` handles the other events.
+            _ => {}
         }
     }
 
@@ -217,8 +211,9 @@ impl Timeline {
     }
 }
 
-/// The method and the times of a connected block's arrival, derived from its timeline.
-pub struct BlockArrival {
+/// The timeline of a connected block, with the method and the times of the block's arrival, which are derived from it.
+pub struct BlockArrival<'a> {
+    pub timeline: &'a Timeline,
     pub arrival: ArrivalMethod,
     /// Time at which the block was complete. For a compact block, the time of the node's report of the reconstruction,
     /// if there is one. In all other cases, the time at which the node began to connect the block.
@@ -238,9 +233,9 @@ pub struct BlockArrival {
     pub reconstructed: Option<Reconstruction>,
 }
 
-impl BlockArrival {
+impl<'a> BlockArrival<'a> {
     pub fn new(
-        timeline: &Timeline,
+        timeline: &'a Timeline,
         time_ns: u64,
         connected: &ConnectedBlock,
         header_age_ns: Option<u64>,
@@ -259,6 +254,7 @@ impl BlockArrival {
             None => (began_ns, None),
         };
         BlockArrival {
+            timeline,
             arrival,
             start_ns,
             connected_ns: time_ns,

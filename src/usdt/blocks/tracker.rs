@@ -308,24 +308,19 @@ impl TrackerState {
             timeline.connected_ns = Some(time_ns);
             let first_unix = unix_time(timeline.epoch_ns, timeline.first_ns);
             let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, first_unix));
-            (BlockArrival::new(timeline, time_ns, connected, header_age_ns), &*timeline)
+            BlockArrival::new(timeline, time_ns, connected, header_age_ns)
         });
-        if let Some((_, timeline)) = &arrival {
+        self.counts.connected(&block, connected, arrival.as_ref());
+        let mut report = BlockReport::new(&block, connected, arrival.as_ref());
+        let was_announced = arrival.is_some();
+        let mut was_set = false;
+        if let Some(BlockArrival { timeline, .. }) = arrival {
             let connection = self.connections.get(&timeline.first_peer).copied();
             self.counts.first_announcements[connection.unwrap_or(ConnectionType::UNKNOWN).number()] += 1;
-        }
-        let arrival = arrival.as_ref().map(|(arrival, timeline)| (arrival, *timeline));
-        self.counts.connected(&block, connected, arrival);
-        let mut report = BlockReport::new(&block, connected, arrival);
-        let was_announced = arrival.is_some();
-        if let Some((_, timeline)) = &arrival {
-            report.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
-            let connection = self.connections.get(&timeline.first_peer).copied();
             report.announced_connection = connection.map(ConnectionType::label);
+            report.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
+            was_set = is_other_epoch(timeline.epoch_ns, self.epoch_ns);
         }
-        let was_set = arrival.is_some_and(|(_, timeline)| {
-            timeline.epoch_ns.abs_diff(self.epoch_ns) > MAX_CLOCK_DRIFT.as_nanos() as u64
-        });
         report.set_clock_error(self.clock_error, was_set);
         self.add_fibre_to_report(&mut report, &hash, time_ns);
         push_recent(&mut self.last, report.clone());
@@ -417,13 +412,18 @@ fn flushed_us(flushes: &VecDeque<(u64, u64)>, first_ns: u64, connected_ns: u64) 
 /// Logs a warning if the wall clock was set since the last call. The arguments are two values of [`clock::epoch_ns`];
 /// `before` is 0 at the first call.
 fn log_if_clock_was_set(before: i64, now: i64) {
-    if before != 0 && before.abs_diff(now) > MAX_CLOCK_DRIFT.as_nanos() as u64 {
+    if before != 0 && is_other_epoch(before, now) {
         warn!(
             seconds = (now - before) as f64 / 1e9,
             "the wall clock was set, or the machine was suspended; the block log marks the clock as \
              unsynchronized for blocks that arrived in the meantime"
         );
     }
+}
+
+/// Whether the wall clock was set between two results of [`clock::epoch_ns`].
+fn is_other_epoch(before: i64, now: i64) -> bool {
+    before.abs_diff(now) > MAX_CLOCK_DRIFT.as_nanos() as u64
 }
 
 /// Adds an element at the front, and drops elements beyond [`LAST_BLOCKS_LIMIT`] at the back.
