@@ -224,7 +224,7 @@ impl TrackerState {
             BlockEventKind::RaceFinished { height, udp_ns, compact_ns } => {
                 let (time, block_hash) = (unix_time(self.epoch_ns, time_ns), maps::hash(&hash));
                 self.counts.last_height = Some(height);
-                let winner = self.race_winner(&hash);
+                let winner = find_recent(&self.race_winners, &hash);
                 push_recent(
                     &mut self.races,
                     Race { time, block_height: height, block_hash, winner, udp_ns, compact_ns },
@@ -336,7 +336,7 @@ impl TrackerState {
     /// The time at which FIBRE reconstructed this block; `None` if the block is not among the last
     /// [`LAST_BLOCKS_LIMIT`] blocks that FIBRE reconstructed.
     fn fibre_ns(&self, hash: &RawBlockHash) -> Option<u64> {
-        self.fibre_blocks.iter().find(|(other, _)| other == hash).map(|(_, time_ns)| *time_ns)
+        find_recent(&self.fibre_blocks, hash)
     }
 
     /// Adds the time at which FIBRE reconstructed the block, and the result of its race, to the block's report. FIBRE
@@ -353,14 +353,9 @@ impl TrackerState {
         self.add_race_to_report(report, hash);
     }
 
-    /// The mechanism that won the race for a block, if FIBRE has reported it.
-    fn race_winner(&self, hash: &RawBlockHash) -> Option<&'static str> {
-        self.race_winners.iter().find(|(other, _)| other == hash).map(|(_, mechanism)| *mechanism)
-    }
-
     /// Adds the winner and the times of the race for the block to the block's report, if FIBRE has reported them.
     fn add_race_to_report(&self, report: &mut BlockReport, hash: &RawBlockHash) {
-        report.race_winner = self.race_winner(hash);
+        report.race_winner = find_recent(&self.race_winners, hash);
         if let Some(race) = self.races.iter().find(|race| race.block_hash == report.block_hash) {
             (report.race_udp_ns, report.race_compact_ns) = (race.udp_ns, race.compact_ns);
         }
@@ -430,6 +425,11 @@ fn is_other_epoch(before: i64, now: i64) -> bool {
 fn push_recent<T>(last: &mut VecDeque<T>, it: T) {
     last.push_front(it);
     last.truncate(LAST_BLOCKS_LIMIT);
+}
+
+/// The value of a block in such a list.
+fn find_recent<T: Copy>(last: &VecDeque<(RawBlockHash, T)>, hash: &RawBlockHash) -> Option<T> {
+    last.iter().find(|(other, _)| other == hash).map(|(_, value)| *value)
 }
 
 /// Whether a message arrived more than [`LATE_LIMIT`] after the block's connection, and is therefore not counted.
