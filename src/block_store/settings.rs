@@ -35,27 +35,25 @@ impl StoreArgs {
     /// the names of environment variables.
     ///
     /// # Errors
-    /// The URL or the certificate authorities are invalid.
-    pub fn settings(&self, environment: &str) -> Result<Option<StoreSettings>> {
+    /// The URL or the certificate authorities are invalid, there is no block log, or the node's name is empty or the
+    /// default `localhost`.
+    pub fn settings(
+        &self,
+        environment: &str,
+        block_log: Option<&Path>,
+        node_name: &str,
+    ) -> Result<Option<StoreSettings>> {
         let Some(url) = &self.block_store else { return Ok(None) };
-        StoreSettings::new(url, self.block_store_password_file.clone(), environment)
-            .context("--block-store")
-            .map(Some)
+        let settings = StoreSettings::new(url, self.block_store_password_file.clone(), environment);
+        let settings = settings.context("--block-store")?;
+        if block_log.is_none() {
+            bail!("--block-store needs --block-log, the file that keeps the rows until they are sent");
+        }
+        if node_name.is_empty() || node_name == "localhost" {
+            bail!("--block-store needs --node-name, a name that no other node in the block store has");
+        }
+        Ok(Some(settings))
     }
-}
-
-/// Checks the arguments that a block store needs.
-///
-/// # Errors
-/// There is no block log, or the node's name is empty or the default `localhost`.
-pub fn check_needs(block_log: Option<&Path>, node_name: &str) -> Result<()> {
-    if block_log.is_none() {
-        bail!("--block-store needs --block-log, the file that keeps the rows until they are sent");
-    }
-    if node_name.is_empty() || node_name == "localhost" {
-        bail!("--block-store needs --node-name, a name that no other node in the block store has");
-    }
-    Ok(())
 }
 
 /// The source of the block store's password. The password is read for each connection, because it may change.

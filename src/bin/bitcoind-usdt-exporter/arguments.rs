@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use bitcoind_exporter::bitcoin_core::CHAINS;
 use bitcoind_exporter::block_log::outbox::RowOrigin;
 use bitcoind_exporter::block_log::{DEFAULT_KEEP, Forwarding};
-use bitcoind_exporter::block_store::{self, StoreSettings};
+use bitcoind_exporter::block_store;
 use bitcoind_exporter::cli::{Cli, CommonArgs};
 use bitcoind_exporter::http::{Address, WebConfig};
 use bitcoind_exporter::logging::{self, LogLevel, Logging};
@@ -187,14 +187,11 @@ impl Arguments {
     /// # Errors
     /// The settings of the block store are invalid or incomplete, or the thread that forwards rows cannot be started.
     pub fn forwarding(&self) -> Result<Option<Forwarding>> {
-        let Some(settings) = self.store()? else { return Ok(None) };
-        block_store::check_needs(self.block_log.as_deref(), &self.node_name)?;
+        let store = &self.common.store;
+        let settings = store.settings(Self::ENVIRONMENT, self.block_log.as_deref(), &self.node_name)?;
+        let Some(settings) = settings else { return Ok(None) };
         let origin = RowOrigin { chain: self.chain.clone(), node: self.node_name.clone(), source: "usdt" };
         block_store::start(settings, origin).map(Some)
-    }
-
-    fn store(&self) -> Result<Option<StoreSettings>> {
-        self.common.store.settings(Self::ENVIRONMENT)
     }
 
     /// Starts logging. When the returned value is dropped, the queued log lines are written.

@@ -52,19 +52,16 @@ fn run() -> Result<ExitCode> {
     let programs = Programs::load(arguments.groups()).context("cannot load the BPF programs")?;
     let (health, ready) = channel::channel(Err("no node found yet".to_string()));
     let pages = StatusPages { reader: programs.reader(), node_name: arguments.node_name.clone(), ready };
-    let block_log = arguments.block_log.as_deref().filter(|_| !arguments.once);
-    let forwarding = if arguments.once { None } else { arguments.forwarding()? };
-    let has_store = forwarding.is_some();
-    let block_log = block_log
-        .map(|file| programs.start_block_log(file, arguments.block_log_keep, forwarding))
-        .transpose()?;
-    let mut tracer = Tracer::new(programs, search);
     if arguments.once {
-        tracer.attach_now()?;
+        Tracer::new(programs, search).attach_now()?;
         cli::print(&pages.metrics(Format::Text))?;
         return Ok(ExitCode::SUCCESS);
     }
-
+    let forwarding = arguments.forwarding()?;
+    let has_store = forwarding.is_some();
+    let start = |file| programs.start_block_log(file, arguments.block_log_keep, forwarding);
+    let block_log = arguments.block_log.as_deref().map(start).transpose()?;
+    let mut tracer = Tracer::new(programs, search);
     let (listener, health_listener) = listen(&arguments, &mut inherited)?;
     let metrics_at = listener.describe_with(&web_config);
     let health_at = health_listener.as_ref().map(|listener| listener.describe_with(&health_web_config));
