@@ -13,7 +13,7 @@ use super::blocks::{self, ARRIVAL_SOURCES, BlockTracker, REPORT_SOURCES, REQUIRE
 use super::group::{Group, GroupPrograms, probe_name};
 use super::maps::Maps;
 use super::{TracepointGroup, exporter_metrics, privileges};
-use crate::block_log::{BlockLogThread, Forwarding};
+use crate::block_log::ReportQueue;
 use crate::metrics::{Declaration, Family};
 use crate::own_process;
 
@@ -123,20 +123,9 @@ impl Programs {
         self.loaded.iter().map(|it| (it.group.programs, it.maps.clone())).collect()
     }
 
-    /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last `keep`
-    /// blocks. With `forwarding`, the rows are also forwarded to the block store, a PostgreSQL database.
-    ///
-    /// # Errors
-    /// The file cannot be opened.
-    pub fn start_block_log(
-        &self,
-        file: &Path,
-        keep: u32,
-        forwarding: Option<Forwarding>,
-    ) -> Result<BlockLogThread> {
-        let (block_log, queue) = BlockLogThread::start(file, keep, forwarding)?;
+    /// Passes the report of each connected block to the block log.
+    pub fn set_block_log(&self, queue: ReportQueue) {
         self.blocks.set_block_log(queue);
-        Ok(block_log)
     }
 
     /// The groups that have a ring buffer, each with its ring buffer. The ring buffer of connected blocks is the first

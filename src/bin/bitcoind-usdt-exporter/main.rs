@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use bitcoind_exporter::block_log::BlockLogThread;
 use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::http::{Address, Endpoint, Listener, Pages};
 use bitcoind_exporter::logging;
@@ -59,8 +60,9 @@ fn run() -> Result<ExitCode> {
     }
     let forwarding = arguments.forwarding()?;
     let has_store = forwarding.is_some();
-    let start = |file| programs.start_block_log(file, arguments.block_log_keep, forwarding);
-    let block_log = arguments.block_log.as_deref().map(start).transpose()?;
+    let start = |file| BlockLogThread::start(file, arguments.block_log_keep, forwarding);
+    let (block_log, reports) = arguments.block_log.as_deref().map(start).transpose()?.unzip();
+    reports.into_iter().for_each(|reports| programs.set_block_log(reports));
     let mut tracer = Tracer::new(programs, search);
     let (listener, health_listener) = listen(&arguments, &mut inherited)?;
     let metrics_at = listener.describe_with(&web_config);
