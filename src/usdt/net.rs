@@ -282,7 +282,7 @@ fn decode(event: &event) -> Option<(RawBlockHash, BlockEventKind)> {
         }
         kind::HEADERS => {
             let (hash, time) = bytes.header()?;
-            (hash, BlockEventKind::Announced { peer, by: Announcement::Headers(time) })
+            (hash, BlockEventKind::Announced { peer, by: Announcement::Headers, header_time: Some(time) })
         }
         kind::CMPCTBLOCK => {
             let (hash, header_time) = bytes.header()?;
@@ -340,7 +340,7 @@ fn read_inventory(event: &event, mut add: impl FnMut((RawBlockHash, BlockEventKi
             MSG_CMPCT_BLOCK => true,
             _ => continue,
         };
-        let announced = BlockEventKind::Announced { peer, by: Announcement::Inv };
+        let announced = BlockEventKind::Announced { peer, by: Announcement::Inv, header_time: None };
         let is_request = event.kind == kind::GETDATA;
         add((hash, if is_request { BlockEventKind::Requested { peer, is_compact } } else { announced }));
     }
@@ -496,7 +496,7 @@ mod tests {
         let events = read(types::kind::HEADERS, &header());
         let [
             BlockEvent {
-                hash, kind: BlockEventKind::Announced { by: Announcement::Headers(time), .. }, ..
+                hash, kind: BlockEventKind::Announced { by: Announcement::Headers, header_time: Some(time), .. }, ..
             },
         ] = events[..]
         else {

@@ -16,8 +16,9 @@ pub struct BlockEvent {
 
 /// The type and the data of a [`BlockEvent`]. `peer` is the node's ID for the peer.
 pub enum BlockEventKind {
-    /// A peer announced the block with an inv, or with its header in a headers message.
-    Announced { peer: i64, by: Announcement },
+    /// A peer announced the block with an inv, or with its header in a headers message. `header_time` is the timestamp
+    /// in the header, Unix seconds; `None` for an inv.
+    Announced { peer: i64, by: Announcement, header_time: Option<u32> },
     /// The node received a cmpctblock message.
     Compact { peer: i64, compact: CompactBlock },
     /// The node sent a getdata message for the block (`is_compact` is false) or its compact block (`is_compact` is
@@ -101,37 +102,20 @@ pub struct Reconstruction {
 /// The message by which a peer announces a block.
 #[derive(Clone, Copy, Default, PartialEq)]
 pub enum Announcement {
-    /// A headers message. The value is the timestamp in the header, Unix seconds.
-    Headers(u32),
+    Headers,
     /// An inv message, which has only the hash of the block.
     #[default]
     Inv,
-    /// A cmpctblock message that the node did not request. The value is the timestamp in the header, Unix seconds.
-    Compact(u32),
+    /// A cmpctblock message that the node did not request.
+    Compact,
 }
 
 impl Announcement {
     /// Label values, in the order of the variants.
     pub const LABELS: [&'static str; 3] = ["headers", "inv", "cmpctblock"];
 
-    /// Index of the label in [`Announcement::LABELS`].
-    pub fn number(self) -> usize {
-        match self {
-            Announcement::Headers(_) => 0,
-            Announcement::Inv => 1,
-            Announcement::Compact(_) => 2,
-        }
-    }
-
     pub fn label(self) -> &'static str {
-        Self::LABELS[self.number()]
-    }
-
-    pub fn header_time(self) -> Option<u32> {
-        match self {
-            Announcement::Headers(time) | Announcement::Compact(time) => Some(time),
-            Announcement::Inv => None,
-        }
+        Self::LABELS[self as usize]
     }
 }
 

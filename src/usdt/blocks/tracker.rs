@@ -202,7 +202,9 @@ impl TrackerState {
     /// Processes one event.
     fn apply(&mut self, BlockEvent { time_ns, hash, kind }: BlockEvent) {
         match kind {
-            BlockEventKind::Announced { peer, by } => self.on_announcement(hash, time_ns, peer, by),
+            BlockEventKind::Announced { peer, by, header_time } => {
+                self.on_announcement(hash, time_ns, peer, by, header_time);
+            }
             BlockEventKind::Compact { peer, compact } => self.on_compact_block(hash, time_ns, peer, compact),
             BlockEventKind::Connected(connected) => {
                 let (height, thread) = (connected.height, connected.thread);
@@ -253,12 +255,19 @@ impl TrackerState {
         }
     }
 
-    fn on_announcement(&mut self, hash: RawBlockHash, time_ns: u64, id: i64, by: Announcement) {
+    fn on_announcement(
+        &mut self,
+        hash: RawBlockHash,
+        time_ns: u64,
+        id: i64,
+        by: Announcement,
+        header_time: Option<u32>,
+    ) {
         let timeline = self.open(hash, time_ns, id, by);
         let connected_ns = timeline.connected_ns;
         if timeline.header_time.is_none() {
-            timeline.header_time = by.header_time();
-            timeline.header_ns = by.header_time().map(|_| time_ns);
+            timeline.header_time = header_time;
+            timeline.header_ns = header_time.map(|_| time_ns);
         }
         let Some(peer) = timeline.peer(id) else { return };
         if peer.announced.is_some() {
@@ -266,21 +275,21 @@ impl TrackerState {
         }
         peer.announced = Some((time_ns, by));
         match connected_ns {
-            None => timeline.announcements[by.number()] += 1,
+            None => timeline.announcements[by as usize] += 1,
             Some(connected_ns) if is_late(time_ns, connected_ns) => {}
-            Some(_) => self.counts.announcements[by.number()] += 1,
+            Some(_) => self.counts.announcements[by as usize] += 1,
         }
     }
 
     fn on_compact_block(&mut self, hash: RawBlockHash, time_ns: u64, id: i64, compact: CompactBlock) {
-        let by = Announcement::Compact(compact.header_time);
+        let by = Announcement::Compact;
         let reports_reconstruction = self.reports_reconstruction;
         let was_asked = self
             .find(&hash)
             .and_then(|timeline| timeline.peer(id))
             .is_some_and(|peer| std::mem::replace(&mut peer.owes_compact, false));
         if !was_asked {
-            self.on_announcement(hash, time_ns, id, by);
+            self.on_announcement(hash, time_ns, id, by, Some(compact.header_time));
         }
         let timeline = self.open(hash, time_ns, id, by);
         let mode = usize::from(was_asked);
