@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::connection::{StoreConnection, is_invalid_row};
 use super::settings::StoreSettings;
-use super::{Rank, STATE, StoreState, propagation};
+use super::{STATE, StoreState, propagation};
 use crate::block_log::outbox::{Batch, RowOrigin};
 use crate::block_log::{Forwarding, OutboxBatch};
 use crate::scheduling;
@@ -157,26 +157,14 @@ impl Forwarder {
 
     async fn read_ranks(&mut self) {
         let Some(height) = self.last_height else { return };
-        let origin = self.origin.clone();
+        let RowOrigin { chain, node, .. } = self.origin.clone();
         let connection = match self.connect().await {
             Ok(connection) => connection,
             Err(error) => return self.on_failure(&error).await,
         };
-        let ranks = propagation::ranks(connection, &origin.chain, &origin.node, height).await;
-        self.show_ranks(ranks);
-        if self.ranks_failed {
-            // Only a new connection shows whether the store can be reached. A timed-out query may still occupy the old
-            // connection.
-            self.connection = None;
-            if let Err(error) = self.connect().await {
-                self.on_failure(&error).await;
-            }
-        }
-    }
-
-    fn show_ranks(&mut self, ranks: Result<Vec<Rank>>) {
-        let failed = ranks.is_err();
-        let ranks = match ranks {
+        let ranks = propagation::ranks(connection, &chain, &node, height).await;
+        let had_failed = std::mem::replace(&mut self.ranks_failed, ranks.is_err());
+        let shown = match ranks {
             Ok(ranks) if ranks.iter().any(|rank| rank.nodes > Some(MAX_RANKED_NODES)) => {
                 info!(
                     "the block store has more than {MAX_RANKED_NODES} nodes: the status page shows no rank"
@@ -186,14 +174,21 @@ impl Forwarder {
             }
             Ok(ranks) => ranks,
             Err(error) => {
-                if !self.ranks_failed {
+                if !had_failed {
                     warn!("cannot read the ranks in the block store, the page shows none: {error:#}");
                 }
                 Vec::new()
             }
         };
-        self.ranks_failed = failed;
-        *self.state.ranks.lock().expect("nobody panics holding it") = ranks;
+        *self.state.ranks.lock().expect("nobody panics holding it") = shown;
+        if self.ranks_failed {
+            // Only a new connection shows whether the store can be reached. A timed-out query may still occupy the old
+            // connection.
+            self.connection = None;
+            if let Err(error) = self.connect().await {
+                self.on_failure(&error).await;
+            }
+        }
     }
 
     fn on_success(&mut self) {
