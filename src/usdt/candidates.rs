@@ -61,6 +61,12 @@ impl Candidate {
         })
     }
 
+    /// A candidate that ended before the exporter collected evidence about it.
+    pub fn without_evidence(node: NodeProcess) -> Self {
+        let (age, locks) = (Duration::ZERO, BTreeSet::new());
+        Candidate { node, parent: 0, age, locks, command: Vec::new(), cgroups: Vec::new() }
+    }
+
     /// PID and start time, which identify the process among all processes since boot.
     pub fn id(&self) -> (i32, u64) {
         (self.node.pid, self.node.started)

@@ -40,6 +40,11 @@ pub struct KnownNode {
 }
 
 impl KnownNode {
+    /// An entry without evidence about other processes.
+    pub fn new(candidate: Candidate) -> Self {
+        KnownNode { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
+    }
+
     /// Replaces the known locks with the current locks, because another node can lock a file that this node has
     /// released. If the node holds no locks any more, because it shuts down, the last known locks are kept to identify
     /// the node.
@@ -269,7 +274,7 @@ mod tests {
     }
 
     fn known(candidate: Candidate) -> KnownNode {
-        KnownNode { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
+        KnownNode::new(candidate)
     }
 
     fn others() -> OtherNodes {

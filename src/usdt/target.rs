@@ -108,10 +108,8 @@ impl NodeSearch {
         // A node that shuts down renames its main thread. A scan by process name then does not list the node.
         let unseen = || Candidate::from_process(node).filter(|it| it.id() == id);
         let Some(now) = all.iter().find(|it| it.id() == id).cloned().or_else(unseen) else { return Ok(None) };
-        let mut present = match self.present.take().filter(|it| it.candidate.id() == id) {
-            Some(evidence) => evidence,
-            None => KnownNode { candidate: now.clone(), beside: BTreeSet::new(), children: BTreeSet::new() },
-        };
+        let present = self.present.take().filter(|it| it.candidate.id() == id);
+        let mut present = present.unwrap_or_else(|| KnownNode::new(now.clone()));
         present.update_locks(&now.locks);
         for other in all.iter().filter(|it| it.id() != id) {
             if other.parent == node.pid {
@@ -141,7 +139,7 @@ impl NodeSearch {
     pub fn ended(&mut self, node: &NodeProcess) {
         let id = (node.pid, node.started);
         let evidence = self.present.take().filter(|it| it.candidate.id() == id);
-        let evidence = evidence.unwrap_or_else(|| KnownNode::without_evidence(node.clone()));
+        let evidence = evidence.unwrap_or_else(|| KnownNode::new(Candidate::without_evidence(node.clone())));
         self.last = match self.last.take() {
             // A process without locks may not have been a node. The evidence about the node that was traced before is
             // therefore kept.
@@ -197,23 +195,5 @@ impl NodeSearch {
             };
         }
         why
-    }
-}
-
-impl KnownNode {
-    /// An entry for a node that ended before the exporter collected evidence about it.
-    fn without_evidence(node: NodeProcess) -> Self {
-        KnownNode {
-            candidate: Candidate {
-                node,
-                parent: 0,
-                age: Duration::ZERO,
-                locks: BTreeSet::new(),
-                command: Vec::new(),
-                cgroups: Vec::new(),
-            },
-            beside: BTreeSet::new(),
-            children: BTreeSet::new(),
-        }
     }
 }
