@@ -68,7 +68,7 @@ impl EventReader {
     /// # Errors
     /// A ring buffer cannot be opened.
     pub fn from_programs(programs: &Programs) -> Result<Option<Self>> {
-        let blocks = programs.blocks();
+        let blocks = programs.blocks.clone();
         let sources = programs.events()?;
         if sources.is_empty() {
             return Ok(None);

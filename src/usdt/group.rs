@@ -49,8 +49,3 @@ pub(super) trait GroupPrograms: Send + Sync {
     /// connections. Counts are kept.
     fn node_ended(&self, _maps: &Maps) {}
 }
-
-/// The full name of a tracepoint, for example `validation:block_connected`.
-pub(super) fn probe_name(provider: &str, tracepoint: impl std::fmt::Display) -> String {
-    format!("{provider}:{tracepoint}")
-}

@@ -10,7 +10,7 @@ use libbpf_rs::{Link, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
 use tracing::debug;
 
 use super::blocks::{self, ARRIVAL_SOURCES, BlockTracker, REPORT_SOURCES, REQUIRED_ARRIVAL_SOURCES};
-use super::group::{Group, GroupPrograms, probe_name};
+use super::group::{Group, GroupPrograms};
 use super::maps::Maps;
 use super::{TracepointGroup, exporter_metrics, privileges};
 use crate::block_log::ReportQueue;
@@ -52,7 +52,8 @@ pub(super) struct Attachments {
 pub struct Programs {
     loaded: Vec<LoadedGroup>,
     attachments: Arc<Mutex<Attachments>>,
-    blocks: Arc<BlockTracker>,
+    /// The block tracker, which processes the events of blocks.
+    pub(super) blocks: Arc<BlockTracker>,
 }
 
 impl Programs {
@@ -78,7 +79,7 @@ impl Programs {
                     None => program.attach_usdt(pid, binary, group.provider, &*tracepoint).map_err(explain),
                 };
                 let result = result.map(|link| links.push(link));
-                attached.push(AttachResult { name: probe_name(group.provider, &tracepoint), result });
+                attached.push(AttachResult { name: format!("{}:{tracepoint}", group.provider), result });
             }
         }
         let names = attached.iter().filter(|it| it.result.is_ok()).map(|it| it.name.clone());
@@ -138,11 +139,6 @@ impl Programs {
             loaded.into_iter().filter_map(|it| Some((it.group.programs, it.maps.find("events_map")?)));
         buffers.map(|(group, buffer)| Ok((group, MapHandle::try_from(buffer)?))).collect()
     }
-
-    /// The block tracker, which processes the events of blocks.
-    pub(super) fn blocks(&self) -> Arc<BlockTracker> {
-        self.blocks.clone()
-    }
 }
 
 /// Reader of all metrics of the exporter at a scrape: the counts in the BPF maps, the counts of the block tracker, and
@@ -187,7 +183,7 @@ fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
 /// function needs no capability, because the programs are not loaded.
 pub(super) fn tracepoints(group: Group) -> Result<Vec<String>> {
     let names = names(&open(group, |_| true)?);
-    Ok(names.into_iter().map(|name| probe_name(group.provider, name)).collect())
+    Ok(names.into_iter().map(|name| format!("{}:{name}", group.provider)).collect())
 }
 
 /// Loads the programs of a group. If the kernel rejects a program, the other programs are loaded without the rejected
