@@ -152,18 +152,10 @@ impl StoreConnection {
     /// Creates the missing partitions for these heights. Called only after a row did not fit into a partition, because
     /// the creation of a partition can lock the table.
     async fn ensure_partitions(&self, heights: &[i32]) -> Result<()> {
-        const HEIGHTS: i32 = 4320;
-        let mut partitions: Vec<i32> = heights.iter().map(|height| height / HEIGHTS).collect();
-        partitions.sort_unstable();
-        partitions.dedup();
-        for partition in partitions {
-            let height = partition * HEIGHTS;
-            let ensure = "SELECT propagation.ensure_partition($1)";
-            // The error must not have the code of the database, because it is not about the data of a row.
-            let created = self.query(ensure, &[(&height, Type::INT4)]).await;
-            created.map_err(|error| anyhow!("cannot create a partition: {error:#}"))?;
-        }
-        Ok(())
+        const ENSURE: &str = "SELECT propagation.ensure_partition(height) FROM unnest($1) AS height";
+        // The error must not have the code of the database, because it is not about the data of a row.
+        let created = self.query(ENSURE, &[(&heights, Type::INT4_ARRAY)]).await;
+        created.map(drop).map_err(|error| anyhow!("cannot create a partition: {error:#}"))
     }
 
     async fn check_version(&self) -> Result<()> {
