@@ -4,7 +4,7 @@ use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags};
 
 use super::blocks::{
-    Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectionType, RawBlockHash, Reconstruction,
+    Announcement, BlockEvent, BlockEventKind, ConnectionType, RawBlockHash, Reconstruction,
 };
 use super::bpf::net::types::{self, connections, counts, direction, event, kind, messages};
 use super::clock;
@@ -288,7 +288,7 @@ fn decode(event: &event) -> Option<(RawBlockHash, BlockEventKind)> {
             let (hash, header_time) = bytes.header()?;
             let _nonce: [u8; 8] = bytes.take()?;
             let short_ids = bytes.compact_size().filter(|ids| *ids <= u16::MAX.into())?;
-            (hash, BlockEventKind::Compact { peer, compact: CompactBlock { header_time, short_ids } })
+            (hash, BlockEventKind::Compact { peer, header_time, short_ids })
         }
         kind::BLOCKTXN => {
             let hash = bytes.take()?;

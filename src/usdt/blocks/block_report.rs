@@ -52,7 +52,7 @@ impl BlockReport {
             header_age_ms: arrival.header_age_ns.map(|age| (age / 1_000_000) as i64),
             compact_blocks: sum(&timeline.compact_blocks),
             compact_us: timeline.first_compact_ns().map(since_first),
-            short_ids: arrival.compact.map(|compact| compact.short_ids as i64),
+            short_ids: arrival.short_ids.map(|ids| ids as i64),
             prefilled: arrival.prefilled.map(|number| number as i64),
             from_mempool: arrival.reconstructed.map(|from| from.from_mempool.into()),
             from_extra_pool: arrival.reconstructed.map(|from| from.from_extra_pool.into()),

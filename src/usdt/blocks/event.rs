@@ -19,8 +19,9 @@ pub enum BlockEventKind {
     /// A peer announced the block with an inv, or with its header in a headers message. `header_time` is the timestamp
     /// in the header, Unix seconds; `None` for an inv.
     Announced { peer: i64, by: Announcement, header_time: Option<u32> },
-    /// The node received a cmpctblock message.
-    Compact { peer: i64, compact: CompactBlock },
+    /// The node received a cmpctblock message with this number of short IDs. `header_time` is the timestamp in the
+    /// block's header, Unix seconds.
+    Compact { peer: i64, header_time: u32, short_ids: u64 },
     /// The node sent a getdata message for the block (`is_compact` is false) or its compact block (`is_compact` is
     /// true).
     Requested { peer: i64, is_compact: bool },
@@ -117,15 +118,6 @@ impl Announcement {
     pub fn label(self) -> &'static str {
         Self::LABELS[self as usize]
     }
-}
-
-/// A compact block that the node received, reduced to the fields that the arrival metrics need.
-#[derive(Clone, Copy)]
-pub struct CompactBlock {
-    /// Timestamp in the block's header, Unix seconds.
-    pub header_time: u32,
-    /// Number of short IDs in the compact block.
-    pub short_ids: u64,
 }
 
 /// The connection type of a peer, as an index into [`ConnectionType::LABELS`].

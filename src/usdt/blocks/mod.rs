@@ -24,7 +24,7 @@ mod trace;
 mod tracker;
 
 pub(super) use event::{
-    Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectedBlock, ConnectingThread, ConnectionType,
+    Announcement, BlockEvent, BlockEventKind, ConnectedBlock, ConnectingThread, ConnectionType,
     RawBlockHash, Reconstruction,
 };
 pub(super) use families::{ARRIVAL_SOURCES, BlockCounts, REPORT_SOURCES, REQUIRED_ARRIVAL_SOURCES, families};

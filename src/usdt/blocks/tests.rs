@@ -25,7 +25,7 @@ fn connected_at(height: i32, thread: ConnectingThread) -> BlockEventKind {
 }
 
 fn compact(peer: i64) -> BlockEventKind {
-    BlockEventKind::Compact { peer, compact: CompactBlock { header_time: u32::MAX, short_ids: 1 } }
+    BlockEventKind::Compact { peer, header_time: u32::MAX, short_ids: 1 }
 }
 
 fn inv(peer: i64) -> BlockEventKind {
@@ -165,7 +165,7 @@ fn announcements_of_own_blocks_count_as_late() {
 fn second_compact_block_of_a_peer_is_ignored() {
     let blocks = BlockTracker::default();
     let lie =
-        BlockEventKind::Compact { peer: 1, compact: CompactBlock { header_time: u32::MAX, short_ids: 0 } };
+        BlockEventKind::Compact { peer: 1, header_time: u32::MAX, short_ids: 0 };
     happen(
         &blocks,
         [

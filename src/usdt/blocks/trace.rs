@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use super::event::{
-    Announcement, BlockEventKind, CompactBlock, ConnectedBlock, RawBlockHash, Reconstruction,
+    Announcement, BlockEventKind, ConnectedBlock, RawBlockHash, Reconstruction,
 };
 
 /// Limit on peers whose activity is recorded for one block.
@@ -50,8 +50,8 @@ pub struct PeerActivity {
     pub announced: Option<(u64, Announcement)>,
     /// Whether the node has requested a compact block from this peer and has not received it yet.
     pub owes_compact: bool,
-    /// Arrival time and properties of the peer's first compact block.
-    pub compact: Option<(u64, CompactBlock)>,
+    /// Arrival time and number of short IDs of the peer's first compact block.
+    pub compact: Option<(u64, u64)>,
     /// Time of the request for transactions (getblocktxn), and the number of requested transactions.
     pub asked: Option<(u64, u64)>,
     /// Arrival time of the requested transactions (blocktxn), and their total size in bytes.
@@ -223,8 +223,8 @@ pub struct BlockArrival<'a> {
     /// Age of the timestamp in the block's header when the block was first announced. `None` if the timestamp is
     /// unknown, in the future, or older than the limit `MAX_HEADER_AGE`.
     pub header_age_ns: Option<u64>,
-    /// The compact block from which the node reconstructed the block.
-    pub compact: Option<CompactBlock>,
+    /// Number of short IDs in the compact block from which the node reconstructed the block.
+    pub short_ids: Option<u64>,
     /// Number of transactions that were prefilled in the compact block.
     pub prefilled: Option<u64>,
     /// Number and bytes of the transactions that were requested to complete the compact block.
@@ -247,7 +247,7 @@ impl<'a> BlockArrival<'a> {
         let from = from.filter(|_| came_compact);
         let peer = timeline.peers.iter().find(|peer| Some(peer.id) == from);
         let report = timeline.reconstructed.filter(|(time, id, _)| *time <= began_ns && Some(*id) == from);
-        let compact = peer.and_then(|peer| Some(peer.compact?.1));
+        let short_ids = peer.and_then(|peer| Some(peer.compact?.1));
         let requested = || peer.and_then(|peer| Some((peer.asked?.1, peer.answered?.1))).unwrap_or_default();
         let (start_ns, reconstructed) = match report {
             Some((time_ns, _, reconstructed)) => (time_ns, Some(reconstructed)),
@@ -259,13 +259,11 @@ impl<'a> BlockArrival<'a> {
             start_ns,
             connected_ns: time_ns,
             header_age_ns,
-            compact,
+            short_ids,
             // A compact block lists each transaction of the block as a short ID or includes it (prefilled).
             prefilled: match reconstructed {
                 Some(from) => Some(from.prefilled.into()),
-                None => {
-                    compact.and_then(|it| (connected.transactions.max(0) as u64).checked_sub(it.short_ids))
-                }
+                None => short_ids.and_then(|ids| (connected.transactions.max(0) as u64).checked_sub(ids)),
             },
             requested: match reconstructed {
                 Some(from) => Some((from.requested.into(), from.requested_bytes.into())),

@@ -9,7 +9,7 @@ use tracing::warn;
 use super::active_chain::ActiveChain;
 use super::block_report::Race;
 use super::event::{
-    Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectedBlock, ConnectionType, RawBlockHash,
+    Announcement, BlockEvent, BlockEventKind, ConnectedBlock, ConnectionType, RawBlockHash,
 };
 use super::families::BlockCounts;
 use super::trace::{ArrivalMethod, BlockArrival, Timeline};
@@ -158,25 +158,21 @@ impl TrackerState {
 
     /// The timeline of an announced block, added if the block has no timeline.
     fn open(&mut self, hash: RawBlockHash, time_ns: u64, peer: i64, by: Announcement) -> &mut Timeline {
-        let position = match self.timelines.iter().rposition(|it| it.hash == hash) {
-            Some(position) => position,
-            None => {
-                self.make_room();
-                let fibre_ns = self.fibre_ns(&hash);
-                self.timelines.push_back(Timeline {
-                    hash,
-                    epoch_ns: self.epoch_ns,
-                    first_ns: time_ns,
-                    first_peer: peer,
-                    first_by: by,
-                    fibre_ns,
-                    is_wanted: fibre_ns.is_some(),
-                    ..Timeline::default()
-                });
-                self.timelines.len() - 1
-            }
-        };
-        &mut self.timelines[position]
+        if self.find(&hash).is_none() {
+            self.make_room();
+            let fibre_ns = self.fibre_ns(&hash);
+            self.timelines.push_back(Timeline {
+                hash,
+                epoch_ns: self.epoch_ns,
+                first_ns: time_ns,
+                first_peer: peer,
+                first_by: by,
+                fibre_ns,
+                is_wanted: fibre_ns.is_some(),
+                ..Timeline::default()
+            });
+        }
+        self.find(&hash).expect("it was found or added")
     }
 
     /// Evicts a timeline if there are [`MAX_BLOCKS`] timelines. If there are timelines of connected blocks, the oldest
@@ -205,7 +201,9 @@ impl TrackerState {
             BlockEventKind::Announced { peer, by, header_time } => {
                 self.on_announcement(hash, time_ns, peer, by, header_time);
             }
-            BlockEventKind::Compact { peer, compact } => self.on_compact_block(hash, time_ns, peer, compact),
+            BlockEventKind::Compact { peer, header_time, short_ids } => {
+                self.on_compact_block(hash, time_ns, peer, header_time, short_ids);
+            }
             BlockEventKind::Connected(connected) => {
                 let (height, thread) = (connected.height, connected.thread);
                 for (time_ns, hash, connected) in
@@ -281,7 +279,14 @@ impl TrackerState {
         }
     }
 
-    fn on_compact_block(&mut self, hash: RawBlockHash, time_ns: u64, id: i64, compact: CompactBlock) {
+    fn on_compact_block(
+        &mut self,
+        hash: RawBlockHash,
+        time_ns: u64,
+        id: i64,
+        header_time: u32,
+        short_ids: u64,
+    ) {
         let by = Announcement::Compact;
         let reports_reconstruction = self.reports_reconstruction;
         let was_asked = self
@@ -289,7 +294,7 @@ impl TrackerState {
             .and_then(|timeline| timeline.peer(id))
             .is_some_and(|peer| std::mem::replace(&mut peer.owes_compact, false));
         if !was_asked {
-            self.on_announcement(hash, time_ns, id, by, Some(compact.header_time));
+            self.on_announcement(hash, time_ns, id, by, Some(header_time));
         }
         let timeline = self.open(hash, time_ns, id, by);
         let mode = usize::from(was_asked);
@@ -299,7 +304,7 @@ impl TrackerState {
                 if let Some(peer) = timeline.peer(id) {
                     // Record only the first compact block from a peer, because the node ignores further compact blocks
                     // of the same block from that peer.
-                    peer.compact.get_or_insert((time_ns, compact));
+                    peer.compact.get_or_insert((time_ns, short_ids));
                     if !reports_reconstruction {
                         timeline.deliver(time_ns, id, ArrivalMethod::CompactComplete);
                     }
