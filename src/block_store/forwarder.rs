@@ -131,11 +131,16 @@ impl Forwarder {
             Err(_) => {
                 let mut rejected = 0;
                 for (row, height) in rows.iter().zip(heights) {
-                    let Err(error) = connection.store(std::slice::from_ref(row), &[*height]).await else { continue };
+                    let Err(error) = connection.store(std::slice::from_ref(row), &[*height]).await else {
+                        continue;
+                    };
                     if !is_invalid_row(&error) {
                         return Err(error);
                     }
-                    warn!(block_height = height, "the block store rejected a row, which is dropped: {error:#}");
+                    warn!(
+                        block_height = height,
+                        "the block store rejected a row, which is dropped: {error:#}"
+                    );
                     rejected += 1;
                 }
                 rejected

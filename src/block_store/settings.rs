@@ -262,7 +262,8 @@ mod tests {
             ("?sslrootcert=system&sslmode=verify-full", "verify-full", None, ""),
             ("?sslrootcert=system", "verify-full", None, ""),
         ] {
-            let expected = (format!("postgres://u@h/d{rest}"), mode.to_string(), authorities.map(PathBuf::from));
+            let expected =
+                (format!("postgres://u@h/d{rest}"), mode.to_string(), authorities.map(PathBuf::from));
             assert_eq!(split(query).unwrap(), expected);
         }
         assert!(split("?sslrootcert=system&sslmode=require").is_err());

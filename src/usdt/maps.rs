@@ -40,7 +40,8 @@ impl Maps {
     pub fn from_object(programs: &Object) -> Result<Self> {
         let named = programs.maps().map(|map| (map.name().to_string_lossy().into_owned(), map));
         let ours = named.filter(|(name, _)| name.ends_with("_map"));
-        let handles = ours.map(|(name, map)| Ok((name, MapHandle::try_from(&map)?))).collect::<Result<_>>()?;
+        let handles =
+            ours.map(|(name, map)| Ok((name, MapHandle::try_from(&map)?))).collect::<Result<_>>()?;
         Ok(Maps { handles, removed: Mutex::default() })
     }
 
@@ -88,7 +89,10 @@ impl Maps {
     /// # Errors
     /// The kernel rejects an update of the map.
     pub fn number_names<'a>(&self, name: &str, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
-        self.set_by_name(name, names.into_iter().zip(0u32..).map(|(name, number)| (name, number.to_ne_bytes())))
+        self.set_by_name(
+            name,
+            names.into_iter().zip(0u32..).map(|(name, number)| (name, number.to_ne_bytes())),
+        )
     }
 
     /// Sets the values of these names in a map whose keys are names, padded with NUL.

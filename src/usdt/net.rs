@@ -3,9 +3,7 @@
 use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags};
 
-use super::blocks::{
-    Announcement, BlockEvent, BlockEventKind, ConnectionType, RawBlockHash, Reconstruction,
-};
+use super::blocks::{Announcement, BlockEvent, BlockEventKind, ConnectionType, RawBlockHash, Reconstruction};
 use super::bpf::net::types::{self, connections, counts, direction, event, kind, messages};
 use super::clock;
 use super::group::GroupPrograms;
@@ -258,7 +256,7 @@ fn sha256(bytes: &[u8]) -> RawBlockHash {
 /// Decodes the block events of a message, and appends the events to `queue`. For a truncated or malformed message, no
 /// event is appended.
 fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
-    let mut add = |(hash, kind)| queue.push(BlockEvent { time_ns: event.time_ns, hash, kind });
+    let add = |(hash, event_kind)| queue.push(BlockEvent { time_ns: event.time_ns, hash, kind: event_kind });
     match event.kind {
         kind::INV | kind::GETDATA => read_inventory(event, add),
         _ => {
@@ -496,7 +494,9 @@ mod tests {
         let events = read(types::kind::HEADERS, &header());
         let [
             BlockEvent {
-                hash, kind: BlockEventKind::Announced { by: Announcement::Headers, header_time: Some(time), .. }, ..
+                hash,
+                kind: BlockEventKind::Announced { by: Announcement::Headers, header_time: Some(time), .. },
+                ..
             },
         ] = events[..]
         else {
@@ -511,10 +511,10 @@ mod tests {
             let mut message = [&header()[..], &[0; 8], count].concat();
             message.resize(message.len() + 6 * ids + 1, 0);
             let events = read(types::kind::CMPCTBLOCK, &message);
-            let [BlockEvent { kind: BlockEventKind::Compact { compact, .. }, .. }] = events[..] else {
+            let [BlockEvent { kind: BlockEventKind::Compact { short_ids, .. }, .. }] = events[..] else {
                 panic!("{ids}")
             };
-            assert_eq!(compact.short_ids, ids as u64);
+            assert_eq!(short_ids, ids as u64);
         }
         // The short ID count of this message exceeds the number of transactions that a block can have.
         let message = [&header()[..], &[0; 8], &[0xff; 9]].concat();

@@ -1,6 +1,5 @@
 //! Finds the node to trace, and after its exit the next node.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};

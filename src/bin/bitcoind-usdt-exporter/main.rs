@@ -69,8 +69,7 @@ fn run() -> Result<ExitCode> {
     let health_at = health_listener.as_ref().map(|listener| listener.describe_with(&health_web_config));
     let traced = tracer.start()?;
     let (binary, health_at) = (arguments.node.bitcoind.as_ref(), health_at.as_ref().unwrap_or(&metrics_at));
-    let banner =
-        startup_banner::text(binary, traced.as_ref(), &arguments.node_name, &metrics_at, health_at);
+    let banner = startup_banner::text(binary, traced.as_ref(), &arguments.node_name, &metrics_at, health_at);
     let _printed_at_the_end = logging::print_in_background(banner.into_bytes())?;
 
     let listeners = std::iter::once((listener, Endpoint::all(web_config)))

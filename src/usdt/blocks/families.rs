@@ -47,12 +47,7 @@ pub struct BlockCounts {
 
 impl BlockCounts {
     /// Counts a connected block. `arrival` is `None` if no peer announced the block.
-    pub fn connected(
-        &mut self,
-        block: &BlockId,
-        connected: &ConnectedBlock,
-        arrival: Option<&BlockArrival>,
-    ) {
+    pub fn connected(&mut self, block: &BlockId, connected: &ConnectedBlock, arrival: Option<&BlockArrival>) {
         self.connected += 1;
         self.last_height = Some(block.height);
         for (counted, buckets, value) in [

@@ -3,9 +3,7 @@
 
 use std::collections::VecDeque;
 
-use super::event::{
-    Announcement, BlockEventKind, ConnectedBlock, RawBlockHash, Reconstruction,
-};
+use super::event::{Announcement, BlockEventKind, ConnectedBlock, RawBlockHash, Reconstruction};
 
 /// Limit on peers whose activity is recorded for one block.
 pub const MAX_PEERS: usize = 256;

@@ -8,9 +8,7 @@ use tracing::warn;
 
 use super::active_chain::ActiveChain;
 use super::block_report::Race;
-use super::event::{
-    Announcement, BlockEvent, BlockEventKind, ConnectedBlock, ConnectionType, RawBlockHash,
-};
+use super::event::{Announcement, BlockEvent, BlockEventKind, ConnectedBlock, ConnectionType, RawBlockHash};
 use super::families::BlockCounts;
 use super::trace::{ArrivalMethod, BlockArrival, Timeline};
 use crate::block_log::{self, BlockReport};
