@@ -41,8 +41,8 @@ impl BlockReport {
         let timeline = arrival.timeline;
         let since_first = |time: u64| (time.saturating_sub(timeline.first_ns) / 1000) as i64;
         let sum = |counts: &[u64]| Some(counts.iter().sum::<u64>() as i64);
-        let asked = timeline.peers.iter().filter_map(|peer| peer.asked);
-        let answered = timeline.peers.iter().filter_map(|peer| peer.answered);
+        let asked = timeline.peers.values().filter_map(|peer| peer.asked);
+        let answered = timeline.peers.values().filter_map(|peer| peer.answered);
         BlockReport {
             arrival: Some(arrival.arrival.label()),
             announced_by: Some(timeline.first_by.label()),

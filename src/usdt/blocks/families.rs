@@ -76,7 +76,7 @@ impl BlockCounts {
         if let Some(first) = timeline.first_compact_ns() {
             self.assembly_ns.observe(&ASSEMBLY, arrival.start_ns.saturating_sub(first), block);
         }
-        for peer in &timeline.peers {
+        for peer in timeline.peers.values() {
             if let (Some((asked, _)), Some((answered, _))) = (peer.asked, peer.answered) {
                 self.roundtrip_ns.observe(&ASSEMBLY, answered.saturating_sub(asked), block);
             }

@@ -1,7 +1,7 @@
 //! The timeline of one block, which has the times of all P2P messages about the block, and the decision by which method
 //! the block arrived.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::event::{Announcement, BlockEventKind, ConnectedBlock, RawBlockHash, Reconstruction};
 
@@ -42,8 +42,6 @@ pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 /// Times and contents of the messages that the node and one peer have exchanged about one block.
 #[derive(Default)]
 pub struct PeerActivity {
-    /// The node's ID for the peer.
-    pub id: i64,
     /// Time and message type of the peer's first announcement of the block.
     pub announced: Option<(u64, Announcement)>,
     /// Whether the node has requested a compact block from this peer and has not received it yet.
@@ -74,7 +72,8 @@ pub struct Timeline {
     /// Time of the first message with the block's header. The time is before `first_ns` if the node did not accept the
     /// header of that message.
     pub header_ns: Option<u64>,
-    pub peers: Vec<PeerActivity>,
+    /// The activity of each peer, by the node's ID for the peer.
+    pub peers: BTreeMap<i64, PeerActivity>,
     /// Number of announcements before the block's connection, by message type.
     pub announcements: [u64; Announcement::LABELS.len()],
     /// Number of compact blocks received before the block's connection, by mode.
@@ -98,22 +97,15 @@ pub struct Timeline {
 impl Timeline {
     /// Arrival time of the first compact block that arrived with or after the first announcement.
     pub fn first_compact_ns(&self) -> Option<u64> {
-        let came = self.peers.iter().filter_map(|peer| Some(peer.compact?.0));
+        let came = self.peers.values().filter_map(|peer| Some(peer.compact?.0));
         came.filter(|time| *time >= self.first_ns).min()
     }
 
     /// The activity of this peer, added if the timeline has no activity of this peer; `None` if the timeline already
     /// has [`MAX_PEERS`] other peers.
     pub fn peer(&mut self, id: i64) -> Option<&mut PeerActivity> {
-        let position = match self.peers.iter().position(|peer| peer.id == id) {
-            Some(position) => position,
-            None if self.peers.len() >= MAX_PEERS => return None,
-            None => {
-                self.peers.push(PeerActivity { id, ..PeerActivity::default() });
-                self.peers.len() - 1
-            }
-        };
-        self.peers.get_mut(position)
+        let is_full = self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&id);
+        (!is_full).then(|| self.peers.entry(id).or_default())
     }
 
     /// Applies an event that occurred before the block was connected. `reports_reconstruction` is true if the node
@@ -161,7 +153,7 @@ impl Timeline {
         if std::mem::replace(&mut self.has_header, true) {
             return;
         }
-        let announced = self.peers.iter().filter_map(|peer| Some((peer.announced?, peer.id)));
+        let announced = self.peers.iter().filter_map(|(id, peer)| Some((peer.announced?, *id)));
         let counts = announced.filter(|((_, by), peer)| *peer == id || *by == Announcement::Inv);
         if let Some(((time_ns, by), peer)) = counts.min_by_key(|((time_ns, _), _)| *time_ns) {
             (self.first_ns, self.first_peer, self.first_by) = (time_ns, peer, by);
@@ -199,7 +191,7 @@ impl Timeline {
         let Some(&(_, id, arrival)) = self.deliveries.iter().rfind(|(time, ..)| *time <= start_ns) else {
             return (ArrivalMethod::Other, None);
         };
-        let was_asked = || self.peers.iter().any(|peer| peer.id == id && peer.asked.is_some());
+        let was_asked = || self.peers.get(&id).is_some_and(|peer| peer.asked.is_some());
         if arrival == ArrivalMethod::CompactComplete && was_asked() {
             // The requested transactions had not arrived when the node began to connect the block. The block arrived by
             // another method, for example `submitblock`.
@@ -243,7 +235,7 @@ impl<'a> BlockArrival<'a> {
         let came_compact =
             matches!(arrival, ArrivalMethod::CompactComplete | ArrivalMethod::CompactRequested);
         let from = from.filter(|_| came_compact);
-        let peer = timeline.peers.iter().find(|peer| Some(peer.id) == from);
+        let peer = from.and_then(|id| timeline.peers.get(&id));
         let report = timeline.reconstructed.filter(|(time, id, _)| *time <= began_ns && Some(*id) == from);
         let short_ids = peer.and_then(|peer| Some(peer.compact?.1));
         let requested = || peer.and_then(|peer| Some((peer.asked?.1, peer.answered?.1))).unwrap_or_default();
