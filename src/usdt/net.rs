@@ -83,7 +83,7 @@ impl GroupPrograms for NetGroup {
     fn families(&self, maps: &Maps) -> Vec<Family> {
         let mut counts: counts = maps.sum("counts_map");
         for counts in [&mut counts.inbound, &mut counts.outbound] {
-            counts.messages[INV].number = counts.inv_sizes.iter().sum();
+            counts.messages[inv()].number = counts.inv_sizes.iter().sum();
         }
         let counts = counts;
         let connections: connections = maps.single_value("connections_map");
@@ -181,13 +181,10 @@ fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
 }
 
 /// Index of the message type inv.
-const INV: usize = {
-    let mut index = 0;
-    while !matches!(MESSAGE_TYPES[index].as_bytes(), b"inv") {
-        index += 1;
-    }
-    index
-};
+fn inv() -> usize {
+    MESSAGE_TYPES.iter().position(|name| *name == "inv").expect("it is in the list")
+}
+
 /// Common index of all P2P message types that are not in `MESSAGE_TYPES`. It equals `TYPES` - 1 of net.bpf.c.
 const OTHER: usize = 63;
 
@@ -367,7 +364,7 @@ fn by_direction(
 /// Histogram of the entries in the inv messages of one direction. The sum of the entries is computed from the bytes of
 /// all these messages.
 fn inv_entries(counts: &direction) -> HistogramValue {
-    let messages = &counts.messages[INV];
+    let messages = &counts.messages[inv()];
     let long = INV_ENTRIES.bounds.iter().position(|bound| *bound > MAX_SHORT_INV).unwrap_or_default();
     let lengths = messages.number + 2 * counts.inv_sizes[long..].iter().sum::<u64>();
     INV_ENTRIES.to_histogram(messages.bytes.saturating_sub(lengths), counts.inv_sizes)
