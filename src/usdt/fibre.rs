@@ -8,11 +8,11 @@ use super::blocks::{BlockEvent, BlockEventKind, RawBlockHash};
 use super::bpf::fibre::types::{self, counts, delivery, event, kind};
 use super::group::GroupPrograms;
 use super::histogram::{Buckets, TXS};
-use super::maps::{self, Maps, PerCpuCounts, Pod};
+use super::maps::{self, Maps, Pod};
 use crate::metrics::{Family, HistogramValue, counter, histogram};
 
 // SAFETY: the struct consists of u64 only; see fibre.bpf.c.
-unsafe impl PerCpuCounts for counts {}
+unsafe impl Pod for counts {}
 // SAFETY: the struct consists of integers only; see fibre.bpf.c.
 unsafe impl Pod for delivery {}
 // SAFETY: the struct consists of integers only; see fibre.bpf.c.

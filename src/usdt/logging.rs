@@ -4,11 +4,11 @@
 use super::bpf::logging::types;
 use super::group::GroupPrograms;
 use super::histogram::Buckets;
-use super::maps::{self, Maps, PerCpuCounts, Pod};
+use super::maps::{self, Maps, Pod};
 use crate::metrics::{Family, counter, histogram};
 
 // SAFETY: the struct consists of u64 only; see logging.bpf.c.
-unsafe impl PerCpuCounts for types::counts {}
+unsafe impl Pod for types::counts {}
 // SAFETY: arrays of integers.
 unsafe impl Pod for types::rodata {}
 

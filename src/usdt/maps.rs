@@ -12,16 +12,8 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 /// The type is `repr(C)` and consists of integers only. Any bytes of the type's size are therefore a valid value.
 pub(super) unsafe trait Pod: Copy {}
 
-/// A struct of counters that a BPF map keeps for each CPU. The total of each field is its sum over all CPUs.
-///
-/// # Safety
-/// The type is `repr(C)` and consists of u64 only.
-pub(super) unsafe trait PerCpuCounts: Copy + Default {}
-
 // SAFETY: an array of integers.
 unsafe impl<const N: usize> Pod for [u8; N] {}
-// SAFETY: a `PerCpuCounts` consists of u64, which are integers.
-unsafe impl<T: PerCpuCounts> Pod for T {}
 
 /// The BPF maps of a group's programs. Without loaded programs, a `Maps` is empty and all its reads return 0.
 #[derive(Default)]
@@ -63,8 +55,9 @@ impl Maps {
         value.and_then(|value| decode(&value)).unwrap_or_default()
     }
 
-    /// The value of a per-CPU map with a single value, summed over all CPUs; 0 if it cannot be read.
-    pub fn sum<T: PerCpuCounts>(&self, name: &str) -> T {
+    /// The value of a per-CPU map with a single value, summed over all CPUs; 0 if it cannot be read. The fields of the
+    /// struct must be u64, because each word of 64 bits is summed separately.
+    pub fn sum<T: Pod + Default>(&self, name: &str) -> T {
         let processors = self.get(name).and_then(|map| map.lookup_percpu(&FIRST_KEY, MapFlags::ANY).ok()?);
         let mut sums = vec![0; size_of::<T>()];
         for processor in processors.unwrap_or_default() {

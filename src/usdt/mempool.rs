@@ -4,12 +4,12 @@ use anyhow::Result;
 
 use super::bpf::mempool::types;
 use super::group::GroupPrograms;
-use super::maps::{self, Maps, PerCpuCounts};
+use super::maps::{self, Maps, Pod};
 use crate::bitcoin_core::REMOVAL_REASONS;
 use crate::metrics::{Family, counter};
 
 // SAFETY: the struct consists of u64 only; see mempool.bpf.c.
-unsafe impl PerCpuCounts for types::counts {}
+unsafe impl Pod for types::counts {}
 
 /// The tracepoint group `mempool`: transactions that the mempool adds, removes, replaces and rejects.
 pub(super) struct MempoolGroup;

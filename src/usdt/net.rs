@@ -8,12 +8,12 @@ use super::bpf::net::types::{self, connections, counts, direction, event, kind, 
 use super::clock;
 use super::group::GroupPrograms;
 use super::histogram::Buckets;
-use super::maps::{self, Maps, PerCpuCounts, Pod};
+use super::maps::{self, Maps, Pod};
 use crate::bitcoin_core::{CONNECTION_TYPES, MISBEHAVING_REASONS, NETWORKS};
 use crate::metrics::{Family, HistogramValue, MESSAGE_TYPES, counter, gauge, histogram};
 
 // SAFETY: the struct consists of u64 only; see net.bpf.c.
-unsafe impl PerCpuCounts for counts {}
+unsafe impl Pod for counts {}
 // SAFETY: the struct consists of integers only; see net.bpf.c.
 unsafe impl Pod for connections {}
 // SAFETY: the struct consists of integers only; see net.bpf.c.

@@ -6,11 +6,11 @@ use super::blocks::{BlockEvent, BlockEventKind, RawBlockHash};
 use super::bpf::utxocache::types;
 use super::group::GroupPrograms;
 use super::histogram::Buckets;
-use super::maps::{self, Maps, PerCpuCounts, Pod};
+use super::maps::{self, Maps, Pod};
 use crate::metrics::{Family, counter, gauge, histogram};
 
 // SAFETY: the struct consists of u64 only; see utxocache.bpf.c.
-unsafe impl PerCpuCounts for types::counts {}
+unsafe impl Pod for types::counts {}
 // SAFETY: the struct consists of integers only; see utxocache.bpf.c.
 unsafe impl Pod for types::event {}
 // SAFETY: the struct consists of integers only; see utxocache.bpf.c.

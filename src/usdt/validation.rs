@@ -4,11 +4,11 @@
 use super::blocks::{BlockEvent, BlockEventKind, ConnectedBlock, ConnectingThread};
 use super::bpf::validation::types;
 use super::group::GroupPrograms;
-use super::maps::{self, Maps, PerCpuCounts, Pod};
+use super::maps::{self, Maps, Pod};
 use crate::metrics::Family;
 
 // SAFETY: the struct consists of u64 only; see validation.bpf.c.
-unsafe impl PerCpuCounts for types::counts {}
+unsafe impl Pod for types::counts {}
 // SAFETY: the struct consists of integers only; see validation.bpf.c.
 unsafe impl Pod for types::event {}
 
