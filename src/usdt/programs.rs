@@ -17,13 +17,12 @@ use crate::block_log::ReportQueue;
 use crate::metrics::{Declaration, Family};
 use crate::own_process;
 
-/// The loaded BPF programs of one group, with their maps and their attachments to the node.
+/// The loaded BPF programs of one group, with their attachments to the node.
 struct LoadedGroup {
     /// Attachments of the BPF programs to the node's tracepoints. This field is declared before `programs`, and Rust
     /// therefore drops it first. It must be dropped first because detaching uses data that libbpf stores in `programs`.
     links: Vec<Link>,
     group: Group,
-    maps: Arc<Maps>,
     programs: Object,
     /// Names of the programs that the kernel rejected, each with the reason.
     refused: BTreeMap<String, String>,
@@ -51,9 +50,7 @@ pub(super) struct Attachments {
 /// their counts when a node exits.
 pub struct Programs {
     loaded: Vec<LoadedGroup>,
-    attachments: Arc<Mutex<Attachments>>,
-    /// The block tracker, which processes the events of blocks.
-    pub(super) blocks: Arc<BlockTracker>,
+    pub(super) reader: Arc<MetricsReader>,
 }
 
 impl Programs {
@@ -63,8 +60,13 @@ impl Programs {
     /// A capability is missing, or the kernel rejects a map or another object that all programs of a group need.
     pub fn load(groups: &[TracepointGroup]) -> Result<Self> {
         capture_libbpf_messages();
-        let loaded = groups.iter().map(|group| load(group.group())).collect::<Result<_>>()?;
-        Ok(Programs { loaded, attachments: Arc::default(), blocks: Arc::default() })
+        let (mut loaded, mut reader) = (Vec::new(), MetricsReader::default());
+        for group in groups {
+            let (programs, maps) = load(group.group())?;
+            reader.groups.push((programs.group, maps));
+            loaded.push(programs);
+        }
+        Ok(Programs { loaded, reader: Arc::new(reader) })
     }
 
     /// Attaches the programs to the tracepoints of a process. `binary` is the path of the binary that the process runs.
@@ -83,8 +85,8 @@ impl Programs {
             }
         }
         let names = attached.iter().filter(|it| it.result.is_ok()).map(|it| it.name.clone());
-        let mut attachments = self.attachments.lock().expect("nobody panics holding it");
-        self.blocks.attached(|name| attached.iter().any(|it| it.name == name && it.result.is_ok()));
+        let mut attachments = self.reader.attachments.lock().expect("nobody panics holding it");
+        self.reader.blocks.attached(|name| attached.iter().any(|it| it.name == name && it.result.is_ok()));
         attachments.ever.extend(names);
         attachments.now = self.loaded.iter().map(|loaded| loaded.links.len()).sum();
         attached
@@ -101,52 +103,48 @@ impl Programs {
                 let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());
             }
         });
-        for LoadedGroup { links, group, maps, .. } in &mut self.loaded {
+        for LoadedGroup { links, .. } in &mut self.loaded {
             links.clear(); // in case the thread could not be started
+        }
+        for (group, maps) in &self.reader.groups {
             group.programs.node_ended(maps);
         }
-        self.attachments.lock().expect("nobody panics holding it").now = 0;
-        self.blocks.node_ended();
+        self.reader.attachments.lock().expect("nobody panics holding it").now = 0;
+        self.reader.blocks.node_ended();
     }
 
-    /// A reader of all metrics. The reader does not borrow the programs, and can move to another thread.
-    pub fn reader(&self) -> MetricsReader {
+    /// The reader of all metrics, for another thread.
+    pub fn reader(&self) -> Arc<MetricsReader> {
         std::sync::LazyLock::force(&own_process::STARTED);
-        MetricsReader {
-            groups: self.groups(),
-            attachments: self.attachments.clone(),
-            blocks: self.blocks.clone(),
-        }
-    }
-
-    /// The groups, and the maps of each group.
-    pub(super) fn groups(&self) -> Vec<(&'static dyn GroupPrograms, Arc<Maps>)> {
-        self.loaded.iter().map(|it| (it.group.programs, it.maps.clone())).collect()
+        self.reader.clone()
     }
 
     /// Passes the report of each connected block to the block log.
     pub fn set_block_log(&self, queue: ReportQueue) {
-        self.blocks.set_block_log(queue);
+        self.reader.blocks.set_block_log(queue);
     }
 
     /// The groups that have a ring buffer, each with its ring buffer. The ring buffer of connected blocks is the first
     /// element and is therefore read first. When the event of a connected block is read from this ring buffer,
     /// the earlier events of the block are already in the other ring buffers, and are read in the same pass.
     pub(super) fn events(&self) -> Result<Vec<(&'static dyn GroupPrograms, MapHandle)>> {
-        let mut loaded: Vec<_> = self.loaded.iter().collect();
-        loaded.sort_by_key(|it| it.group.provider != "validation");
+        let mut groups: Vec<_> = self.reader.groups.iter().collect();
+        groups.sort_by_key(|(group, _)| group.provider != "validation");
         let buffers =
-            loaded.into_iter().filter_map(|it| Some((it.group.programs, it.maps.find("events_map")?)));
+            groups.into_iter().filter_map(|(group, maps)| Some((group.programs, maps.find("events_map")?)));
         buffers.map(|(group, buffer)| Ok((group, MapHandle::try_from(buffer)?))).collect()
     }
 }
 
 /// Reader of all metrics of the exporter at a scrape: the counts in the BPF maps, the counts of the block tracker, and
 /// the metrics about the exporter.
+#[derive(Default)]
 pub struct MetricsReader {
-    groups: Vec<(&'static dyn GroupPrograms, Arc<Maps>)>,
-    attachments: Arc<Mutex<Attachments>>,
-    pub(super) blocks: Arc<BlockTracker>,
+    /// The groups, and the maps of each group.
+    pub(super) groups: Vec<(Group, Maps)>,
+    attachments: Mutex<Attachments>,
+    /// The block tracker, which processes the events of blocks.
+    pub(super) blocks: BlockTracker,
 }
 
 impl MetricsReader {
@@ -158,11 +156,12 @@ impl MetricsReader {
             let attachments = self.attachments.lock().expect("nobody panics holding it");
             (attachments.ever.clone(), attachments.now)
         };
-        let counted = self.groups.iter().flat_map(|(group, maps)| group.families(maps));
+        let counted = self.groups.iter().flat_map(|(group, maps)| group.programs.families(maps));
         let counted = counted.chain(blocks::families(&self.blocks.counts()));
         let fed = counted.filter(|family| is_fed(&family.declaration, |name| ever.contains(name)));
-        let processed = self.groups.iter().flat_map(|(group, maps)| group.events_processed(maps)).collect();
-        let errors = exporter_metrics::errors(self.groups.iter().map(|(_, maps)| &**maps));
+        let processed =
+            self.groups.iter().flat_map(|(group, maps)| group.programs.events_processed(maps)).collect();
+        let errors = exporter_metrics::errors(self.groups.iter().map(|(_, maps)| maps));
         let exporter = exporter_metrics::families(now, processed, errors);
         fed.chain(exporter).chain(own_process::families()).collect()
     }
@@ -188,7 +187,7 @@ pub(super) fn tracepoints(group: Group) -> Result<Vec<String>> {
 
 /// Loads the programs of a group. If the kernel rejects a program, the other programs are loaded without the rejected
 /// one.
-fn load(group: Group) -> Result<LoadedGroup> {
+fn load(group: Group) -> Result<(LoadedGroup, Maps)> {
     let mut refused = BTreeMap::new();
     let programs = match open(group, |_| true)?.load() {
         Ok(programs) => programs,
@@ -207,7 +206,7 @@ fn load(group: Group) -> Result<LoadedGroup> {
     };
     let maps = Maps::from_object(&programs)?;
     group.programs.fill_maps(&maps)?;
-    Ok(LoadedGroup { links: Vec::new(), group, maps: Arc::new(maps), programs, refused })
+    Ok((LoadedGroup { links: Vec::new(), group, programs, refused }, maps))
 }
 
 /// Opens the programs of a group and sets their constants. Only the programs that `is_selected` accepts will be loaded.

@@ -126,7 +126,7 @@ fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listen
 /// The pages that the exporter serves over HTTP: metrics, readiness, the page of recent blocks, and the data of that
 /// page.
 struct StatusPages {
-    reader: MetricsReader,
+    reader: Arc<MetricsReader>,
     /// Value of the label `node` of each sample.
     node_name: String,
     ready: channel::Receiver<Result<(), String>>,
