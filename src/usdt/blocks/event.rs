@@ -122,7 +122,7 @@ impl Announcement {
 
 /// The connection type of a peer, as an index into [`ConnectionType::LABELS`].
 #[derive(Clone, Copy, PartialEq)]
-pub struct ConnectionType(usize);
+pub struct ConnectionType(pub usize);
 
 impl ConnectionType {
     /// Label values: the node's names of the connection types. `other` is a type that this exporter does not support.
@@ -142,10 +142,5 @@ impl ConnectionType {
 
     pub fn label(self) -> &'static str {
         Self::LABELS[self.0]
-    }
-
-    /// Index of the label in [`ConnectionType::LABELS`].
-    pub fn number(self) -> usize {
-        self.0
     }
 }

@@ -328,7 +328,7 @@ impl TrackerState {
         let mut was_set = false;
         if let Some(BlockArrival { timeline, .. }) = arrival {
             let connection = self.connections.get(&timeline.first_peer).copied();
-            self.counts.first_announcements[connection.unwrap_or(ConnectionType::UNKNOWN).number()] += 1;
+            self.counts.first_announcements[connection.unwrap_or(ConnectionType::UNKNOWN).0] += 1;
             report.announced_connection = connection.map(ConnectionType::label);
             report.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
             was_set = is_other_epoch(timeline.epoch_ns, self.epoch_ns);
