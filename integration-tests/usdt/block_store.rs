@@ -420,6 +420,10 @@ pub fn outbox_is_bounded_and_drops_are_counted() {
     let exporter =
         exporter(&node, "a", dir.path(), &url, &[&password[0], &password[1], "--block-log-keep", "5"]);
     node.mine(12);
+    // The exporter can write the rows in several steps, and five rows can wait also after the first step.
+    eventually("the block log has the last block", || {
+        (objects(&dir.path().join("a.sqlite"), &["--height", "12"]).len() == 1).then_some(())
+    });
     exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 5.0);
     // The block log keeps the last five rows. Of the first seven rows, the exporter has dropped some, and has the
     // others in memory to send them.
