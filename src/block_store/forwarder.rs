@@ -169,23 +169,23 @@ impl Forwarder {
         };
         let ranks = propagation::ranks(connection, &chain, &node, height).await;
         let had_failed = std::mem::replace(&mut self.ranks_failed, ranks.is_err());
-        let shown = match ranks {
+        let show = |ranks| *self.state.ranks.lock().expect("nobody panics holding it") = ranks;
+        match ranks {
             Ok(ranks) if ranks.iter().any(|rank| rank.nodes > Some(MAX_RANKED_NODES)) => {
+                show(Vec::new());
                 info!(
                     "the block store has more than {MAX_RANKED_NODES} nodes: the status page shows no rank"
                 );
                 self.reads_ranks = false;
-                Vec::new()
             }
-            Ok(ranks) => ranks,
+            Ok(ranks) => show(ranks),
             Err(error) => {
+                show(Vec::new());
                 if !had_failed {
                     warn!("cannot read the ranks in the block store, the page shows none: {error:#}");
                 }
-                Vec::new()
             }
-        };
-        *self.state.ranks.lock().expect("nobody panics holding it") = shown;
+        }
         if self.ranks_failed {
             // Only a new connection shows whether the store can be reached. A timed-out query may still occupy the old
             // connection.
