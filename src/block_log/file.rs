@@ -144,20 +144,20 @@ fn version(connection: &Connection, path: &Path) -> Result<i32> {
     }
 }
 
-/// An error of SQLite, whose message includes the path of the file and, if known, the remedy.
+/// An error of a database: the code of the database, if it is known, and a message with the remedy.
 #[derive(Debug)]
-pub struct DatabaseError {
-    pub code: Option<ErrorCode>,
-    text: String,
+pub struct DatabaseError<C> {
+    pub code: Option<C>,
+    pub text: String,
 }
 
-impl fmt::Display for DatabaseError {
+impl<C> fmt::Display for DatabaseError<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
 }
 
-impl Error for DatabaseError {}
+impl<C: fmt::Debug> Error for DatabaseError<C> {}
 
 /// Adds the path of the file and, if known, the remedy to an error of SQLite.
 pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
@@ -280,7 +280,20 @@ impl BlockLogFile {
     /// # Errors
     /// The file cannot be read.
     pub fn unsent(&self, after: i64, limit: usize) -> Result<Option<Batch>> {
-        outbox::batch(&self.connection, after, limit).map_err(|error| explain(error, &self.path))
+        let read = || -> rusqlite::Result<Batch> {
+            let query = "SELECT id, block_height, row FROM outbox WHERE id > ? ORDER BY id LIMIT ?";
+            let mut statement = self.connection.prepare(query)?;
+            let mut rows = statement.query((after, limit as i64))?;
+            let mut batch = Batch { up_to: after, heights: Vec::new(), rows: Vec::new() };
+            while let Some(row) = rows.next()? {
+                batch.up_to = row.get(0)?;
+                batch.heights.push(row.get(1)?);
+                batch.rows.push(row.get(2)?);
+            }
+            Ok(batch)
+        };
+        let batch = read().map_err(|error| explain(error, &self.path))?;
+        Ok((!batch.rows.is_empty()).then_some(batch))
     }
 
     /// Deletes the rows of the outbox with IDs up to `up_to`.
@@ -288,7 +301,8 @@ impl BlockLogFile {
     /// # Errors
     /// The file cannot be written.
     pub fn delete_sent(&self, up_to: i64) -> Result<()> {
-        outbox::delete(&self.connection, up_to).map_err(|error| explain(error, &self.path))
+        let deleted = self.connection.execute(outbox::DELETE, [up_to]);
+        deleted.map(drop).map_err(|error| explain(error, &self.path))
     }
 
     /// Number of rows of the outbox with IDs above `after`.
@@ -296,7 +310,9 @@ impl BlockLogFile {
     /// # Errors
     /// The file cannot be read.
     pub fn count_unsent(&self, after: i64) -> Result<u64> {
-        outbox::count(&self.connection, after).map_err(|error| explain(error, &self.path))
+        let count = "SELECT count(*) FROM outbox WHERE id > ?";
+        let count = self.connection.query_row(count, [after], |row| row.get::<_, i64>(0));
+        count.map(|count| count as u64).map_err(|error| explain(error, &self.path))
     }
 }
 

@@ -15,6 +15,7 @@ pub mod show;
 mod tests;
 mod writer;
 
+pub(crate) use file::DatabaseError;
 pub use report::BlockReport;
 pub use writer::{BlockLogThread, Forwarding, OutboxBatch, ReportQueue};
 

@@ -32,6 +32,9 @@ pub struct Batch {
     pub rows: Vec<String>,
 }
 
+/// Deletes the rows with IDs up to a limit.
+pub(super) const DELETE: &str = "DELETE FROM outbox WHERE id <= ?";
+
 /// Adds the row of a block to the outbox.
 ///
 /// # Errors
@@ -52,42 +55,8 @@ pub fn limit(connection: &Connection, keep: u32, under_way: i64) -> rusqlite::Re
     let Some(up_to) = last.map(|last| last - i64::from(keep)) else { return Ok(0) };
     let dropped = "SELECT count(*) FROM outbox WHERE id > ? AND id <= ?";
     let dropped: i64 = connection.query_row(dropped, (under_way, up_to), |row| row.get(0))?;
-    delete(connection, up_to)?;
+    connection.execute(DELETE, [up_to])?;
     Ok(dropped as u64)
-}
-
-/// The oldest rows with IDs above `after`, at most `limit`; `None` if there are no such rows.
-///
-/// # Errors
-/// SQLite cannot read the rows.
-pub fn batch(connection: &Connection, after: i64, limit: usize) -> rusqlite::Result<Option<Batch>> {
-    let query = "SELECT id, block_height, row FROM outbox WHERE id > ? ORDER BY id LIMIT ?";
-    let mut statement = connection.prepare(query)?;
-    let mut rows = statement.query((after, limit as i64))?;
-    let mut batch = Batch { up_to: after, heights: Vec::new(), rows: Vec::new() };
-    while let Some(row) = rows.next()? {
-        batch.up_to = row.get(0)?;
-        batch.heights.push(row.get(1)?);
-        batch.rows.push(row.get(2)?);
-    }
-    Ok((!batch.rows.is_empty()).then_some(batch))
-}
-
-/// Deletes the rows with IDs up to `up_to`.
-///
-/// # Errors
-/// SQLite cannot delete the rows.
-pub fn delete(connection: &Connection, up_to: i64) -> rusqlite::Result<()> {
-    connection.execute("DELETE FROM outbox WHERE id <= ?", [up_to]).map(drop)
-}
-
-/// Number of rows with IDs above `after`.
-///
-/// # Errors
-/// SQLite cannot count the rows.
-pub fn count(connection: &Connection, after: i64) -> rusqlite::Result<u64> {
-    let count = |row: &rusqlite::Row| row.get::<_, i64>(0);
-    connection.query_row("SELECT count(*) FROM outbox WHERE id > ?", [after], count).map(|count| count as u64)
 }
 
 /// A block's row in the block store, as a JSON object with the columns of `contrib/postgresql/propagation.sql`.

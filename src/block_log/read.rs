@@ -4,21 +4,28 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::Args;
 use rusqlite::params_from_iter;
 pub use rusqlite::types::Value;
 
 use super::file;
+use crate::cli;
 use crate::metrics::now;
 
 /// Filter for blocks of the block log. A block matches if it meets all conditions that are set.
-#[derive(Default)]
+#[derive(Args, Debug, Default)]
 pub struct BlockFilter {
-    /// Minimum time from the first announcement of the block to its connection. For a block that no peer announced, the
-    /// minimum duration of its connection.
+    /// Print only blocks with at least this time (for example 100ms or 2s) from their first announcement to their
+    /// connection. For blocks that no peer announced, the time to connect the block is compared
+    #[arg(long, value_name = "TIME", value_parser = cli::duration)]
     pub slow: Option<Duration>,
-    /// Maximum time since the block was connected.
+
+    /// Print only blocks that were connected at most this long ago, for example 24h or 7d
+    #[arg(long, value_name = "TIME", value_parser = cli::duration)]
     pub since: Option<Duration>,
-    /// Height of the block.
+
+    /// Print only blocks of this height
+    #[arg(long, value_name = "N")]
     pub height: Option<u32>,
 }
 

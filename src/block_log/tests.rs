@@ -300,8 +300,7 @@ fn unsent_rows_of_a_moved_file_count_as_dropped() {
     let path = dir.path().join("blocks");
     let counts = Arc::new(StoreState::default());
     let (batches, mut store) = tokio::sync::mpsc::channel(1);
-    let (_confirm, stored) = std::sync::mpsc::channel();
-    let forwarding = Forwarding { origin: origin(), counts: counts.clone(), batches, stored };
+    let forwarding = Forwarding { origin: origin(), counts: counts.clone(), batches };
     let (recorder, queue) = BlockLogThread::start(&path, 100, Some(forwarding)).unwrap();
     let eventually = |count: &AtomicU64, expected: u64| {
         let deadline = Instant::now() + Duration::from_secs(60);

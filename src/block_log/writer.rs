@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use rusqlite::ErrorCode;
+use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
 use super::file::{BlockLogFile, DatabaseError};
@@ -70,29 +71,19 @@ impl ReportQueue {
 pub struct OutboxBatch {
     /// The rows.
     pub batch: Batch,
-    /// Number of times that the thread had opened the block log's file when the batch was read. The ID in `batch` is
-    /// valid only for the file that was open then.
-    generation: u64,
+    /// Sent when the block store has confirmed the batch.
+    pub stored: oneshot::Sender<()>,
 }
 
-impl OutboxBatch {
-    /// Identifier of the batch, which [`Forwarding::stored`] returns.
-    pub fn id(&self) -> (u64, i64) {
-        (self.generation, self.batch.up_to)
-    }
-}
-
-/// Channels between the thread that writes the block log and the thread that forwards its rows to the block store. At
-/// most one batch is being forwarded.
+/// Channel from the thread that writes the block log to the thread that forwards its rows to the block store. At most
+/// one batch is being forwarded.
 pub struct Forwarding {
     /// Name of the chain, name of the node and kind of exporter, which are part of each row in the block store.
     pub origin: RowOrigin,
     /// The state of the forwarding, which both threads update for the metrics and the status page.
     pub counts: Arc<StoreState>,
     /// Batches to forward.
-    pub batches: tokio::sync::mpsc::Sender<OutboxBatch>,
-    /// Identifiers of the batches that the block store has confirmed.
-    pub stored: Receiver<(u64, i64)>,
+    pub batches: mpsc::Sender<OutboxBatch>,
 }
 
 /// Handle of the thread that writes the block log.
@@ -152,7 +143,7 @@ impl BlockLogThread {
 
 /// Whether a later attempt to open the file may succeed without a change of the configuration.
 fn is_temporary(error: &anyhow::Error) -> bool {
-    let code = error.downcast_ref::<DatabaseError>().and_then(|failure| failure.code);
+    let code = error.downcast_ref::<DatabaseError<ErrorCode>>().and_then(|failure| failure.code);
     matches!(
         code,
         Some(
@@ -248,7 +239,7 @@ impl BlockLogWriter {
             }
         };
         let origin = self.outbox.as_ref().map(|outbox| &outbox.forwarding.origin);
-        let under_way = self.outbox.as_ref().map_or(0, |outbox| outbox.under_way.unwrap_or(outbox.stored));
+        let under_way = self.outbox.as_ref().map_or(0, Outbox::last_sent);
         let dropped = self.file.insert(file).add(self.pending.iter().map(Box::as_ref), origin, under_way)?;
         if let Some(outbox) = &mut self.outbox {
             outbox.forwarding.counts.dropped.fetch_add(dropped, Relaxed);
@@ -272,20 +263,22 @@ impl BlockLogWriter {
 /// block store has confirmed.
 struct Outbox {
     forwarding: Forwarding,
-    /// Number of times that the thread has opened the block log's file.
-    generation: u64,
     /// ID of the last row that the block store has confirmed.
     stored: i64,
-    /// Time of the last attempt to delete the confirmed rows; `None` if the attempt succeeded.
-    delete_failed_at: Option<Instant>,
-    /// Whether the rows up to `stored` have been deleted from the outbox.
-    is_clean: bool,
-    /// ID of the last row of the batch that is being sent; `None` if no batch is being sent.
-    under_way: Option<i64>,
-    /// Number of rows of the batch that is being sent.
-    under_way_rows: u64,
+    /// Time of the next attempt to delete the rows up to `stored`; `None` if they have been deleted.
+    delete_at: Option<Instant>,
+    under_way: Option<UnderWay>,
     /// Whether the outbox may have rows that no batch has contained yet.
     has_news: bool,
+}
+
+/// The batch that is being sent to the block store.
+struct UnderWay {
+    /// ID of the last row of the batch.
+    up_to: i64,
+    /// Number of rows of the batch.
+    rows: u64,
+    stored: oneshot::Receiver<()>,
 }
 
 impl Outbox {
@@ -293,16 +286,12 @@ impl Outbox {
     const MAX_ROWS: usize = 500;
 
     fn new(forwarding: Forwarding) -> Self {
-        Outbox {
-            forwarding,
-            generation: 0,
-            stored: 0,
-            delete_failed_at: None,
-            is_clean: true,
-            under_way: None,
-            under_way_rows: 0,
-            has_news: true,
-        }
+        Outbox { forwarding, stored: 0, delete_at: None, under_way: None, has_news: true }
+    }
+
+    /// ID of the last row that the block store has confirmed or that is being sent.
+    fn last_sent(&self) -> i64 {
+        self.under_way.as_ref().map_or(self.stored, |batch| batch.up_to)
     }
 
     /// Resets the state after a file was opened, because the IDs of another file are different. A batch that was being
@@ -310,7 +299,8 @@ impl Outbox {
     /// a file that was moved away are counted as dropped, except the rows of that batch.
     fn file_opened(&mut self, unsent: u64) {
         let waiting = self.forwarding.counts.waiting.load(Relaxed);
-        let lost = waiting.saturating_sub(self.under_way_rows).saturating_sub(unsent);
+        let under_way = self.under_way.take().map_or(0, |batch| batch.rows);
+        let lost = waiting.saturating_sub(under_way).saturating_sub(unsent);
         self.forwarding.counts.dropped.fetch_add(lost, Relaxed);
         if lost > 0 {
             warn!(
@@ -318,17 +308,14 @@ impl Outbox {
                 "the block log was moved or deleted with rows that the block store does not have"
             );
         }
-        (self.generation, self.stored, self.is_clean) = (self.generation + 1, 0, true);
-        (self.under_way, self.under_way_rows, self.has_news) = (None, 0, true);
+        (self.stored, self.delete_at, self.has_news) = (0, None, true);
     }
 
     /// Deletes the rows that the block store has confirmed, and passes the next rows to the thread that forwards rows.
     fn exchange(&mut self, file: &BlockLogFile) -> Result<()> {
-        while let Ok((generation, up_to)) = self.forwarding.stored.try_recv() {
-            if generation == self.generation {
-                (self.stored, self.is_clean, self.under_way, self.has_news) = (up_to, false, None, true);
-                self.under_way_rows = 0;
-            }
+        if let Some(batch) = self.under_way.take_if(|batch| batch.stored.try_recv().is_ok()) {
+            (self.stored, self.has_news) = (batch.up_to, true);
+            self.delete_at.get_or_insert_with(Instant::now);
         }
         self.delete_stored(file);
         if !self.has_news {
@@ -341,11 +328,11 @@ impl Outbox {
         }
         match file.unsent(self.stored, Self::MAX_ROWS)? {
             Some(batch) => {
-                let (up_to, rows) = (batch.up_to, batch.rows.len() as u64);
-                let batch = OutboxBatch { batch, generation: self.generation };
-                self.under_way = self.forwarding.batches.try_send(batch).is_ok().then_some(up_to);
+                let (confirm, stored) = oneshot::channel();
+                let under_way = UnderWay { up_to: batch.up_to, rows: batch.rows.len() as u64, stored };
+                let sent = self.forwarding.batches.try_send(OutboxBatch { batch, stored: confirm });
+                self.under_way = sent.is_ok().then_some(under_way);
                 self.has_news = self.under_way.is_none();
-                self.under_way_rows = if self.has_news { 0 } else { rows };
             }
             None => self.has_news = false,
         }
@@ -355,15 +342,13 @@ impl Outbox {
     /// Deletes the rows that the block store has confirmed. If the deletion fails, for example on a full disk, the
     /// rows are not sent again, and are deleted later.
     fn delete_stored(&mut self, file: &BlockLogFile) {
-        if self.is_clean || self.delete_failed_at.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) {
+        if self.delete_at.is_none_or(|at| Instant::now() < at) {
             return;
         }
-        match file.delete_sent(self.stored) {
-            Ok(()) => (self.is_clean, self.delete_failed_at) = (true, None),
-            Err(error) => {
-                debug!("cannot delete sent rows: {error:#}");
-                self.delete_failed_at = Some(Instant::now());
-            }
+        self.delete_at = None;
+        if let Err(error) = file.delete_sent(self.stored) {
+            debug!("cannot delete sent rows: {error:#}");
+            self.delete_at = Some(Instant::now() + RETRY_INTERVAL);
         }
     }
 }

@@ -1,7 +1,6 @@
 //! A connection to the block store: connects, creates or checks the schema, and stores rows.
 
 use std::error::Error;
-use std::fmt;
 use std::future::Future;
 use std::time::Duration;
 
@@ -13,6 +12,7 @@ use tracing::{debug, info};
 
 use super::settings::StoreSettings;
 use super::tls::Connector;
+use crate::block_log::DatabaseError;
 use crate::text;
 
 /// Version of the schema in `contrib/postgresql/propagation.sql`.
@@ -50,15 +50,6 @@ pub struct StoreConnection {
     client: Client,
     /// TLS settings of the connection that cancels a statement.
     tls: Connector,
-}
-
-/// The reason why rows could not be stored.
-pub enum StoreError {
-    /// A row is invalid. The other rows of the same batch may be valid.
-    Rejected(anyhow::Error),
-    /// The block store cannot be reached, or cannot store any rows now, for example because its disk is full. The rows
-    /// can be sent later.
-    Unavailable(anyhow::Error),
 }
 
 impl StoreConnection {
@@ -146,34 +137,25 @@ impl StoreConnection {
     /// Stores rows. `heights` are the heights of the rows' blocks, for which partitions are created if necessary.
     ///
     /// # Errors
-    /// A row is invalid, or the block store cannot be used now.
-    pub async fn store(&self, rows: &[String], heights: &[i32]) -> Result<(), StoreError> {
+    /// A row is invalid ([`is_invalid_row`]), or the block store cannot be reached, or cannot store any rows now, for
+    /// example because its disk is full. In the last two cases, the rows can be sent later.
+    pub async fn store(&self, rows: &[String], heights: &[i32]) -> Result<()> {
         let rows = format!("[{}]", rows.join(","));
         let mut stored = self.query(STORE, &[(&rows, Type::TEXT)]).await;
         if stored.as_ref().err().and_then(sql_state) == Some(SqlState::CHECK_VIOLATION) {
-            self.ensure_partitions(heights).await.map_err(StoreError::Unavailable)?;
+            self.ensure_partitions(heights).await?;
             stored = self.query(STORE, &[(&rows, Type::TEXT)]).await;
         }
-        match stored {
-            Ok(_) => Ok(()),
-            Err(error) if is_invalid_row(&error) => Err(StoreError::Rejected(error)),
-            Err(error) => Err(StoreError::Unavailable(error)),
-        }
+        stored.map(drop)
     }
 
     /// Creates the missing partitions for these heights. Called only after a row did not fit into a partition, because
     /// the creation of a partition can lock the table.
     async fn ensure_partitions(&self, heights: &[i32]) -> Result<()> {
-        const HEIGHTS: i32 = 4320;
-        let mut partitions: Vec<i32> = heights.iter().map(|height| height / HEIGHTS).collect();
-        partitions.sort_unstable();
-        partitions.dedup();
-        for partition in partitions {
-            let height = partition * HEIGHTS;
-            let ensure = "SELECT propagation.ensure_partition($1)";
-            self.query(ensure, &[(&height, Type::INT4)]).await.context("cannot create a partition")?;
-        }
-        Ok(())
+        const ENSURE: &str = "SELECT propagation.ensure_partition(height) FROM unnest($1) AS height";
+        // The error must not have the code of the database, because it is not about the data of a row.
+        let created = self.query(ENSURE, &[(&heights, Type::INT4_ARRAY)]).await;
+        created.map(drop).map_err(|error| anyhow!("cannot create a partition: {error:#}"))
     }
 
     async fn check_version(&self) -> Result<()> {
@@ -233,7 +215,7 @@ async fn within<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
 
 /// The error code of the server, if the server responded with an error.
 fn sql_state(error: &anyhow::Error) -> Option<SqlState> {
-    error.downcast_ref::<DatabaseError>().and_then(|error| error.code.clone())
+    error.downcast_ref::<DatabaseError<SqlState>>().and_then(|error| error.code.clone())
 }
 
 /// Whether an attempt with another `sslmode` would fail, too. An error code of the server means that the server has
@@ -243,8 +225,9 @@ fn is_final(error: &anyhow::Error) -> bool {
     sql_state(error).is_some_and(|code| code != SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
 }
 
-/// Whether the error is about the data of a row: class 22 (data exception) or 23 (integrity constraint violation).
-fn is_invalid_row(error: &anyhow::Error) -> bool {
+/// Whether an error of [`StoreConnection::store`] is about the data of a row. The other rows of the same batch may be
+/// valid. The code of the error has class 22 (data exception) or 23 (integrity constraint violation).
+pub fn is_invalid_row(error: &anyhow::Error) -> bool {
     sql_state(error).is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23"))
 }
 
@@ -270,21 +253,6 @@ fn explain(error: tokio_postgres::Error) -> anyhow::Error {
     };
     anyhow::Error::new(DatabaseError { text, code: error.code().cloned() })
 }
-
-/// An error of the database or of the connection to it, with the remedy if known.
-#[derive(Debug)]
-struct DatabaseError {
-    text: String,
-    code: Option<SqlState>,
-}
-
-impl fmt::Display for DatabaseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl Error for DatabaseError {}
 
 /// The remedy for an error with this code; empty if none is known.
 fn advice(code: &SqlState) -> &'static str {

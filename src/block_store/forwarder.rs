@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::Duration;
 
@@ -12,10 +11,10 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-use super::connection::{StoreConnection, StoreError};
+use super::connection::{StoreConnection, is_invalid_row};
 use super::settings::StoreSettings;
-use super::{Rank, STATE, StoreState, propagation};
-use crate::block_log::outbox::RowOrigin;
+use super::{STATE, StoreState, propagation};
+use crate::block_log::outbox::{Batch, RowOrigin};
 use crate::block_log::{Forwarding, OutboxBatch};
 use crate::scheduling;
 
@@ -41,14 +40,12 @@ const MAX_RANKED_NODES: i64 = 1000;
 pub fn start(settings: StoreSettings, origin: RowOrigin) -> Result<Forwarding> {
     let state = STATE.get_or_init(Arc::default).clone();
     let (batches, receiver) = tokio::sync::mpsc::channel(1);
-    let (sender, stored) = channel();
     let forwarder = Forwarder {
         application: format!("bitcoind-{}-exporter {}", origin.source, origin.node),
         settings,
         origin: origin.clone(),
         state: state.clone(),
         batches: receiver,
-        stored: sender,
         connection: None,
         last_logged: None,
         failures: 0,
@@ -62,7 +59,7 @@ pub fn start(settings: StoreSettings, origin: RowOrigin) -> Result<Forwarding> {
         scheduling::lower_priority();
         runtime.block_on(forwarder.run());
     })?;
-    Ok(Forwarding { origin, counts: state, batches, stored })
+    Ok(Forwarding { origin, counts: state, batches })
 }
 
 /// The state of the thread that forwards rows of the block log to the block store.
@@ -72,8 +69,6 @@ struct Forwarder {
     origin: RowOrigin,
     state: Arc<StoreState>,
     batches: Receiver<OutboxBatch>,
-    /// Sender of the identifiers of the batches that the block store has confirmed.
-    stored: Sender<(u64, i64)>,
     connection: Option<StoreConnection>,
     /// The last logged failure; `None` after a success.
     last_logged: Option<String>,
@@ -103,7 +98,7 @@ impl Forwarder {
             }
             let next = self.rank_times.front().copied().unwrap_or(Instant::now() + IDLE_TIMEOUT);
             match timeout_at(next, self.batches.recv()).await {
-                Ok(Some(batch)) => self.forward(&batch).await,
+                Ok(Some(batch)) => self.forward(batch).await,
                 Ok(None) => return,
                 Err(_) if self.rank_times.pop_front().is_some() => self.read_ranks().await,
                 Err(_) => self.connection = None,
@@ -112,42 +107,41 @@ impl Forwarder {
     }
 
     /// Sends a batch repeatedly until the block store has confirmed it.
-    async fn forward(&mut self, batch: &OutboxBatch) {
+    async fn forward(&mut self, OutboxBatch { batch, stored }: OutboxBatch) {
         loop {
-            match self.send(batch).await {
+            match self.send(&batch).await {
                 Ok(()) => break,
                 Err(error) => self.on_failure(&error).await,
             }
         }
         self.on_success();
-        let _ = self.stored.send(batch.id());
-        self.last_height = batch.batch.heights.iter().copied().max();
+        let _ = stored.send(());
+        self.last_height = batch.heights.iter().copied().max();
         let now = Instant::now();
         let delays = RANK_DELAYS.iter().filter(|_| self.reads_ranks);
         self.rank_times = delays.map(|delay| now + *delay).collect();
     }
 
     /// Sends a batch once. Rows that the block store rejects are dropped, because they would block all later rows.
-    async fn send(&mut self, batch: &OutboxBatch) -> Result<()> {
+    async fn send(&mut self, Batch { rows, heights, .. }: &Batch) -> Result<()> {
         let connection = self.connect().await?;
-        let (rows, heights) = (&batch.batch.rows, &batch.batch.heights);
         let rejected = match connection.store(rows, heights).await {
             Ok(()) => 0,
-            Err(StoreError::Unavailable(error)) => return Err(error),
-            Err(StoreError::Rejected(_)) => {
+            Err(error) if !is_invalid_row(&error) => return Err(error),
+            Err(_) => {
                 let mut rejected = 0;
                 for (row, height) in rows.iter().zip(heights) {
-                    match connection.store(std::slice::from_ref(row), &[*height]).await {
-                        Ok(()) => {}
-                        Err(StoreError::Unavailable(error)) => return Err(error),
-                        Err(StoreError::Rejected(error)) => {
-                            warn!(
-                                block_height = height,
-                                "the block store rejected a row, which is dropped: {error:#}"
-                            );
-                            rejected += 1;
-                        }
+                    let Err(error) = connection.store(std::slice::from_ref(row), &[*height]).await else {
+                        continue;
+                    };
+                    if !is_invalid_row(&error) {
+                        return Err(error);
                     }
+                    warn!(
+                        block_height = height,
+                        "the block store rejected a row, which is dropped: {error:#}"
+                    );
+                    rejected += 1;
                 }
                 rejected
             }
@@ -168,13 +162,30 @@ impl Forwarder {
 
     async fn read_ranks(&mut self) {
         let Some(height) = self.last_height else { return };
-        let origin = self.origin.clone();
+        let RowOrigin { chain, node, .. } = self.origin.clone();
         let connection = match self.connect().await {
             Ok(connection) => connection,
             Err(error) => return self.on_failure(&error).await,
         };
-        let ranks = propagation::ranks(connection, &origin.chain, &origin.node, height).await;
-        self.show_ranks(ranks);
+        let ranks = propagation::ranks(connection, &chain, &node, height).await;
+        let had_failed = std::mem::replace(&mut self.ranks_failed, ranks.is_err());
+        let show = |ranks| *self.state.ranks.lock().expect("nobody panics holding it") = ranks;
+        match ranks {
+            Ok(ranks) if ranks.iter().any(|rank| rank.nodes > Some(MAX_RANKED_NODES)) => {
+                show(Vec::new());
+                info!(
+                    "the block store has more than {MAX_RANKED_NODES} nodes: the status page shows no rank"
+                );
+                self.reads_ranks = false;
+            }
+            Ok(ranks) => show(ranks),
+            Err(error) => {
+                show(Vec::new());
+                if !had_failed {
+                    warn!("cannot read the ranks in the block store, the page shows none: {error:#}");
+                }
+            }
+        }
         if self.ranks_failed {
             // Only a new connection shows whether the store can be reached. A timed-out query may still occupy the old
             // connection.
@@ -183,28 +194,6 @@ impl Forwarder {
                 self.on_failure(&error).await;
             }
         }
-    }
-
-    fn show_ranks(&mut self, ranks: Result<Vec<Rank>>) {
-        let failed = ranks.is_err();
-        let ranks = match ranks {
-            Ok(ranks) if ranks.iter().any(|rank| rank.nodes > Some(MAX_RANKED_NODES)) => {
-                info!(
-                    "the block store has more than {MAX_RANKED_NODES} nodes: the status page shows no rank"
-                );
-                self.reads_ranks = false;
-                Vec::new()
-            }
-            Ok(ranks) => ranks,
-            Err(error) => {
-                if !self.ranks_failed {
-                    warn!("cannot read the ranks in the block store, the page shows none: {error:#}");
-                }
-                Vec::new()
-            }
-        };
-        self.ranks_failed = failed;
-        *self.state.ranks.lock().expect("nobody panics holding it") = ranks;
     }
 
     fn on_success(&mut self) {

@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::metrics::{Family, counter, gauge};
 
 pub use forwarder::start;
-pub use settings::{StoreArgs, StoreSettings, check_needs};
+pub use settings::{StoreArgs, StoreSettings};
 
 /// The rank of this node for one block among the nodes in the block store, by the time at which each node connected
 /// the block. The status page shows the rank.
@@ -61,13 +61,6 @@ pub struct StoreState {
     pub ranks: Mutex<Vec<Rank>>,
 }
 
-impl StoreState {
-    /// The ranks of this node for its last blocks, newest first.
-    pub fn ranks(&self) -> Vec<Rank> {
-        self.ranks.lock().expect("nobody panics holding it").clone()
-    }
-}
-
 const EXPORTER: &[&str] = &["the exporter"];
 
 /// The state of the forwarding in this process; unset without a block store.
@@ -75,7 +68,7 @@ static STATE: OnceLock<Arc<StoreState>> = OnceLock::new();
 
 /// The ranks of this node for its last blocks, newest first; `None` without a block store.
 pub fn ranks() -> Option<Vec<Rank>> {
-    STATE.get().map(|state| state.ranks())
+    STATE.get().map(|state| state.ranks.lock().expect("nobody panics holding it").clone())
 }
 
 /// The metrics about the block store; without samples if there is no block store.

@@ -35,27 +35,25 @@ impl StoreArgs {
     /// the names of environment variables.
     ///
     /// # Errors
-    /// The URL or the certificate authorities are invalid.
-    pub fn settings(&self, environment: &str) -> Result<Option<StoreSettings>> {
+    /// The URL or the certificate authorities are invalid, there is no block log, or the node's name is empty or the
+    /// default `localhost`.
+    pub fn settings(
+        &self,
+        environment: &str,
+        block_log: Option<&Path>,
+        node_name: &str,
+    ) -> Result<Option<StoreSettings>> {
         let Some(url) = &self.block_store else { return Ok(None) };
-        StoreSettings::new(url, self.block_store_password_file.clone(), environment)
-            .context("--block-store")
-            .map(Some)
+        let settings = StoreSettings::new(url, self.block_store_password_file.clone(), environment);
+        let settings = settings.context("--block-store")?;
+        if block_log.is_none() {
+            bail!("--block-store needs --block-log, the file that keeps the rows until they are sent");
+        }
+        if node_name.is_empty() || node_name == "localhost" {
+            bail!("--block-store needs --node-name, a name that no other node in the block store has");
+        }
+        Ok(Some(settings))
     }
-}
-
-/// Checks the arguments that a block store needs.
-///
-/// # Errors
-/// There is no block log, or the node's name is empty or the default `localhost`.
-pub fn check_needs(block_log: Option<&Path>, node_name: &str) -> Result<()> {
-    if block_log.is_none() {
-        bail!("--block-store needs --block-log, the file that keeps the rows until they are sent");
-    }
-    if node_name.is_empty() || node_name == "localhost" {
-        bail!("--block-store needs --node-name, a name that no other node in the block store has");
-    }
-    Ok(())
 }
 
 /// The source of the block store's password. The password is read for each connection, because it may change.
@@ -95,7 +93,8 @@ impl StoreSettings {
         if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
             bail!("not a URL of PostgreSQL; expected postgres://USER@HOST:PORT/DATABASE");
         }
-        let (url, ssl_mode, authorities) = split_tls_options(url)?;
+        let (url, sslmode, authorities) = split_tls_options(url)?;
+        let (modes, verification) = tls_modes(&sslmode, authorities.is_some())?;
         let mut config: Config = url.parse().context("expected postgres://USER@HOST:PORT/DATABASE")?;
         // The user ends at the first `@`. A second `@` belongs to a password, and the error would contain the part of
         // the password after the first `@` as the host.
@@ -110,7 +109,6 @@ impl StoreSettings {
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
         }
-        let (modes, verification) = ssl_mode.attempts(authorities.is_some());
         let attempt = |mode: &SslMode| config.clone().ssl_mode(*mode).clone();
         Ok(StoreSettings {
             attempts: modes.iter().map(attempt).collect(),
@@ -167,57 +165,34 @@ impl StoreSettings {
     }
 }
 
-/// The levels of `sslmode`, as in libpq.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum LibpqSslMode {
-    Disable,
-    Allow,
-    Prefer,
-    Require,
-    VerifyCa,
-    VerifyFull,
-}
-
-impl LibpqSslMode {
-    fn parse(text: &str) -> Result<Self> {
-        Ok(match text {
-            "disable" => LibpqSslMode::Disable,
-            "allow" => LibpqSslMode::Allow,
-            "prefer" => LibpqSslMode::Prefer,
-            "require" => LibpqSslMode::Require,
-            "verify-ca" => LibpqSslMode::VerifyCa,
-            "verify-full" => LibpqSslMode::VerifyFull,
-            _ => bail!("sslmode={text}: expected disable, allow, prefer, require, verify-ca or verify-full"),
-        })
-    }
-
-    /// The TLS modes of the attempts to connect, in their order, and the verification of the server's certificate. As
-    /// in libpq, `require` verifies the certificate if there is a file of authorities.
-    fn attempts(self, has_authorities: bool) -> (&'static [SslMode], Verification) {
-        match self {
-            LibpqSslMode::Disable => (&[SslMode::Disable], Verification::None),
-            LibpqSslMode::Allow => (&[SslMode::Disable, SslMode::Require], Verification::None),
-            LibpqSslMode::Prefer => (&[SslMode::Prefer, SslMode::Disable], Verification::None),
-            LibpqSslMode::Require if has_authorities => (&[SslMode::Require], Verification::Authority),
-            LibpqSslMode::Require => (&[SslMode::Require], Verification::None),
-            LibpqSslMode::VerifyCa => (&[SslMode::Require], Verification::Authority),
-            LibpqSslMode::VerifyFull => (&[SslMode::Require], Verification::Full),
-        }
-    }
+/// For a level of `sslmode`, the TLS modes of the attempts to connect, in their order, and the verification of the
+/// server's certificate. As in libpq, `require` verifies the certificate if there is a file of authorities.
+fn tls_modes(sslmode: &str, has_authorities: bool) -> Result<(&'static [SslMode], Verification)> {
+    Ok(match sslmode {
+        "disable" => (&[SslMode::Disable], Verification::None),
+        "allow" => (&[SslMode::Disable, SslMode::Require], Verification::None),
+        "prefer" => (&[SslMode::Prefer, SslMode::Disable], Verification::None),
+        "require" if has_authorities => (&[SslMode::Require], Verification::Authority),
+        "require" => (&[SslMode::Require], Verification::None),
+        "verify-ca" => (&[SslMode::Require], Verification::Authority),
+        "verify-full" => (&[SslMode::Require], Verification::Full),
+        _ => bail!("sslmode={sslmode}: expected disable, allow, prefer, require, verify-ca or verify-full"),
+    })
 }
 
 /// Removes `sslmode` and `sslrootcert` from a URL, and returns their values, because tokio_postgres does not support
 /// all of them.
-fn split_tls_options(url: &str) -> Result<(String, LibpqSslMode, Option<PathBuf>)> {
+fn split_tls_options(url: &str) -> Result<(String, String, Option<PathBuf>)> {
+    const DEFAULT_MODE: &str = "prefer";
     let (mut mode, mut authorities, mut uses_system) = (None, None, false);
     // Search for the `?` of the options after the `@`, because a password in front of the `@` can contain a `?`.
     let host = url.find('@').unwrap_or_default();
-    let Some(mark) = url[host..].find('?') else { return Ok((url.into(), LibpqSslMode::Prefer, None)) };
+    let Some(mark) = url[host..].find('?') else { return Ok((url.into(), DEFAULT_MODE.into(), None)) };
     let (base, query) = (&url[..host + mark], &url[host + mark + 1..]);
     let mut others = Vec::new();
     for option in query.split('&').filter(|option| !option.is_empty()) {
         match option.split_once('=') {
-            Some(("sslmode", value)) => mode = Some(LibpqSslMode::parse(value)?),
+            Some(("sslmode", value)) => mode = Some(value),
             Some(("sslrootcert", "system")) => (authorities, uses_system) = (None, true),
             Some(("sslrootcert", path)) => (authorities, uses_system) = (Some(PathBuf::from(path)), false),
             _ => others.push(option),
@@ -227,11 +202,11 @@ fn split_tls_options(url: &str) -> Result<(String, LibpqSslMode, Option<PathBuf>
     // As in libpq, the system's authorities require the verification of the host name, because these authorities sign
     // certificates of any host.
     match mode {
-        Some(mode) if uses_system && mode != LibpqSslMode::VerifyFull => {
+        Some(mode) if uses_system && mode != "verify-full" => {
             bail!("sslrootcert=system needs sslmode=verify-full")
         }
-        None if uses_system => Ok((url, LibpqSslMode::VerifyFull, None)),
-        mode => Ok((url, mode.unwrap_or(LibpqSslMode::Prefer), authorities)),
+        None if uses_system => Ok((url, "verify-full".into(), None)),
+        mode => Ok((url, mode.unwrap_or(DEFAULT_MODE).into(), authorities)),
     }
 }
 
@@ -280,22 +255,23 @@ mod tests {
     fn ssl_modes_are_those_of_libpq() {
         let split = |query: &str| split_tls_options(&format!("postgres://u@h/d{query}"));
         for (query, mode, authorities, rest) in [
-            ("", LibpqSslMode::Prefer, None, ""),
-            ("?sslmode=disable", LibpqSslMode::Disable, None, ""),
-            ("?connect_timeout=3&sslmode=verify-full", LibpqSslMode::VerifyFull, None, "?connect_timeout=3"),
-            ("?sslrootcert=/ca.pem&sslmode=verify-ca", LibpqSslMode::VerifyCa, Some("/ca.pem"), ""),
-            ("?sslrootcert=system&sslmode=verify-full", LibpqSslMode::VerifyFull, None, ""),
-            ("?sslrootcert=system", LibpqSslMode::VerifyFull, None, ""),
+            ("", "prefer", None, ""),
+            ("?sslmode=disable", "disable", None, ""),
+            ("?connect_timeout=3&sslmode=verify-full", "verify-full", None, "?connect_timeout=3"),
+            ("?sslrootcert=/ca.pem&sslmode=verify-ca", "verify-ca", Some("/ca.pem"), ""),
+            ("?sslrootcert=system&sslmode=verify-full", "verify-full", None, ""),
+            ("?sslrootcert=system", "verify-full", None, ""),
         ] {
-            let expected = (format!("postgres://u@h/d{rest}"), mode, authorities.map(PathBuf::from));
+            let expected =
+                (format!("postgres://u@h/d{rest}"), mode.to_string(), authorities.map(PathBuf::from));
             assert_eq!(split(query).unwrap(), expected);
         }
         assert!(split("?sslrootcert=system&sslmode=require").is_err());
         let password_with_mark = split_tls_options("postgres://u:a?b=c@h/d?sslmode=require").unwrap();
-        assert_eq!(password_with_mark, ("postgres://u:a?b=c@h/d".into(), LibpqSslMode::Require, None));
-        assert!(split("?sslmode=always").unwrap_err().to_string().contains("expected disable, allow"));
-        assert_eq!(LibpqSslMode::Require.attempts(true).1, Verification::Authority);
-        assert_eq!(LibpqSslMode::Prefer.attempts(true).1, Verification::None);
+        assert_eq!(password_with_mark, ("postgres://u:a?b=c@h/d".into(), "require".into(), None));
+        assert!(tls_modes("always", false).unwrap_err().to_string().contains("expected disable, allow"));
+        assert_eq!(tls_modes("require", true).unwrap().1, Verification::Authority);
+        assert_eq!(tls_modes("prefer", true).unwrap().1, Verification::None);
     }
 
     #[test]

@@ -5,16 +5,15 @@ use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context, Result};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring::default_provider;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_postgres::Socket;
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect};
 use tokio_rustls::TlsConnector;
@@ -116,7 +115,7 @@ impl ServerCertVerifier for LaxVerifier {
 pub struct Connector(pub Arc<ClientConfig>);
 
 impl MakeTlsConnect<Socket> for Connector {
-    type Stream = TlsSocket;
+    type Stream = Box<dyn TlsSocket>;
     type TlsConnect = HostConnector;
     type Error = InvalidDnsNameError;
 
@@ -129,48 +128,23 @@ impl MakeTlsConnect<Socket> for Connector {
 pub struct HostConnector(TlsConnector, ServerName<'static>);
 
 impl TlsConnect<Socket> for HostConnector {
-    type Stream = TlsSocket;
+    type Stream = Box<dyn TlsSocket>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TlsSocket>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Stream>> + Send>>;
 
     fn connect(self, socket: Socket) -> Self::Future {
-        Box::pin(async move { self.0.connect(self.1, socket).await.map(TlsSocket) })
+        Box::pin(async move { Ok(Box::new(self.0.connect(self.1, socket).await?) as Self::Stream) })
     }
 }
 
-/// A socket with TLS. tokio_postgres requires its own trait, which can be implemented only for a type of this crate.
-pub struct TlsSocket(TlsStream<Socket>);
+/// A socket with TLS. tokio_postgres requires its own trait, which can be implemented only for a type of this crate, or
+/// for a `Box` of such a type.
+pub trait TlsSocket: AsyncRead + AsyncWrite + Send + Unpin {}
 
-impl tokio_postgres::tls::TlsStream for TlsSocket {
+impl TlsSocket for TlsStream<Socket> {}
+
+impl tokio_postgres::tls::TlsStream for Box<dyn TlsSocket> {
     fn channel_binding(&self) -> ChannelBinding {
         ChannelBinding::none()
-    }
-}
-
-impl AsyncRead for TlsSocket {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for TlsSocket {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
     }
 }

@@ -61,6 +61,12 @@ impl Candidate {
         })
     }
 
+    /// A candidate that ended before the exporter collected evidence about it.
+    pub fn without_evidence(node: NodeProcess) -> Self {
+        let (age, locks) = (Duration::ZERO, BTreeSet::new());
+        Candidate { node, parent: 0, age, locks, command: Vec::new(), cgroups: Vec::new() }
+    }
+
     /// PID and start time, which identify the process among all processes since boot.
     pub fn id(&self) -> (i32, u64) {
         (self.node.pid, self.node.started)
@@ -91,76 +97,18 @@ impl Candidate {
     }
 }
 
-/// Scanner of `/proc` that lists the processes that may be the node. To inspect a process means to compare its binary
-/// with the binaries of a node. Each scan inspects all new processes and at most [`MAX_REVIEWS`] older processes.
-#[derive(Default)]
-pub struct Scanner {
-    /// All processes that existed at the last scan, in ascending order of PID.
-    seen: Vec<SeenProcess>,
-    /// Highest PID of the older processes that have been inspected in the current round. A round is a sequence of scans
-    /// that together inspect all older processes.
-    reviewed: i32,
-}
-
-/// A process that the last scan listed, and the number of times it has been inspected.
-struct SeenProcess {
-    pid: i32,
-    /// Number of scans that have inspected the process, at most [`MIN_SCANS`].
-    scans: u32,
-    is_candidate: bool,
-}
-
-/// Number of scans that inspect each new process. A process can start as another program, for example systemd's
-/// executor or a shell, and execute the node's binary later.
-const MIN_SCANS: u32 = 10;
-/// Maximum number of older processes that one scan inspects; processes are older after [`MIN_SCANS`] scans.
-const MAX_REVIEWS: usize = 50;
-
-impl Scanner {
-    /// Lists the processes of `binary`, the binary that the user named. If `binary` is `None`, lists the processes of
-    /// [`BINARIES`] and of `last`, the binary of the node that has ended.
-    ///
-    /// # Errors
-    /// `/proc` cannot be read.
-    pub fn scan(&mut self, binary: Option<&Path>, last: Option<&Path>) -> Result<Vec<Candidate>> {
-        let pids = pids().context("cannot list processes; is /proc mounted?")?;
-        let found = self.inspect(&pids, matcher(binary, last));
-        let mut locks = if found.is_empty() { BTreeMap::new() } else { file_locks::held() };
-        let read = |(pid, binary)| Candidate::read(pid, binary, locks.remove(&pid).unwrap_or_default());
-        Ok(found.into_iter().filter_map(read).collect())
-    }
-
-    /// The processes that `is_node` accepts, in ascending order of PID. `is_node` is called for each process in its
-    /// first [`MIN_SCANS`] scans, for each process that it accepted in the last scan, and for at most [`MAX_REVIEWS`]
-    /// other processes.
-    fn inspect<T>(&mut self, pids: &[i32], is_node: impl Fn(i32) -> Option<T>) -> Vec<(i32, T)> {
-        let mut before = std::mem::take(&mut self.seen).into_iter().peekable();
-        let (mut found, mut reviews) = (Vec::new(), 0);
-        for &pid in pids {
-            while before.next_if(|it| it.pid < pid).is_some() {}
-            let seen = before.next_if(|it| it.pid == pid);
-            let mut seen = seen.unwrap_or(SeenProcess { pid, scans: 0, is_candidate: false });
-            let is_old = seen.scans >= MIN_SCANS && !seen.is_candidate;
-            let is_reviewed = is_old && pid > self.reviewed && reviews < MAX_REVIEWS;
-            if !is_old || is_reviewed {
-                let binary = is_node(pid);
-                seen.is_candidate = binary.is_some();
-                seen.scans = (seen.scans + 1).min(MIN_SCANS);
-                found.extend(binary.map(|binary| (pid, binary)));
-            }
-            if is_reviewed {
-                reviews += 1;
-                if reviews == MAX_REVIEWS {
-                    self.reviewed = pid;
-                }
-            }
-            self.seen.push(seen);
-        }
-        if reviews < MAX_REVIEWS {
-            self.reviewed = 0;
-        }
-        found
-    }
+/// Lists the processes of `binary`, the binary that the user named. If `binary` is `None`, lists the processes of
+/// [`BINARIES`] and of `last`, the binary of the node that has ended.
+///
+/// # Errors
+/// `/proc` cannot be read.
+pub fn scan(binary: Option<&Path>, last: Option<&Path>) -> Result<Vec<Candidate>> {
+    let pids = pids().context("cannot list processes; is /proc mounted?")?;
+    let binary_of = matcher(binary, last);
+    let found: Vec<_> = pids.into_iter().filter_map(|pid| Some((pid, binary_of(pid)?))).collect();
+    let mut locks = if found.is_empty() { BTreeMap::new() } else { file_locks::held() };
+    let read = |(pid, binary)| Candidate::read(pid, binary, locks.remove(&pid).unwrap_or_default());
+    Ok(found.into_iter().filter_map(read).collect())
 }
 
 /// PIDs of all processes, in ascending order.
@@ -213,42 +161,4 @@ fn may_have_started(pid: i32, binary: &Path) -> bool {
     let program = Path::new(OsStr::from_bytes(command.split(|&byte| byte == 0).next().unwrap_or_default()));
     let Ok(inside) = program.strip_prefix("/") else { return true };
     binary.ends_with(inside) || program.canonicalize().is_ok_and(|program| program == binary)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::cell::RefCell;
-
-    use super::*;
-
-    #[test]
-    fn scan_inspects_new_processes_and_a_few_others() {
-        let mut scanner = Scanner::default();
-        let mut pids: Vec<i32> = (1..=1000).collect();
-        let looked = RefCell::new(Vec::new());
-        let mut scan = |pids: &[i32], node: i32| {
-            looked.borrow_mut().clear();
-            let look = |pid| {
-                looked.borrow_mut().push(pid);
-                (pid == node).then_some(())
-            };
-            let found = scanner.inspect(pids, look);
-            (found, looked.borrow().clone())
-        };
-        for _ in 0..MIN_SCANS {
-            assert_eq!(scan(&pids, 7).1.len(), 1000);
-        }
-        // Every scan inspects the node.
-        let (found, looked) = scan(&pids, 7);
-        assert_eq!((found, looked.len()), (vec![(7, ())], 1 + MAX_REVIEWS));
-        pids.push(1001);
-        let (found, looked) = scan(&pids, 1001);
-        assert_eq!((found, looked.len()), (vec![(1001, ())], 2 + MAX_REVIEWS));
-        // An old process that becomes the node is found within a limited number of scans.
-        let scans = (1..20).find(|_| !scan(&pids, 500).0.is_empty());
-        assert!(scans.is_some_and(|scans| scans <= 1 + 1000 / MAX_REVIEWS), "{scans:?}");
-        // The scanner forgets a process that has ended, because the kernel may assign its PID again.
-        assert!(scan(&[1001], 0).0.is_empty());
-        assert_eq!(scan(&pids, 3).0, [(3, ())]);
-    }
 }

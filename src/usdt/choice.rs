@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::candidates::Candidate;
 use super::file_locks::FileId;
+use crate::node_process::NodeProcess;
 
 /// Minimum age at which a process that holds no file lock counts as a node. A younger process may be `bitcoind
 /// -version`, a child that is about to run the command of `-blocknotify`, or a node that has not locked its data
@@ -39,6 +40,11 @@ pub struct KnownNode {
 }
 
 impl KnownNode {
+    /// An entry without evidence about other processes.
+    pub fn new(candidate: Candidate) -> Self {
+        KnownNode { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
+    }
+
     /// Replaces the known locks with the current locks, because another node can lock a file that this node has
     /// released. If the node holds no locks any more, because it shuts down, the last known locks are kept to identify
     /// the node.
@@ -59,12 +65,13 @@ pub struct OtherNodes {
     pub services: BTreeSet<String>,
 }
 
-/// The result of [`choose`]: the candidate that is the node, or the reason why no candidate is the node.
+/// The result of a search: the process of the node, or the reason why no process is the node.
 #[derive(Debug, PartialEq)]
 pub enum Choice {
-    /// This candidate is the node.
-    Node(Candidate),
-    /// No candidate is the node yet, but a candidate that was just started may become the node.
+    /// This process is the node.
+    Node(NodeProcess),
+    /// No candidate is the node yet, but a candidate that was just started may become the node. The caller should
+    /// search again soon.
     Soon,
     /// No candidate is the node. If several candidates may be the node, or the only candidate is a different node, the
     /// text explains this to the user.
@@ -95,7 +102,7 @@ pub fn choose(
         let shares_lock = |it: &&&Candidate| shares_locks(it, last) && !is_another(it, last, others);
         let likeness = |it: &&&Candidate| (shared_locks(it, last), it.command == last.candidate.command);
         if let Some(same) = rest.iter().filter(shares_lock).max_by_key(likeness) {
-            return Choice::Node((*same).clone());
+            return Choice::Node(same.node.clone());
         }
         (rest, different, waits) = after(rest, named, last, others);
     }
@@ -110,7 +117,7 @@ pub fn choose(
         }
     }
     match (&rest[..], different) {
-        ([one], _) => Choice::Node((*one).clone()),
+        ([one], _) => Choice::Node(one.node.clone()),
         ([], Some(different)) => Choice::None(Some(format!(
             "{} is not the node that was traced: it has another data directory. To trace it, select it with --datadir or \
              --unit",
@@ -218,28 +225,25 @@ pub fn successor(
     present: &KnownNode,
     last: Option<&KnownNode>,
     others: &OtherNodes,
-) -> Option<Candidate> {
+) -> Option<NodeProcess> {
     if !present.candidate.locks.is_empty() {
         return None;
     }
     let is_child = |it: &&Candidate| it.parent == present.candidate.node.pid && !it.locks.is_empty();
     if let Some(child) = all.iter().find(is_child) {
-        return Some(child.clone());
+        return Some(child.node.clone());
     }
     if others.exist && last.is_none() {
         return None;
     }
     let rest: Vec<_> = all.iter().filter(|it| it.id() != present.candidate.id()).cloned().collect();
-    match choose(&rest, named, last, others) {
-        Choice::Node(node) if !node.locks.is_empty() => Some(node),
-        _ => None,
-    }
+    let Choice::Node(node) = choose(&rest, named, last, others) else { return None };
+    rest.iter().any(|it| it.node == node && !it.locks.is_empty()).then_some(node)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node_process::NodeProcess;
 
     const DATADIR: u64 = 7;
     const ANOTHER: u64 = 8;
@@ -270,7 +274,7 @@ mod tests {
     }
 
     fn known(candidate: Candidate) -> KnownNode {
-        KnownNode { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
+        KnownNode::new(candidate)
     }
 
     fn others() -> OtherNodes {
@@ -280,7 +284,7 @@ mod tests {
     /// PID of the process that is chosen after `last` has ended; `None` if no process is chosen.
     fn chosen(all: &[Candidate], last: Option<&KnownNode>, others: &OtherNodes) -> Option<i32> {
         match choose(all, UserSelection::default(), last, others) {
-            Choice::Node(node) => Some(node.node.pid),
+            Choice::Node(node) => Some(node.pid),
             _ => None,
         }
     }
@@ -385,7 +389,7 @@ mod tests {
         assert_eq!(chosen(&[unit], Some(&last), &none), Some(2));
         let named = UserSelection { binary: true, ..UserSelection::default() };
         let all = [moved(process(2, &[ANOTHER]))];
-        assert_eq!(choose(&all, named, Some(&last), &none), Choice::Node(all[0].clone()));
+        assert_eq!(choose(&all, named, Some(&last), &none), Choice::Node(all[0].node.clone()));
     }
 
     #[test]
@@ -441,7 +445,7 @@ mod tests {
             let named =
                 UserSelection { datadir: Some(datadir), datadir_locks: locks, ..UserSelection::default() };
             match choose(all, named, None, &OtherNodes::default()) {
-                Choice::Node(node) => Some(node.node.pid),
+                Choice::Node(node) => Some(node.pid),
                 _ => None,
             }
         };
@@ -469,7 +473,7 @@ mod tests {
         for (unit, pid) in [("bitcoind", 1), ("bitcoind.service", 1), ("bitcoind-test.service", 2)] {
             let named = UserSelection { unit: Some(unit), ..UserSelection::default() };
             let choice = choose(&all, named, None, &OtherNodes::default());
-            assert_eq!(choice, Choice::Node(all[pid as usize - 1].clone()), "{unit}");
+            assert_eq!(choice, Choice::Node(all[pid as usize - 1].node.clone()), "{unit}");
         }
     }
 
@@ -477,7 +481,7 @@ mod tests {
     fn node_is_followed_from_another_process() {
         let next = |all: &[Candidate], present: Candidate, others: &OtherNodes| {
             let next = successor(all, UserSelection::default(), &known(present), None, others);
-            next.map(|it| it.node.pid)
+            next.map(|it| it.pid)
         };
         let waits = process(1, &[]);
         let all = [waits.clone(), child(2, 1, &[DATADIR])];

@@ -11,23 +11,15 @@ use crate::sys;
 /// program is the Unix time of the same moment. Each call measures the value again, because the wall clock can be set
 /// and the monotonic clock stops while the machine is suspended.
 pub(super) fn epoch_ns() -> i64 {
-    /// Maximum time between the two readings of the monotonic clock, in nanoseconds. After a longer time, this thread
-    /// was interrupted and the measurement is repeated.
-    const MAX_GAP_NS: i64 = 20_000;
-    const TRY_LIMIT: usize = 5;
-    let measured = (0..TRY_LIMIT).map(|_| {
+    const TRIES: usize = 5;
+    let measured = (0..TRIES).map(|_| {
         let (before, wall, after) =
             (read(ClockId::CLOCK_MONOTONIC), read(ClockId::CLOCK_REALTIME), read(ClockId::CLOCK_MONOTONIC));
         (after - before, wall - (before + (after - before) / 2))
     });
-    let mut best = (i64::MAX, 0);
-    for one in measured {
-        best = best.min(one);
-        if best.0 < MAX_GAP_NS {
-            break;
-        }
-    }
-    best.1 + *NAMESPACE_OFFSET_NS
+    // If this thread is interrupted between the readings of the monotonic clock, the measurement is inaccurate.
+    let (_shortest, epoch_ns) = measured.min().expect("more than one try");
+    epoch_ns + *NAMESPACE_OFFSET_NS
 }
 
 /// The time of a clock, in nanoseconds.

@@ -10,10 +10,7 @@ use anyhow::Result;
 use libbpf_rs::{MapHandle, RingBuffer, RingBufferBuilder};
 use tracing::info;
 
-use super::Programs;
-use super::blocks::BlockTracker;
-use super::group::GroupPrograms;
-use super::maps::Maps;
+use super::{MetricsReader, Programs};
 
 /// Limit on log lines per second, separately for announced blocks, for other blocks, and for the events of each
 /// tracepoint group. The limit is necessary because a syncing node connects hundreds of blocks per second.
@@ -55,8 +52,7 @@ impl LineLimit {
 /// Reader of the ring buffers of all BPF programs, which also logs their events.
 pub struct EventReader {
     buffers: RingBuffer<'static>,
-    blocks: Arc<BlockTracker>,
-    groups: Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)>,
+    reader: Arc<MetricsReader>,
     /// Two limits: the first for the log lines of announced blocks, the second for the log lines of other blocks.
     /// Because the limits are separate, blocks of a sync do not suppress the lines of announced blocks.
     limits: RefCell<(LineLimit, LineLimit)>,
@@ -68,7 +64,6 @@ impl EventReader {
     /// # Errors
     /// A ring buffer cannot be opened.
     pub fn from_programs(programs: &Programs) -> Result<Option<Self>> {
-        let blocks = programs.blocks();
         let sources = programs.events()?;
         if sources.is_empty() {
             return Ok(None);
@@ -79,17 +74,17 @@ impl EventReader {
             // buffer lives as long as the process.
             let buffer: &'static MapHandle = Box::leak(Box::new(buffer));
             let mut limit = LineLimit::default();
-            let blocks = blocks.clone();
+            let reader = programs.reader.clone();
             builder.add(buffer, move |event| {
-                blocks.add(|queue| group.block_events(event, queue));
+                reader.blocks.add(|queue| group.block_events(event, queue));
                 if let Some(log) = group.log() {
                     limit.line(|| log(event));
                 }
                 0
             })?;
         }
-        let groups = programs.groups();
-        Ok(Some(EventReader { buffers: builder.build()?, blocks, groups, limits: RefCell::default() }))
+        let reader = programs.reader.clone();
+        Ok(Some(EventReader { buffers: builder.build()?, reader, limits: RefCell::default() }))
     }
 
     /// The epoll descriptor of the ring buffers. The descriptor becomes readable when a BPF program submits an event
@@ -100,8 +95,8 @@ impl EventReader {
 
     /// Passes the time of the wall clock to the BPF programs.
     pub fn update_clock(&self) {
-        for (group, maps) in &self.groups {
-            group.update_clock(maps);
+        for (group, maps) in &self.reader.groups {
+            group.programs.update_clock(maps);
         }
     }
 
@@ -112,7 +107,7 @@ impl EventReader {
     pub fn consume(&self) -> Result<()> {
         let read = self.buffers.consume();
         let (announced, other) = &mut *self.limits.borrow_mut();
-        for block in self.blocks.process_queue() {
+        for block in self.reader.blocks.process_queue() {
             let limit = if block.announced_by.is_some() { &mut *announced } else { &mut *other };
             limit.line(|| block.log());
         }

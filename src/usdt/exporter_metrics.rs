@@ -1,12 +1,12 @@
 //! The metrics about the exporter itself. These metrics are exported even if no tracepoint is attached.
 
 use super::bpf::validation::types::errors;
-use super::maps::{Maps, PerCpuCounts};
+use super::maps::{Maps, Pod};
 use crate::metrics::{Family, counter, gauge};
 use crate::own_process::STARTED;
 
 // SAFETY: `struct errors` of common.h consists of u64 fields only, and all BPF files include that declaration.
-unsafe impl PerCpuCounts for errors {}
+unsafe impl Pod for errors {}
 
 const EXPORTER: &[&str] = &["the exporter"];
 

@@ -8,11 +8,11 @@ use super::blocks::{BlockEvent, BlockEventKind, RawBlockHash};
 use super::bpf::fibre::types::{self, counts, delivery, event, kind};
 use super::group::GroupPrograms;
 use super::histogram::{Buckets, TXS};
-use super::maps::{self, Maps, PerCpuCounts, Pod, TallyMap, TallySnapshot};
+use super::maps::{self, Maps, Pod};
 use crate::metrics::{Family, HistogramValue, counter, histogram};
 
 // SAFETY: the struct consists of u64 only; see fibre.bpf.c.
-unsafe impl PerCpuCounts for counts {}
+unsafe impl Pod for counts {}
 // SAFETY: the struct consists of integers only; see fibre.bpf.c.
 unsafe impl Pod for delivery {}
 // SAFETY: the struct consists of integers only; see fibre.bpf.c.
@@ -58,32 +58,12 @@ const RACED: &[&str] = &["udp:block_race_time"];
 const DETAILED: &[&str] = &["udp:block_reconstruction_detail"];
 
 /// The tracepoint group `fibre`: blocks that FIBRE reconstructs and sends, and races of FIBRE against compact blocks.
-pub(super) struct FibreGroup {
-    deliveries: TallyMap<delivery>,
-}
+pub(super) struct FibreGroup;
 
 /// Maximum number of pairs of a relay mechanism and a peer that have their own time series.
 const MAX_DELIVERIES: usize = 256;
 
-impl Default for FibreGroup {
-    fn default() -> Self {
-        FibreGroup {
-            deliveries: TallyMap::new("deliveries_map", MAX_DELIVERIES, |delivery: &delivery| {
-                delivery.mechanism
-            }),
-        }
-    }
-}
-
 impl GroupPrograms for FibreGroup {
-    fn provider(&self) -> &'static str {
-        "udp"
-    }
-
-    fn object(&self) -> &'static [u8] {
-        super::bpf::fibre::OBJECT
-    }
-
     fn set_constants(&self, rodata: &mut [u8]) {
         maps::modify(rodata, |constants: &mut types::rodata| {
             constants.duration_us_bounds = RECONSTRUCTION.for_programs();
@@ -128,7 +108,7 @@ impl GroupPrograms for FibreGroup {
                 "Blocks that a peer delivered first over a relay mechanism, by mechanism and peer. If there are more \
                  than 256 pairs of mechanism and peer, the counts of the least recent pairs are added to the peer \
                  `other`", WON)
-                .by(&["mechanism", "peer"]).samples(self.deliveries(maps, counts.other_peers)),
+                .by(&["mechanism", "peer"]).samples(deliveries(maps, counts.other_peers)),
             histogram("fibre_block_race_latency_seconds", "Time that FIBRE reports for a relay mechanism in the race \
                  for a block, for each mechanism that took part; in FIBRE's public source this is the time from the \
                  first data of the mechanism to the connection of the block", RACED,
@@ -195,21 +175,20 @@ impl GroupPrograms for FibreGroup {
     }
 }
 
-impl FibreGroup {
-    /// Number of blocks that a peer delivered first, by relay mechanism and peer, sorted. `unknown` has, by mechanism,
-    /// the number of these blocks whose peer did not fit into the BPF map.
-    fn deliveries(&self, maps: &Maps, mut unknown: [u64; 4]) -> Vec<([String; 2], u64)> {
-        let TallySnapshot { mut present, removed } = self.deliveries.read(maps);
-        present.sort_by_key(|(delivery, _)| (delivery.mechanism, maps::text(&delivery.peer)));
-        for (count, mechanism) in unknown.iter_mut().zip(0..) {
-            *count += removed.get(&mechanism).copied().unwrap_or_default();
-        }
-        let named = present.iter().map(|(delivery, count)| {
-            ([mechanism(delivery.mechanism).to_string(), maps::text(&delivery.peer)], *count)
-        });
-        let others = by_mechanism(&unknown).filter(|(_, deliveries)| *deliveries > 0);
-        named.chain(others.map(|(mechanism, count)| ([mechanism.into(), "other".into()], count))).collect()
+/// Number of blocks that a peer delivered first, by relay mechanism and peer, sorted. `unknown` has, by mechanism,
+/// the number of these blocks whose peer did not fit into the BPF map.
+fn deliveries(maps: &Maps, mut unknown: [u64; 4]) -> Vec<([String; 2], u64)> {
+    let (mut present, removed) =
+        maps.tallies("deliveries_map", MAX_DELIVERIES, |delivery: &delivery| delivery.mechanism);
+    present.sort_by_key(|(delivery, _)| (delivery.mechanism, maps::text(&delivery.peer)));
+    for (count, mechanism) in unknown.iter_mut().zip(0..) {
+        *count += removed.get(&mechanism).copied().unwrap_or_default();
     }
+    let named = present.iter().map(|(delivery, count)| {
+        ([mechanism(delivery.mechanism).to_string(), maps::text(&delivery.peer)], *count)
+    });
+    let others = by_mechanism(&unknown).filter(|(_, deliveries)| *deliveries > 0);
+    named.chain(others.map(|(mechanism, count)| ([mechanism.into(), "other".into()], count))).collect()
 }
 
 fn log(event: &[u8]) {

@@ -33,14 +33,9 @@ fn parse(text: &str) -> BTreeMap<i32, BTreeSet<FileId>> {
     for line in text.lines() {
         let fields: Vec<_> = line.split_whitespace().collect();
         let [_, "POSIX", _, "WRITE", pid, file, ..] = fields[..] else { continue };
-        let file = match file.split(':').collect::<Vec<_>>()[..] {
-            [major, minor, inode] => {
-                let hex = |text| u64::from_str_radix(text, 16).ok();
-                hex(major).zip(hex(minor)).zip(inode.parse().ok())
-            }
-            _ => None,
-        };
-        if let (Ok(pid), Some((device, inode))) = (pid.parse(), file) {
+        let [major, minor, inode] = file.split(':').collect::<Vec<_>>()[..] else { continue };
+        let hex = |text| u64::from_str_radix(text, 16).ok();
+        if let (Ok(pid), Some(device), Ok(inode)) = (pid.parse(), hex(major).zip(hex(minor)), inode.parse()) {
             held.entry(pid).or_default().insert(FileId { device, inode });
         }
     }

@@ -7,13 +7,19 @@ use super::blocks;
 use super::maps::Maps;
 use crate::metrics::Family;
 
-/// A group of tracepoints, with its BPF programs, metrics, log lines and block events.
-pub(super) trait GroupPrograms: Send + Sync {
+/// A group of tracepoints.
+#[derive(Clone, Copy)]
+pub(super) struct Group {
     /// The provider of the group's tracepoints, for example `validation`. Each BPF program has the name of its
     /// tracepoint.
-    fn provider(&self) -> &'static str;
+    pub provider: &'static str,
     /// The compiled BPF programs of the group: the contents of an ELF object file.
-    fn object(&self) -> &'static [u8];
+    pub object: &'static [u8],
+    pub programs: &'static dyn GroupPrograms,
+}
+
+/// The metrics, log lines and block events of a group of tracepoints.
+pub(super) trait GroupPrograms: Send + Sync {
     /// The group's metrics with their current values. With empty [`Maps`] all counts are 0; the caller then uses only
     /// the declarations of the metrics. The sources of a family are tracepoints, for example
     /// `validation:block_connected`. A scrape omits a family until one of its tracepoints has been attached to a node.
@@ -42,9 +48,4 @@ pub(super) trait GroupPrograms: Send + Sync {
     /// Called after a node has exited. Resets the values in the BPF maps that describe a running node, for example open
     /// connections. Counts are kept.
     fn node_ended(&self, _maps: &Maps) {}
-}
-
-/// The full name of a tracepoint, for example `validation:block_connected`.
-pub(super) fn probe_name(provider: &str, tracepoint: impl std::fmt::Display) -> String {
-    format!("{provider}:{tracepoint}")
 }

@@ -1,14 +1,14 @@
 //! Tracepoints of the node's thread that writes `debug.log`, provider `logging`. Only some FIBRE builds have this
 //! thread.
 
-use super::bpf::logging::{OBJECT, types};
+use super::bpf::logging::types;
 use super::group::GroupPrograms;
 use super::histogram::Buckets;
-use super::maps::{self, Maps, PerCpuCounts, Pod};
+use super::maps::{self, Maps, Pod};
 use crate::metrics::{Family, counter, histogram};
 
 // SAFETY: the struct consists of u64 only; see logging.bpf.c.
-unsafe impl PerCpuCounts for types::counts {}
+unsafe impl Pod for types::counts {}
 // SAFETY: arrays of integers.
 unsafe impl Pod for types::rodata {}
 
@@ -31,14 +31,6 @@ const COMPLETED: &[&str] = &["logging:async_file_operation_completed"];
 pub(super) struct LoggingGroup;
 
 impl GroupPrograms for LoggingGroup {
-    fn provider(&self) -> &'static str {
-        "logging"
-    }
-
-    fn object(&self) -> &'static [u8] {
-        OBJECT
-    }
-
     fn set_constants(&self, rodata: &mut [u8]) {
         maps::modify(rodata, |constants: &mut types::rodata| {
             constants.depth_bounds = DEPTH.for_programs();

@@ -12,21 +12,17 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 /// The type is `repr(C)` and consists of integers only. Any bytes of the type's size are therefore a valid value.
 pub(super) unsafe trait Pod: Copy {}
 
-/// A struct of counters that a BPF map keeps for each CPU. The total of each field is its sum over all CPUs.
-///
-/// # Safety
-/// The type is `repr(C)` and consists of u64 only.
-pub(super) unsafe trait PerCpuCounts: Copy + Default {}
-
 // SAFETY: an array of integers.
 unsafe impl<const N: usize> Pod for [u8; N] {}
-// SAFETY: a `PerCpuCounts` consists of u64, which are integers.
-unsafe impl<T: PerCpuCounts> Pod for T {}
 
-/// The BPF maps of a group's programs, by name. The names end in `_map`. Without loaded programs, a `Maps` is empty and
-/// all its reads return 0.
+/// The BPF maps of a group's programs. Without loaded programs, a `Maps` is empty and all its reads return 0.
 #[derive(Default)]
-pub(super) struct Maps(BTreeMap<String, MapHandle>);
+pub(super) struct Maps {
+    /// The maps by name. The names end in `_map`.
+    handles: BTreeMap<String, MapHandle>,
+    /// Sum of the counts of the keys that [`Maps::tallies`] has removed, by map and by group of the key.
+    removed: Mutex<BTreeMap<(&'static str, u32), u64>>,
+}
 
 impl Maps {
     /// The maps that the BPF files of this crate declare. Maps that libbpf adds are skipped.
@@ -36,18 +32,20 @@ impl Maps {
     pub fn from_object(programs: &Object) -> Result<Self> {
         let named = programs.maps().map(|map| (map.name().to_string_lossy().into_owned(), map));
         let ours = named.filter(|(name, _)| name.ends_with("_map"));
-        Ok(Maps(ours.map(|(name, map)| Ok((name, MapHandle::try_from(&map)?))).collect::<Result<_>>()?))
+        let handles =
+            ours.map(|(name, map)| Ok((name, MapHandle::try_from(&map)?))).collect::<Result<_>>()?;
+        Ok(Maps { handles, removed: Mutex::default() })
     }
 
     /// A map that only some BPF files declare; `None` if this group's file does not declare the map.
     pub fn find(&self, name: &str) -> Option<&MapHandle> {
-        self.0.get(name)
+        self.handles.get(name)
     }
 
     /// A map that the group's BPF file declares; `None` if no programs are loaded.
     pub fn get(&self, name: &str) -> Option<&MapHandle> {
         let map = self.find(name);
-        debug_assert!(map.is_some() || self.0.is_empty(), "there is no {name}");
+        debug_assert!(map.is_some() || self.handles.is_empty(), "there is no {name}");
         map
     }
 
@@ -57,8 +55,9 @@ impl Maps {
         value.and_then(|value| decode(&value)).unwrap_or_default()
     }
 
-    /// The value of a per-CPU map with a single value, summed over all CPUs; 0 if it cannot be read.
-    pub fn sum<T: PerCpuCounts>(&self, name: &str) -> T {
+    /// The value of a per-CPU map with a single value, summed over all CPUs; 0 if it cannot be read. The fields of the
+    /// struct must be u64, because each word of 64 bits is summed separately.
+    pub fn sum<T: Pod + Default>(&self, name: &str) -> T {
         let processors = self.get(name).and_then(|map| map.lookup_percpu(&FIRST_KEY, MapFlags::ANY).ok()?);
         let mut sums = vec![0; size_of::<T>()];
         for processor in processors.unwrap_or_default() {
@@ -83,15 +82,93 @@ impl Maps {
     /// # Errors
     /// The kernel rejects an update of the map.
     pub fn number_names<'a>(&self, name: &str, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        self.set_by_name(
+            name,
+            names.into_iter().zip(0u32..).map(|(name, number)| (name, number.to_ne_bytes())),
+        )
+    }
+
+    /// Sets the values of these names in a map whose keys are names, padded with NUL.
+    fn set_by_name<'a, const N: usize>(
+        &self,
+        name: &str,
+        values: impl Iterator<Item = (&'a str, [u8; N])>,
+    ) -> Result<()> {
         let Some(map) = self.get(name) else { return Ok(()) };
-        for (number, name) in (0u32..).zip(names) {
+        for (name, value) in values {
             let mut key = vec![0; map.key_size() as usize];
             key[..name.len()].copy_from_slice(name.as_bytes());
-            map.update(&key, &number.to_ne_bytes(), MapFlags::ANY)?;
+            map.update(&key, &value, MapFlags::ANY)?;
         }
         Ok(())
     }
+
+    /// Adds names to a `TALLIES_MAP` with a count of 0, so their series are exported before the first event.
+    ///
+    /// # Errors
+    /// The kernel rejects an update of the map.
+    pub fn add_tallies<'a>(&self, name: &str, names: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        self.set_by_name(name, names.into_iter().map(|name| (name, [0; size_of::<u64>() * 2])))
+    }
+
+    /// Reads a `TALLIES_MAP`, a BPF map of counts. Returns the keys with their counts, and the sum of the counts of all
+    /// keys that were removed, by group, for example by relay mechanism. Peers choose the keys. If there are more than
+    /// `limit` keys, the least recently counted keys are therefore removed. The sum over all keys never decreases.
+    pub fn tallies<K: Pod>(
+        &self,
+        name: &'static str,
+        limit: usize,
+        group: fn(&K) -> u32,
+    ) -> (Vec<(K, u64)>, BTreeMap<u32, u64>) {
+        let Some(map) = self.get(name) else { return Default::default() };
+        let mut removed = self.removed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let keys: Vec<_> = map.keys().collect();
+        let mut present: Vec<_> = keys
+            .into_iter()
+            .filter_map(|key| {
+                let (number, last_ns) = tally(&map.lookup(&key, MapFlags::ANY).ok()??)?;
+                Some((last_ns, key, number))
+            })
+            .collect();
+        present.sort();
+        let too_many = present.len().saturating_sub(limit);
+        for (_, key, number) in present.drain(..too_many) {
+            // Before Linux 5.14, an entry of a BPF hash map cannot be read and deleted in one step. Hits of the
+            // tracepoint between the two steps are not counted.
+            let taken = map.lookup_and_delete(&key).ok().flatten().and_then(|value| tally(&value));
+            let number = taken.map_or(number, |(number, _)| number);
+            let is_gone = taken.is_some() || map.delete(&key).is_ok();
+            if let Some(key) = decode(&key).filter(|_| is_gone) {
+                *removed.entry((name, group(&key))).or_default() += number;
+            }
+        }
+        let present = present.iter().filter_map(|(_, key, number)| Some((decode(key)?, *number)));
+        let removed = removed.iter().filter(|((map, _), _)| *map == name);
+        (present.collect(), removed.map(|((_, group), sum)| (*group, *sum)).collect())
+    }
+
+    /// The counts of a `TALLIES_MAP` whose keys are texts, by label value, sorted. `label` converts a text to its label
+    /// value. The counts of texts that were removed because there were more than [`MAX_TEXTS`], and `unknown`, which is
+    /// the count of texts that did not fit into the map, have the label `other`, which comes last.
+    pub fn tallies_by_label<const N: usize>(
+        &self,
+        name: &'static str,
+        unknown: u64,
+        label: fn(&[u8; N]) -> String,
+    ) -> Vec<([String; 1], u64)> {
+        let (present, removed) = self.tallies(name, MAX_TEXTS, |_| 0);
+        let mut counts = BTreeMap::<String, u64>::new();
+        for (text, count) in &present {
+            *counts.entry(label(text)).or_default() += count;
+        }
+        let other = unknown + removed.values().sum::<u64>();
+        let other = (other > 0).then(|| (["other".to_string()], other));
+        counts.into_iter().map(|(label, count)| ([label], count)).chain(other).collect()
+    }
 }
+
+/// Maximum number of texts, for example reasons for the rejection of a transaction, that have their own time series.
+const MAX_TEXTS: usize = 64;
 
 /// Key of the only value of a `SINGLE_VALUE_MAP`.
 pub(super) const FIRST_KEY: [u8; 4] = [0; 4];
@@ -110,97 +187,6 @@ pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
         change(&mut value);
         // SAFETY: `decode` has checked that the number of bytes is the size of `T`.
         unsafe { bytes.as_mut_ptr().cast::<T>().write_unaligned(value) };
-    }
-}
-
-/// Reader of a `TALLIES_MAP`, a BPF map of counts. The reader limits the number of keys, because peers choose the
-/// keys. If there are more than `limit` keys, the least recently counted keys are removed. The counts of the removed
-/// keys are added to `removed`, and the sum over all keys therefore never decreases.
-pub(super) struct TallyMap<K> {
-    map: &'static str,
-    limit: usize,
-    /// Returns the group of a key, for example its relay mechanism. The counts of removed keys are summed by group.
-    group: fn(&K) -> u32,
-    /// Sum of the counts of removed keys, by group.
-    removed: Mutex<BTreeMap<u32, u64>>,
-}
-
-/// The counts of a [`TallyMap`] at one moment.
-pub(super) struct TallySnapshot<K> {
-    /// Keys in the map, with their counts.
-    pub present: Vec<(K, u64)>,
-    /// Sum of the counts of removed keys, by group.
-    pub removed: BTreeMap<u32, u64>,
-}
-
-impl<K: Pod> TallyMap<K> {
-    pub fn new(map: &'static str, limit: usize, group: fn(&K) -> u32) -> Self {
-        TallyMap { map, limit, group, removed: Mutex::default() }
-    }
-
-    /// Removes the keys beyond the limit, and returns the counts.
-    pub fn read(&self, maps: &Maps) -> TallySnapshot<K> {
-        let Some(map) = maps.get(self.map) else {
-            return TallySnapshot { present: Vec::new(), removed: BTreeMap::new() };
-        };
-        let mut removed = self.removed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let keys: Vec<_> = map.keys().collect();
-        let mut present: Vec<_> = keys
-            .into_iter()
-            .filter_map(|key| {
-                let (number, last_ns) = tally(&map.lookup(&key, MapFlags::ANY).ok()??)?;
-                Some((last_ns, key, number))
-            })
-            .collect();
-        present.sort();
-        let too_many = present.len().saturating_sub(self.limit);
-        for (_, key, number) in present.drain(..too_many) {
-            // Before Linux 5.14, an entry of a BPF hash map cannot be read and deleted in one step. Hits of the
-            // tracepoint between the two steps are not counted.
-            let taken = map.lookup_and_delete(&key).ok().flatten().and_then(|value| tally(&value));
-            let number = taken.map_or(number, |(number, _)| number);
-            let is_gone = taken.is_some() || map.delete(&key).is_ok();
-            if let Some(key) = decode::<K>(&key).filter(|_| is_gone) {
-                *removed.entry((self.group)(&key)).or_default() += number;
-            }
-        }
-        let present = present.iter().filter_map(|(_, key, number)| Some((decode(key)?, *number)));
-        TallySnapshot { present: present.collect(), removed: removed.clone() }
-    }
-}
-
-impl<const N: usize> TallyMap<[u8; N]> {
-    /// The counts of a map whose keys are texts, by label value, sorted. `label` converts a text to its label value.
-    /// The counts of removed texts, and `unknown`, which is the count of texts that did not fit into the map, have the
-    /// label `other`, which comes last.
-    pub fn by_label(
-        &self,
-        maps: &Maps,
-        unknown: u64,
-        label: fn(&[u8; N]) -> String,
-    ) -> Vec<([String; 1], u64)> {
-        let TallySnapshot { present, removed } = self.read(maps);
-        let mut counts = BTreeMap::<String, u64>::new();
-        for (text, count) in &present {
-            *counts.entry(label(text)).or_default() += count;
-        }
-        let other = unknown + removed.values().sum::<u64>();
-        let other = (other > 0).then(|| (["other".to_string()], other));
-        counts.into_iter().map(|(label, count)| ([label], count)).chain(other).collect()
-    }
-
-    /// Adds texts with a count of 0, so their series are exported before the first event.
-    ///
-    /// # Errors
-    /// The kernel rejects an update of the map.
-    pub fn add_known<'a>(&self, maps: &Maps, texts: impl IntoIterator<Item = &'a str>) -> Result<()> {
-        let Some(map) = maps.get(self.map) else { return Ok(()) };
-        for text in texts {
-            let mut key = [0; N];
-            key[..text.len()].copy_from_slice(text.as_bytes());
-            map.update(&key, &[0; size_of::<u64>() * 2], MapFlags::NO_EXIST)?;
-        }
-        Ok(())
     }
 }
 

@@ -2,43 +2,25 @@
 
 use anyhow::Result;
 
-use super::bpf::mempool::{OBJECT, types};
+use super::bpf::mempool::types;
 use super::group::GroupPrograms;
-use super::maps::{self, Maps, PerCpuCounts, TallyMap};
+use super::maps::{self, Maps, Pod};
 use crate::bitcoin_core::REMOVAL_REASONS;
 use crate::metrics::{Family, counter};
 
 // SAFETY: the struct consists of u64 only; see mempool.bpf.c.
-unsafe impl PerCpuCounts for types::counts {}
+unsafe impl Pod for types::counts {}
 
 /// The tracepoint group `mempool`: transactions that the mempool adds, removes, replaces and rejects.
-pub(super) struct MempoolGroup {
-    rejected: TallyMap<RejectionReason>,
-}
+pub(super) struct MempoolGroup;
 
 /// The node's reason for rejecting a transaction, NUL-terminated. The size is `REJECTION` of mempool.bpf.c.
 type RejectionReason = [u8; 128];
-/// Maximum number of rejection reasons that have their own time series.
-const MAX_REASONS: usize = 64;
 
 const ADDED: &[&str] = &["mempool:added"];
 const REPLACED: &[&str] = &["mempool:replaced"];
 
-impl Default for MempoolGroup {
-    fn default() -> Self {
-        MempoolGroup { rejected: TallyMap::new("rejected_map", MAX_REASONS, |_| 0) }
-    }
-}
-
 impl GroupPrograms for MempoolGroup {
-    fn provider(&self) -> &'static str {
-        "mempool"
-    }
-
-    fn object(&self) -> &'static [u8] {
-        OBJECT
-    }
-
     fn fill_maps(&self, maps: &Maps) -> Result<()> {
         maps.number_names("reasons_map", REMOVAL_REASONS)
     }
@@ -64,7 +46,7 @@ impl GroupPrograms for MempoolGroup {
             counter("bitcoin_mempool_tx_rejected_total",
                 "Transactions rejected by the mempool, by reason, including rejections by calls of `testmempoolaccept` \
                  with one transaction. If there are more than 64 reasons, the counts of the least recent reasons are added to `other`", &["mempool:rejected"])
-                .by(&["reason"]).samples(self.rejected.by_label(maps, counts.rejected_other, |reason| maps::text(reason))),
+                .by(&["reason"]).samples(maps.tallies_by_label("rejected_map", counts.rejected_other, |reason: &RejectionReason| maps::text(reason))),
         ]
     }
 }

@@ -43,12 +43,10 @@ pub mod target;
 mod utxocache;
 mod validation;
 
-use std::sync::Arc;
-
 use clap::ValueEnum;
 
 use crate::metrics::{Declaration, Family};
-use group::GroupPrograms;
+use group::{Group, GroupPrograms};
 use maps::Maps;
 
 pub use privileges::check_kernel;
@@ -77,21 +75,24 @@ impl TracepointGroup {
         TracepointGroup::value_variants()
     }
 
-    /// The BPF programs and metrics of the group, as an implementation of [`GroupPrograms`].
-    fn group(self) -> Arc<dyn GroupPrograms> {
-        match self {
-            TracepointGroup::Fibre => Arc::new(fibre::FibreGroup::default()),
-            TracepointGroup::Validation => Arc::new(validation::ValidationGroup),
-            TracepointGroup::Net => Arc::new(net::NetGroup::default()),
-            TracepointGroup::Mempool => Arc::new(mempool::MempoolGroup::default()),
-            TracepointGroup::Utxocache => Arc::new(utxocache::UtxocacheGroup),
-            TracepointGroup::Logging => Arc::new(logging::LoggingGroup),
-        }
+    /// The BPF programs of the group, and the implementation of [`GroupPrograms`] for their metrics.
+    fn group(self) -> Group {
+        let (provider, object, programs): (_, &[u8], &dyn GroupPrograms) = match self {
+            TracepointGroup::Fibre => ("udp", bpf::fibre::OBJECT, &fibre::FibreGroup),
+            TracepointGroup::Validation => {
+                ("validation", bpf::validation::OBJECT, &validation::ValidationGroup)
+            }
+            TracepointGroup::Net => ("net", bpf::net::OBJECT, &net::NetGroup),
+            TracepointGroup::Mempool => ("mempool", bpf::mempool::OBJECT, &mempool::MempoolGroup),
+            TracepointGroup::Utxocache => ("utxocache", bpf::utxocache::OBJECT, &utxocache::UtxocacheGroup),
+            TracepointGroup::Logging => ("logging", bpf::logging::OBJECT, &logging::LoggingGroup),
+        };
+        Group { provider, object, programs }
     }
 
     /// Names, labels and help texts of the group's metrics, without values.
     fn declarations(self) -> Vec<Declaration> {
-        declarations(self.group().families(&Maps::default()))
+        declarations(self.group().programs.families(&Maps::default()))
     }
 }
 
@@ -125,7 +126,7 @@ mod bpf {
 #[test]
 fn sources_of_metrics_are_programs_of_the_group() {
     for group in TracepointGroup::all() {
-        let tracepoints = programs::tracepoints(&*group.group()).unwrap();
+        let tracepoints = programs::tracepoints(group.group()).unwrap();
         for declaration in group.declarations() {
             for source in declaration.sources {
                 assert!(tracepoints.iter().any(|it| it == source), "{}: {source}", declaration.name);

@@ -3,19 +3,17 @@
 use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags};
 
-use super::blocks::{
-    Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectionType, RawBlockHash, Reconstruction,
-};
+use super::blocks::{Announcement, BlockEvent, BlockEventKind, ConnectionType, RawBlockHash, Reconstruction};
 use super::bpf::net::types::{self, connections, counts, direction, event, kind, messages};
 use super::clock;
 use super::group::GroupPrograms;
 use super::histogram::Buckets;
-use super::maps::{self, Maps, PerCpuCounts, Pod, TallyMap};
-use crate::bitcoin_core::{self, MISBEHAVING_REASONS};
+use super::maps::{self, Maps, Pod};
+use crate::bitcoin_core::{CONNECTION_TYPES, MISBEHAVING_REASONS, NETWORKS};
 use crate::metrics::{Family, HistogramValue, MESSAGE_TYPES, counter, gauge, histogram};
 
 // SAFETY: the struct consists of u64 only; see net.bpf.c.
-unsafe impl PerCpuCounts for counts {}
+unsafe impl Pod for counts {}
 // SAFETY: the struct consists of integers only; see net.bpf.c.
 unsafe impl Pod for connections {}
 // SAFETY: the struct consists of integers only; see net.bpf.c.
@@ -23,24 +21,8 @@ unsafe impl Pod for event {}
 // SAFETY: the struct consists of integers only; see net.bpf.c.
 unsafe impl Pod for types::rodata {}
 
-/// Label values for Bitcoin Core's enum `Network`, in the order of its values. The last label value is used for unknown
-/// values.
-const NETWORKS: [&str; 8] = {
-    let [a, b, c, d, e, f, g] = bitcoin_core::NETWORKS;
-    [a, b, c, d, e, f, g, "other"]
-};
-
-/// Label values for the types of P2P connections, as Bitcoin Core names them. The last label value is used for unknown
-/// types.
-const CONNECTION_TYPES: [&str; 8] = {
-    let [a, b, c, d, e, f, g] = bitcoin_core::CONNECTION_TYPES;
-    [a, b, c, d, e, f, g, "other"]
-};
-
 /// The reason for which the node marks a peer as misbehaving, NUL-terminated. The size is `REASON` of net.bpf.c.
 type MisbehavingReason = [u8; 136];
-/// Maximum number of reasons for misbehaviour that have their own time series.
-const MAX_REASONS: usize = 64;
 
 /// Size of an entry of an inv message in bytes: `INV_ENTRY` of net.bpf.c.
 const INV_ENTRY: f64 = 36.0;
@@ -69,25 +51,9 @@ const EVICTED: &[&str] = &["net:evicted_inbound_connection"];
 const ENDED: &[&str] = &["net:closed_connection", "net:evicted_inbound_connection"];
 
 /// The tracepoint group `net`: P2P messages and connections, and the contents of messages about blocks.
-pub(super) struct NetGroup {
-    misbehaving: TallyMap<MisbehavingReason>,
-}
-
-impl Default for NetGroup {
-    fn default() -> Self {
-        NetGroup { misbehaving: TallyMap::new("misbehaving_map", MAX_REASONS, |_| 0) }
-    }
-}
+pub(super) struct NetGroup;
 
 impl GroupPrograms for NetGroup {
-    fn provider(&self) -> &'static str {
-        "net"
-    }
-
-    fn object(&self) -> &'static [u8] {
-        super::bpf::net::OBJECT
-    }
-
     fn set_constants(&self, rodata: &mut [u8]) {
         maps::modify(rodata, |constants: &mut types::rodata| {
             constants.inbound_kinds = kinds(&INBOUND);
@@ -101,8 +67,8 @@ impl GroupPrograms for NetGroup {
 
     fn fill_maps(&self, maps: &Maps) -> Result<()> {
         self.update_clock(maps);
-        maps.number_names("connection_types_map", bitcoin_core::CONNECTION_TYPES)?;
-        self.misbehaving.add_known(maps, MISBEHAVING_REASONS)?;
+        maps.number_names("connection_types_map", CONNECTION_TYPES)?;
+        maps.add_tallies("misbehaving_map", MISBEHAVING_REASONS)?;
         let Some(types) = maps.get("types_map") else { return Ok(()) };
         for (slot, message_type) in (0u32..).zip(slots(multiplier())) {
             let number = message_type.unwrap_or(OTHER) as u64;
@@ -117,7 +83,7 @@ impl GroupPrograms for NetGroup {
     fn families(&self, maps: &Maps) -> Vec<Family> {
         let mut counts: counts = maps.sum("counts_map");
         for counts in [&mut counts.inbound, &mut counts.outbound] {
-            counts.messages[INV].number = counts.inv_sizes.iter().sum();
+            counts.messages[inv()].number = counts.inv_sizes.iter().sum();
         }
         let counts = counts;
         let connections: connections = maps.single_value("connections_map");
@@ -143,7 +109,7 @@ impl GroupPrograms for NetGroup {
                 "Connections opened, by direction, network and connection type", OPENED)
                 .by(&["direction", "network", "connection_type"]).samples(opened_connections(directions)),
             counter("bitcoin_connections_closed_total", "Connections closed, by network", CLOSED)
-                .by(&["network"]).samples(NETWORKS.into_iter().zip(counts.closed).map(|(network, closed)| ([network], closed))),
+                .by(&["network"]).samples(maps::by_name(NETWORKS, &counts.closed).map(|(network, closed)| ([network], *closed))),
             counter("bitcoin_connections_evicted_total", "Inbound connections that the node evicted to accept new \
                  connections",
                 EVICTED).value(counts.evicted),
@@ -157,7 +123,7 @@ impl GroupPrograms for NetGroup {
                  number; `none` means that the node gave no reason, as for most invalid blocks. If there are more \
                  than 64 reasons, the counts of the least recent reasons are added to `other`",
                 &["net:misbehaving_connection"])
-                .by(&["reason"]).samples(self.misbehaving.by_label(maps, counts.misbehaving_other, reason_label)),
+                .by(&["reason"]).samples(maps.tallies_by_label("misbehaving_map", counts.misbehaving_other, reason_label)),
         ]
     }
 
@@ -215,13 +181,10 @@ fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
 }
 
 /// Index of the message type inv.
-const INV: usize = {
-    let mut index = 0;
-    while !matches!(MESSAGE_TYPES[index].as_bytes(), b"inv") {
-        index += 1;
-    }
-    index
-};
+fn inv() -> usize {
+    MESSAGE_TYPES.iter().position(|name| *name == "inv").expect("it is in the list")
+}
+
 /// Common index of all P2P message types that are not in `MESSAGE_TYPES`. It equals `TYPES` - 1 of net.bpf.c.
 const OTHER: usize = 63;
 
@@ -290,102 +253,91 @@ fn sha256(bytes: &[u8]) -> RawBlockHash {
 /// Decodes the block events of a message, and appends the events to `queue`. For a truncated or malformed message, no
 /// event is appended.
 fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
-    let (peer, time_ns) = (event.peer, event.time_ns);
-    if event.kind == kind::ALIVE {
-        let connection = ConnectionType::from_name(&maps::text(&event.bytes));
-        return queue.push(BlockEvent {
-            time_ns,
-            hash: RawBlockHash::default(),
-            kind: BlockEventKind::PeerActive { peer, connection },
-        });
+    let add = |(hash, event_kind)| queue.push(BlockEvent { time_ns: event.time_ns, hash, kind: event_kind });
+    match event.kind {
+        kind::INV | kind::GETDATA => read_inventory(event, add),
+        _ => {
+            decode(event).map(add);
+        }
     }
-    if matches!(event.kind, kind::NEW_HEADER | kind::RECONSTRUCTED) {
-        return queue.extend(decode_node_report(event));
-    }
-    let Some(copied) = event.bytes.get(..event.bytes.len().min(event.size as usize)) else { return };
-    let mut bytes = MessageBytes(copied);
-    let decoded = match event.kind {
-        kind::INV | kind::GETDATA => return read_inventory(event, bytes, queue),
-        kind::HEADERS => bytes
-            .header()
-            .map(|(hash, time)| (hash, BlockEventKind::Announced { peer, by: Announcement::Headers(time) })),
-        kind::CMPCTBLOCK => bytes.header().and_then(|(hash, header_time)| {
-            let _nonce: [u8; 8] = bytes.take()?;
-            let short_ids = bytes.compact_size().filter(|ids| *ids <= u16::MAX.into())?;
-            Some((hash, BlockEventKind::Compact { peer, compact: CompactBlock { header_time, short_ids } }))
-        }),
-        kind::BLOCKTXN => bytes.take().and_then(|hash| {
-            let behind = 32 + compact_size_length(bytes.compact_size()?);
-            Some((
-                hash,
-                BlockEventKind::TransactionsReceived {
-                    peer,
-                    bytes: u64::from(event.size).saturating_sub(behind),
-                },
-            ))
-        }),
-        kind::BLOCK => bytes.header().map(|(hash, _)| (hash, BlockEventKind::FullBlock { peer })),
-        kind::GETBLOCKTXN => bytes.take().and_then(|hash| {
-            Some((hash, BlockEventKind::TransactionsRequested { peer, transactions: bytes.compact_size()? }))
-        }),
-        _ => None,
-    };
-    queue.extend(decoded.map(|(hash, event_kind)| BlockEvent { time_ns, hash, kind: event_kind }));
 }
 
-/// Decodes the event of a tracepoint by which the node reports an accepted header or a reconstructed compact block.
-fn decode_node_report(event: &event) -> Option<BlockEvent> {
-    let &event { peer, time_ns, .. } = event;
-    let mut bytes = MessageBytes(&event.bytes);
-    let hash = bytes.take()?;
-    let mut number = || bytes.take().map(u32::from_ne_bytes);
-    let event_kind = match event.kind {
-        kind::NEW_HEADER => BlockEventKind::HeaderAccepted { peer },
-        _ => BlockEventKind::Reconstructed {
-            peer,
-            from: Reconstruction {
+/// Decodes a message about one block, or a report of the node. `None` if the message is truncated or malformed.
+fn decode(event: &event) -> Option<(RawBlockHash, BlockEventKind)> {
+    let peer = event.peer;
+    let copied = match event.kind {
+        kind::NEW_HEADER | kind::RECONSTRUCTED => &event.bytes[..],
+        _ => copied_bytes(event),
+    };
+    let mut bytes = MessageBytes(copied);
+    Some(match event.kind {
+        kind::ALIVE => {
+            let connection = ConnectionType::from_name(&maps::text(&event.bytes));
+            (RawBlockHash::default(), BlockEventKind::PeerActive { peer, connection })
+        }
+        kind::HEADERS => {
+            let (hash, time) = bytes.header()?;
+            (hash, BlockEventKind::Announced { peer, by: Announcement::Headers, header_time: Some(time) })
+        }
+        kind::CMPCTBLOCK => {
+            let (hash, header_time) = bytes.header()?;
+            let _nonce: [u8; 8] = bytes.take()?;
+            let short_ids = bytes.compact_size().filter(|ids| *ids <= u16::MAX.into())?;
+            (hash, BlockEventKind::Compact { peer, header_time, short_ids })
+        }
+        kind::BLOCKTXN => {
+            let hash = bytes.take()?;
+            let _number = bytes.compact_size()?;
+            let before = (copied.len() - bytes.0.len()) as u64;
+            let bytes = u64::from(event.size).saturating_sub(before);
+            (hash, BlockEventKind::TransactionsReceived { peer, bytes })
+        }
+        kind::BLOCK => (bytes.header()?.0, BlockEventKind::FullBlock { peer }),
+        kind::GETBLOCKTXN => {
+            let (hash, transactions) = (bytes.take()?, bytes.compact_size()?);
+            (hash, BlockEventKind::TransactionsRequested { peer, transactions })
+        }
+        kind::NEW_HEADER => (bytes.take()?, BlockEventKind::HeaderAccepted { peer }),
+        kind::RECONSTRUCTED => {
+            let hash = bytes.take()?;
+            let mut number = || bytes.take().map(u32::from_ne_bytes);
+            let from = Reconstruction {
                 prefilled: number()?,
                 from_mempool: number()?,
                 from_extra_pool: number()?,
                 requested: number()?,
                 requested_bytes: number()?,
-            },
-        },
-    };
-    Some(BlockEvent { time_ns, hash, kind: event_kind })
+            };
+            (hash, BlockEventKind::Reconstructed { peer, from })
+        }
+        _ => return None,
+    })
 }
 
-/// Length of a number in CompactSize format, in bytes.
-fn compact_size_length(number: u64) -> u64 {
-    match number {
-        0..0xfd => 1,
-        0xfd..0x1_0000 => 3,
-        0x1_0000..0x1_0000_0000 => 5,
-        _ => 9,
-    }
+/// The bytes of the message that the BPF programs have copied, which are only its first bytes if the message is long.
+fn copied_bytes(event: &event) -> &[u8] {
+    &event.bytes[..event.bytes.len().min(event.size as usize)]
 }
 
-/// Decodes the block entries of an inv or getdata message. `bytes` has only the first entries, because the BPF programs
-/// copy only the beginning of a message.
-fn read_inventory(event: &event, mut bytes: MessageBytes, queue: &mut Vec<BlockEvent>) {
+/// Decodes the block entries of an inv or getdata message.
+fn read_inventory(event: &event, mut add: impl FnMut((RawBlockHash, BlockEventKind))) {
     const MSG_BLOCK: u32 = 2;
     const MSG_CMPCT_BLOCK: u32 = 4;
     const MSG_WITNESS_FLAG: u32 = 1 << 30;
-    let (peer, time_ns) = (event.peer, event.time_ns);
+    let peer = event.peer;
+    let mut bytes = MessageBytes(copied_bytes(event));
     if bytes.compact_size().is_none() {
         return;
     }
-    while let Some(inventory) = bytes.take().map(u32::from_le_bytes) {
-        let Some(hash) = bytes.take() else { return };
-        let inventory = inventory & !MSG_WITNESS_FLAG;
-        if inventory != MSG_BLOCK && inventory != MSG_CMPCT_BLOCK {
-            continue;
-        }
-        let event_kind = match event.kind {
-            kind::GETDATA => BlockEventKind::Requested { peer, is_compact: inventory == MSG_CMPCT_BLOCK },
-            _ => BlockEventKind::Announced { peer, by: Announcement::Inv },
+    while let (Some(inventory), Some(hash)) = (bytes.take().map(u32::from_le_bytes), bytes.take()) {
+        let is_compact = match inventory & !MSG_WITNESS_FLAG {
+            MSG_BLOCK => false,
+            MSG_CMPCT_BLOCK => true,
+            _ => continue,
         };
-        queue.push(BlockEvent { time_ns, hash, kind: event_kind });
+        let announced = BlockEventKind::Announced { peer, by: Announcement::Inv, header_time: None };
+        let is_request = event.kind == kind::GETDATA;
+        add((hash, if is_request { BlockEventKind::Requested { peer, is_compact } } else { announced }));
     }
 }
 
@@ -412,7 +364,7 @@ fn by_direction(
 /// Histogram of the entries in the inv messages of one direction. The sum of the entries is computed from the bytes of
 /// all these messages.
 fn inv_entries(counts: &direction) -> HistogramValue {
-    let messages = &counts.messages[INV];
+    let messages = &counts.messages[inv()];
     let long = INV_ENTRIES.bounds.iter().position(|bound| *bound > MAX_SHORT_INV).unwrap_or_default();
     let lengths = messages.number + 2 * counts.inv_sizes[long..].iter().sum::<u64>();
     INV_ENTRIES.to_histogram(messages.bytes.saturating_sub(lengths), counts.inv_sizes)
@@ -424,14 +376,13 @@ fn entries(buckets: &Buckets, counts: types::histogram) -> HistogramValue {
 
 /// Opened connections by direction, network and connection type. Inbound connections have the type `inbound`, and
 /// outbound connections have one of the other types. Any other pair of direction and type is omitted unless it occurs.
-fn opened_connections(
-    directions: [(&'static str, &direction); 2],
-) -> impl Iterator<Item = ([&'static str; 3], u64)> {
-    let pairs = |(direction, counts): (&'static str, &direction)| {
-        let networks = NETWORKS.into_iter().zip(counts.opened);
-        networks.flat_map(move |(network, opened)| {
-            let types = CONNECTION_TYPES.into_iter().zip(opened);
-            types.map(move |(connection_type, opened)| ([direction, network, connection_type], opened))
+fn opened_connections<'a>(
+    directions: [(&'static str, &'a direction); 2],
+) -> impl Iterator<Item = ([&'a str; 3], u64)> {
+    let pairs = |(direction, counts): (&'static str, &'a direction)| {
+        maps::by_name(NETWORKS, &counts.opened).flat_map(move |(network, opened)| {
+            let types = maps::by_name(CONNECTION_TYPES, opened);
+            types.map(move |(connection_type, opened)| ([direction, network, connection_type], *opened))
         })
     };
     let is_possible = |[direction, _, connection_type]: &[&str; 3]| {
@@ -540,7 +491,9 @@ mod tests {
         let events = read(types::kind::HEADERS, &header());
         let [
             BlockEvent {
-                hash, kind: BlockEventKind::Announced { by: Announcement::Headers(time), .. }, ..
+                hash,
+                kind: BlockEventKind::Announced { by: Announcement::Headers, header_time: Some(time), .. },
+                ..
             },
         ] = events[..]
         else {
@@ -555,10 +508,10 @@ mod tests {
             let mut message = [&header()[..], &[0; 8], count].concat();
             message.resize(message.len() + 6 * ids + 1, 0);
             let events = read(types::kind::CMPCTBLOCK, &message);
-            let [BlockEvent { kind: BlockEventKind::Compact { compact, .. }, .. }] = events[..] else {
+            let [BlockEvent { kind: BlockEventKind::Compact { short_ids, .. }, .. }] = events[..] else {
                 panic!("{ids}")
             };
-            assert_eq!(compact.short_ids, ids as u64);
+            assert_eq!(short_ids, ids as u64);
         }
         // The short ID count of this message exceeds the number of transactions that a block can have.
         let message = [&header()[..], &[0; 8], &[0xff; 9]].concat();

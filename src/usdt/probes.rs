@@ -161,7 +161,7 @@ pub fn table(groups: &[TracepointGroup], search: &mut NodeSearch) -> Result<Stri
     writeln!(table, "{:<38} {:<10} {:<10} {:<72} METRICS", "PROBE", "IN BINARY", "ATTACHED", "ARGUMENTS")?;
     for group in groups {
         let group = group.group();
-        let traced = tracepoints(&*group)?;
+        let traced = tracepoints(group)?;
         for name in &traced {
             let sites: Vec<_> = sites.iter().filter(|site| site.probe() == *name).collect();
             let is_attached =
@@ -182,7 +182,7 @@ pub fn table(groups: &[TracepointGroup], search: &mut NodeSearch) -> Result<Stri
                 writeln!(table, "{:60} {operand} cannot be read", "")?;
             }
         }
-        for (name, site) in unknown(&sites, group.provider(), &traced) {
+        for (name, site) in unknown(&sites, group.provider, &traced) {
             writeln!(table, "{name:<38} {:<10} {:<10} {:<72} not supported", "yes", "no", site.arguments)?;
         }
     }

@@ -10,21 +10,19 @@ use libbpf_rs::{Link, MapHandle, Object, ObjectBuilder, OpenObject, PrintLevel};
 use tracing::debug;
 
 use super::blocks::{self, ARRIVAL_SOURCES, BlockTracker, REPORT_SOURCES, REQUIRED_ARRIVAL_SOURCES};
-use super::group::{GroupPrograms, probe_name};
+use super::group::{Group, GroupPrograms};
 use super::maps::Maps;
-use super::page::BlockPage;
-use super::{TracepointGroup, exporter_metrics, privileges, validation};
-use crate::block_log::{BlockLogThread, Forwarding};
+use super::{TracepointGroup, exporter_metrics, privileges};
+use crate::block_log::ReportQueue;
 use crate::metrics::{Declaration, Family};
 use crate::own_process;
 
-/// The loaded BPF programs of one group, with their maps and their attachments to the node.
+/// The loaded BPF programs of one group, with their attachments to the node.
 struct LoadedGroup {
     /// Attachments of the BPF programs to the node's tracepoints. This field is declared before `programs`, and Rust
     /// therefore drops it first. It must be dropped first because detaching uses data that libbpf stores in `programs`.
     links: Vec<Link>,
-    group: Arc<dyn GroupPrograms>,
-    maps: Arc<Maps>,
+    group: Group,
     programs: Object,
     /// Names of the programs that the kernel rejected, each with the reason.
     refused: BTreeMap<String, String>,
@@ -52,8 +50,7 @@ pub(super) struct Attachments {
 /// their counts when a node exits.
 pub struct Programs {
     loaded: Vec<LoadedGroup>,
-    attachments: Arc<Mutex<Attachments>>,
-    blocks: Arc<BlockTracker>,
+    pub(super) reader: Arc<MetricsReader>,
 }
 
 impl Programs {
@@ -63,8 +60,13 @@ impl Programs {
     /// A capability is missing, or the kernel rejects a map or another object that all programs of a group need.
     pub fn load(groups: &[TracepointGroup]) -> Result<Self> {
         capture_libbpf_messages();
-        let loaded = groups.iter().map(|group| load(group.group())).collect::<Result<_>>()?;
-        Ok(Programs { loaded, attachments: Arc::default(), blocks: Arc::default() })
+        let (mut loaded, mut reader) = (Vec::new(), MetricsReader::default());
+        for group in groups {
+            let (programs, maps) = load(group.group())?;
+            reader.groups.push((programs.group, maps));
+            loaded.push(programs);
+        }
+        Ok(Programs { loaded, reader: Arc::new(reader) })
     }
 
     /// Attaches the programs to the tracepoints of a process. `binary` is the path of the binary that the process runs.
@@ -76,15 +78,15 @@ impl Programs {
                 let tracepoint = program.name().to_string_lossy();
                 let result = match refused.get(&*tracepoint) {
                     Some(why) => Err(anyhow!("{why}")),
-                    None => program.attach_usdt(pid, binary, group.provider(), &*tracepoint).map_err(explain),
+                    None => program.attach_usdt(pid, binary, group.provider, &*tracepoint).map_err(explain),
                 };
                 let result = result.map(|link| links.push(link));
-                attached.push(AttachResult { name: probe_name(group.provider(), &tracepoint), result });
+                attached.push(AttachResult { name: format!("{}:{tracepoint}", group.provider), result });
             }
         }
         let names = attached.iter().filter(|it| it.result.is_ok()).map(|it| it.name.clone());
-        let mut attachments = self.attachments.lock().expect("nobody panics holding it");
-        self.blocks.attached(|name| attached.iter().any(|it| it.name == name && it.result.is_ok()));
+        let mut attachments = self.reader.attachments.lock().expect("nobody panics holding it");
+        self.reader.blocks.attached(|name| attached.iter().any(|it| it.name == name && it.result.is_ok()));
         attachments.ever.extend(names);
         attachments.now = self.loaded.iter().map(|loaded| loaded.links.len()).sum();
         attached
@@ -101,73 +103,48 @@ impl Programs {
                 let _ = thread::Builder::new().name("detach".into()).spawn_scoped(scope, || links.clear());
             }
         });
-        for LoadedGroup { links, group, maps, .. } in &mut self.loaded {
+        for LoadedGroup { links, .. } in &mut self.loaded {
             links.clear(); // in case the thread could not be started
-            group.node_ended(maps);
         }
-        self.attachments.lock().expect("nobody panics holding it").now = 0;
-        self.blocks.node_ended();
+        for (group, maps) in &self.reader.groups {
+            group.programs.node_ended(maps);
+        }
+        self.reader.attachments.lock().expect("nobody panics holding it").now = 0;
+        self.reader.blocks.node_ended();
     }
 
-    /// A reader of all metrics. The reader does not borrow the programs, and can move to another thread.
-    pub fn reader(&self) -> MetricsReader {
+    /// The reader of all metrics, for another thread.
+    pub fn reader(&self) -> Arc<MetricsReader> {
         std::sync::LazyLock::force(&own_process::STARTED);
-        MetricsReader {
-            groups: self.groups(),
-            attachments: self.attachments.clone(),
-            blocks: self.blocks.clone(),
-        }
+        self.reader.clone()
     }
 
-    /// The groups, and the maps of each group.
-    pub(super) fn groups(&self) -> Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)> {
-        self.loaded.iter().map(|it| (it.group.clone(), it.maps.clone())).collect()
-    }
-
-    /// The page at `/`: its HTML, and its data for `/status.json`.
-    pub fn page(&self, node_name: &str) -> BlockPage {
-        BlockPage::new(self.blocks.clone(), node_name.into())
-    }
-
-    /// Starts the thread that writes a row for each connected block to this SQLite file. The file keeps the last `keep`
-    /// blocks. With `forwarding`, the rows are also forwarded to the block store, a PostgreSQL database.
-    ///
-    /// # Errors
-    /// The file cannot be opened.
-    pub fn start_block_log(
-        &self,
-        file: &Path,
-        keep: u32,
-        forwarding: Option<Forwarding>,
-    ) -> Result<BlockLogThread> {
-        let (block_log, queue) = BlockLogThread::start(file, keep, forwarding)?;
-        self.blocks.set_block_log(queue);
-        Ok(block_log)
+    /// Passes the report of each connected block to the block log.
+    pub fn set_block_log(&self, queue: ReportQueue) {
+        self.reader.blocks.set_block_log(queue);
     }
 
     /// The groups that have a ring buffer, each with its ring buffer. The ring buffer of connected blocks is the first
     /// element and is therefore read first. When the event of a connected block is read from this ring buffer,
     /// the earlier events of the block are already in the other ring buffers, and are read in the same pass.
-    pub(super) fn events(&self) -> Result<Vec<(Arc<dyn GroupPrograms>, MapHandle)>> {
-        let mut loaded: Vec<_> = self.loaded.iter().collect();
-        loaded.sort_by_key(|it| it.group.provider() != validation::PROVIDER);
+    pub(super) fn events(&self) -> Result<Vec<(&'static dyn GroupPrograms, MapHandle)>> {
+        let mut groups: Vec<_> = self.reader.groups.iter().collect();
+        groups.sort_by_key(|(group, _)| group.provider != "validation");
         let buffers =
-            loaded.into_iter().filter_map(|it| Some((it.group.clone(), it.maps.find("events_map")?)));
+            groups.into_iter().filter_map(|(group, maps)| Some((group.programs, maps.find("events_map")?)));
         buffers.map(|(group, buffer)| Ok((group, MapHandle::try_from(buffer)?))).collect()
-    }
-
-    /// The block tracker, which processes the events of blocks.
-    pub(super) fn blocks(&self) -> Arc<BlockTracker> {
-        self.blocks.clone()
     }
 }
 
 /// Reader of all metrics of the exporter at a scrape: the counts in the BPF maps, the counts of the block tracker, and
 /// the metrics about the exporter.
+#[derive(Default)]
 pub struct MetricsReader {
-    groups: Vec<(Arc<dyn GroupPrograms>, Arc<Maps>)>,
-    attachments: Arc<Mutex<Attachments>>,
-    blocks: Arc<BlockTracker>,
+    /// The groups, and the maps of each group.
+    pub(super) groups: Vec<(Group, Maps)>,
+    attachments: Mutex<Attachments>,
+    /// The block tracker, which processes the events of blocks.
+    pub(super) blocks: BlockTracker,
 }
 
 impl MetricsReader {
@@ -179,11 +156,12 @@ impl MetricsReader {
             let attachments = self.attachments.lock().expect("nobody panics holding it");
             (attachments.ever.clone(), attachments.now)
         };
-        let counted = self.groups.iter().flat_map(|(group, maps)| group.families(maps));
+        let counted = self.groups.iter().flat_map(|(group, maps)| group.programs.families(maps));
         let counted = counted.chain(blocks::families(&self.blocks.counts()));
         let fed = counted.filter(|family| is_fed(&family.declaration, |name| ever.contains(name)));
-        let processed = self.groups.iter().flat_map(|(group, maps)| group.events_processed(maps)).collect();
-        let errors = exporter_metrics::errors(self.groups.iter().map(|(_, maps)| &**maps));
+        let processed =
+            self.groups.iter().flat_map(|(group, maps)| group.programs.events_processed(maps)).collect();
+        let errors = exporter_metrics::errors(self.groups.iter().map(|(_, maps)| maps));
         let exporter = exporter_metrics::families(now, processed, errors);
         fed.chain(exporter).chain(own_process::families()).collect()
     }
@@ -202,45 +180,45 @@ fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
 
 /// Full names of the group's tracepoints, for example `validation:block_connected`, in the order of the BPF file. This
 /// function needs no capability, because the programs are not loaded.
-pub(super) fn tracepoints(group: &dyn GroupPrograms) -> Result<Vec<String>> {
+pub(super) fn tracepoints(group: Group) -> Result<Vec<String>> {
     let names = names(&open(group, |_| true)?);
-    Ok(names.into_iter().map(|name| probe_name(group.provider(), name)).collect())
+    Ok(names.into_iter().map(|name| format!("{}:{name}", group.provider)).collect())
 }
 
 /// Loads the programs of a group. If the kernel rejects a program, the other programs are loaded without the rejected
 /// one.
-fn load(group: Arc<dyn GroupPrograms>) -> Result<LoadedGroup> {
+fn load(group: Group) -> Result<(LoadedGroup, Maps)> {
     let mut refused = BTreeMap::new();
-    let programs = match open(&*group, |_| true)?.load() {
+    let programs = match open(group, |_| true)?.load() {
         Ok(programs) => programs,
         Err(error) if lacks_privilege(&error) => return Err(explain(error)),
         Err(error) => {
             // libbpf stops at the first program that the kernel rejects. To find all rejected programs, load each
             // program separately.
-            debug!("cannot load all programs of {}: {:#}", group.provider(), explain(error));
-            for name in names(&open(&*group, |_| true)?) {
-                if let Err(error) = open(&*group, |it| it == name)?.load() {
+            debug!("cannot load all programs of {}: {:#}", group.provider, explain(error));
+            for name in names(&open(group, |_| true)?) {
+                if let Err(error) = open(group, |it| it == name)?.load() {
                     refused.insert(name, format!("{:#}", explain(error)));
                 }
             }
-            open(&*group, |name| !refused.contains_key(name))?.load().map_err(explain)?
+            open(group, |name| !refused.contains_key(name))?.load().map_err(explain)?
         }
     };
     let maps = Maps::from_object(&programs)?;
-    group.fill_maps(&maps)?;
-    Ok(LoadedGroup { links: Vec::new(), group, maps: Arc::new(maps), programs, refused })
+    group.programs.fill_maps(&maps)?;
+    Ok((LoadedGroup { links: Vec::new(), group, programs, refused }, maps))
 }
 
 /// Opens the programs of a group and sets their constants. Only the programs that `is_selected` accepts will be loaded.
-fn open(group: &dyn GroupPrograms, is_selected: impl Fn(&str) -> bool) -> Result<OpenObject> {
+fn open(group: Group, is_selected: impl Fn(&str) -> bool) -> Result<OpenObject> {
     let mut builder = ObjectBuilder::default();
-    let builder = builder.name(group.provider()).map_err(explain)?;
-    let mut opened = builder.open_memory(group.object()).map_err(explain)?;
+    let builder = builder.name(group.provider).map_err(explain)?;
+    let mut opened = builder.open_memory(group.object).map_err(explain)?;
     for mut map in opened.maps_mut() {
         if map.name().to_string_lossy().ends_with(".rodata")
             && let Some(rodata) = map.initial_value_mut()
         {
-            group.set_constants(rodata);
+            group.programs.set_constants(rodata);
         }
     }
     for mut program in opened.progs_mut() {

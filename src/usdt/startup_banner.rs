@@ -1,69 +1,41 @@
 //! The text that the exporter prints to stdout at startup.
 
-use std::io::{self, Write};
 use std::path::PathBuf;
 
-use super::{AttachResult, probes};
-use crate::node_process::NodeProcess;
+use super::attach_loop::TracedNode;
+use super::probes;
 
-/// Prints the path of the traced binary, the address of the metrics, and the node's name.
-///
-/// # Errors
-/// The output cannot be written.
-pub fn print_start(
-    output: &mut impl Write,
+/// The text with the path of the traced binary, the node's name, the addresses of the metrics and of the health check,
+/// and a line for each tracepoint. `traced` is `None` if the exporter waits for a node.
+pub fn text(
     binary: Option<&PathBuf>,
-    node: Option<&NodeProcess>,
-    metrics_at: &str,
+    traced: Option<&TracedNode>,
     node_name: &str,
-) -> io::Result<()> {
-    writeln!(output, "FIBRE USDT Metrics Exporter")?;
-    match binary.or(node.map(|node| &node.binary)) {
-        Some(binary) => writeln!(output, "  bitcoind: {}", binary.display())?,
-        None => writeln!(output, "  bitcoind: waiting for one to run")?,
-    }
-    writeln!(output, "  metrics: {metrics_at}")?;
-    writeln!(output, "  node: {node_name}")
+    metrics_at: &str,
+    health_at: &str,
+) -> String {
+    let binary = binary.or(traced.map(|traced| &traced.node.binary));
+    let binary = binary.map_or("waiting for one to run".into(), |binary| binary.display().to_string());
+    let attached = traced.map(attached).unwrap_or_default();
+    let awaited = if traced.is_some() { "FIBRE events" } else { "the node" };
+    format!(
+        "FIBRE USDT Metrics Exporter\n  bitcoind: {binary}\n  metrics: {metrics_at}\n  node: {node_name}\n{attached}\n\
+         Prometheus metrics available at {metrics_at}/metrics\nHealth check available at {health_at}/health\n\
+         Waiting for {awaited}...\n"
+    )
 }
 
-/// Prints a line for each tracepoint: whether the tracepoint is attached, and if not, the reason.
-///
-/// # Errors
-/// The output cannot be written.
-pub fn print_attached(
-    output: &mut impl Write,
-    node: &NodeProcess,
-    attached: &[AttachResult],
-) -> io::Result<()> {
+/// A line for each tracepoint: whether the tracepoint is attached, and if not, the reason.
+fn attached(TracedNode { node, attached, .. }: &TracedNode) -> String {
     let sites =
         probes::sites(&node.running_binary()).or_else(|_| probes::sites(&node.binary)).unwrap_or_default();
     let has = |name: &str| sites.iter().any(|site| name == site.probe());
-    for probe in attached {
-        match &probe.result {
-            Ok(()) => writeln!(output, "  ✓ Attached: {}", probe.name)?,
-            Err(error) if has(&probe.name) => writeln!(output, "  ✗ Failed: {}: {error:#}", probe.name)?,
-            Err(_) => writeln!(output, "  ✗ Not in the binary: {}", probe.name)?,
-        }
-    }
+    let lines = attached.iter().map(|probe| match &probe.result {
+        Ok(()) => format!("  ✓ Attached: {}\n", probe.name),
+        Err(error) if has(&probe.name) => format!("  ✗ Failed: {}: {error:#}\n", probe.name),
+        Err(_) => format!("  ✗ Not in the binary: {}\n", probe.name),
+    });
     let good = attached.iter().filter(|probe| probe.result.is_ok()).count();
-    writeln!(output, "\n  {good}/{} probes attached successfully", attached.len())
-}
-
-/// Prints the addresses of the metrics and of the health check, and whether the exporter waits for events or for the
-/// node.
-///
-/// # Errors
-/// The output cannot be written.
-pub fn print_started(
-    output: &mut impl Write,
-    node: Option<&NodeProcess>,
-    metrics_at: &str,
-    health_at: &str,
-) -> io::Result<()> {
-    writeln!(output, "\nPrometheus metrics available at {metrics_at}/metrics")?;
-    writeln!(output, "Health check available at {health_at}/health")?;
-    match node {
-        Some(_) => writeln!(output, "Waiting for FIBRE events..."),
-        None => writeln!(output, "Waiting for the node..."),
-    }
+    let total = format!("\n  {good}/{} probes attached successfully\n", attached.len());
+    lines.chain([total]).collect()
 }

@@ -1,50 +1,49 @@
 //! Finds the node to trace, and after its exit the next node.
 
-use std::collections::BTreeSet;
-use std::io;
 use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, value_parser};
 
-use super::candidates::{Candidate, Scanner};
+use super::candidates::{self, Candidate};
 use super::choice::{Choice, KnownNode, OtherNodes, UserSelection, choose, successor};
-use super::{file_locks, privileges};
+use super::file_locks::{self, FileId};
+use super::privileges;
 use crate::node_process::NodeProcess;
 
-/// The user's selection of the node to trace. Without a selection, the only running node is traced.
-#[derive(Clone, Debug, Default)]
+/// The command line arguments that select the node to trace. Without them, the only running node is traced.
+#[derive(Args, Clone, Debug)]
 pub struct NodeSelector {
-    /// Path of the node's binary, which contains the tracepoints.
-    pub binary: Option<PathBuf>,
-    /// PID of the node. After that process has ended, the next process with the same data directory is traced.
-    pub pid: Option<i32>,
-    /// Data directory of the node.
-    pub datadir: Option<PathBuf>,
-    /// systemd unit of the node, for example `bitcoind.service`.
-    pub unit: Option<String>,
-}
+    /// Path of the binary with the tracepoints [default: the binary of the node's process]
+    #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BITCOIND")]
+    pub bitcoind: Option<PathBuf>,
 
-/// The result of one search: the node, or the reason why no node was found.
-pub enum SearchResult {
-    /// The process of the node.
-    Node(NodeProcess),
-    /// No node was found yet. A process that was just started may be the node, and the caller should search again soon.
-    Soon,
-    /// No node was found, or several processes may be the node.
-    None {
-        /// The reason, as a message for the user.
-        why: String,
-        /// Whether processes were found that may be the node, but from which the user has to select one.
-        is_ambiguous: bool,
-    },
+    /// PID of the node [default: the process that runs the binary]. After that process has ended, the next process
+    /// with the same data directory is traced
+    #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = value_parser!(i32).range(1..))]
+    pub pid: Option<i32>,
+
+    /// Node's data directory, or a network's folder in it. Selects one of several nodes: the node that holds the lock
+    /// of the directory or, if the exporter cannot read the directory, the node with this -datadir on its command line
+    #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_DATADIR")]
+    pub datadir: Option<PathBuf>,
+
+    /// Node's systemd unit, e.g. bitcoind.service. Selects one of several nodes by the unit that the node runs in
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "BITCOIND_USDT_EXPORTER_UNIT",
+        value_parser = NonEmptyStringValueParser::new()
+    )]
+    pub unit: Option<String>,
 }
 
 /// The search for the node, with the evidence that distinguishes the node from other nodes.
 pub struct NodeSearch {
     selector: NodeSelector,
-    scanner: Scanner,
     /// The node that is traced.
     present: Option<KnownNode>,
     /// The last node that was traced.
@@ -56,12 +55,12 @@ impl NodeSearch {
     /// A search with the user's selection, and without evidence about any node.
     pub fn new(selector: NodeSelector) -> Self {
         let others = OtherNodes { exist: selector.pid.is_some(), ..OtherNodes::default() };
-        NodeSearch { selector, scanner: Scanner::default(), present: None, last: None, others }
+        NodeSearch { selector, present: None, last: None, others }
     }
 
     /// Path of the binary that the user named.
     pub fn binary(&self) -> Option<&PathBuf> {
-        self.selector.binary.as_ref()
+        self.selector.bitcoind.as_ref()
     }
 
     /// The running node; `None` if no node is running. Waits at most three seconds if a process that was just started
@@ -75,11 +74,10 @@ impl NodeSearch {
         let end = Instant::now() + FIND_TIMEOUT;
         loop {
             match self.find()? {
-                SearchResult::Node(node) => return Ok(Some(node)),
-                SearchResult::Soon if Instant::now() < end => thread::sleep(Duration::from_millis(50)),
-                SearchResult::Soon => return Ok(None),
-                SearchResult::None { is_ambiguous: true, why } => bail!("{why}"),
-                SearchResult::None { .. } => return Ok(None),
+                Choice::Node(node) => return Ok(Some(node)),
+                Choice::Soon if Instant::now() < end => thread::sleep(Duration::from_millis(50)),
+                Choice::None(Some(why)) => bail!("{why}"),
+                Choice::Soon | Choice::None(None) => return Ok(None),
             }
         }
     }
@@ -88,20 +86,14 @@ impl NodeSearch {
     ///
     /// # Errors
     /// The process that the user selected with `--pid` does not exist, or the processes cannot be listed.
-    pub fn find(&mut self) -> Result<SearchResult> {
+    pub(super) fn find(&mut self) -> Result<Choice> {
         if let (Some(pid), None) = (self.selector.pid, &self.last) {
-            return NodeProcess::from_pid(pid, self.selector.binary.as_deref()).map(SearchResult::Node);
+            return NodeProcess::from_pid(pid, self.selector.bitcoind.as_deref()).map(Choice::Node);
         }
         let last = self.last.as_ref().map(|it| it.candidate.node.binary.as_path());
-        let all = self.scanner.scan(self.selector.binary.as_deref(), last)?;
-        Ok(match self.decide(|named, others| choose(&all, named, self.last.as_ref(), others)) {
-            (Choice::Node(candidate), _) => SearchResult::Node(candidate.node),
-            (Choice::Soon, _) => SearchResult::Soon,
-            (Choice::None(Some(why)), _) => SearchResult::None { why, is_ambiguous: true },
-            (Choice::None(None), hidden) => {
-                SearchResult::None { why: self.not_found_message(hidden), is_ambiguous: false }
-            }
-        })
+        let all = candidates::scan(self.selector.bitcoind.as_deref(), last)?;
+        let locks = self.datadir_locks();
+        Ok(choose(&all, self.selection(locks.as_deref()), self.last.as_ref(), &self.others))
     }
 
     /// Collects evidence about the traced process `node` and about all other processes that run a node's binary.
@@ -110,15 +102,13 @@ impl NodeSearch {
     /// # Errors
     /// The processes cannot be listed.
     pub fn check_other_processes(&mut self, node: &NodeProcess) -> Result<Option<NodeProcess>> {
-        let all = self.scanner.scan(self.selector.binary.as_deref(), Some(&node.binary))?;
+        let all = candidates::scan(self.selector.bitcoind.as_deref(), Some(&node.binary))?;
         let id = (node.pid, node.started);
         // A node that shuts down renames its main thread. A scan by process name then does not list the node.
         let unseen = || Candidate::from_process(node).filter(|it| it.id() == id);
         let Some(now) = all.iter().find(|it| it.id() == id).cloned().or_else(unseen) else { return Ok(None) };
-        let mut present = match self.present.take().filter(|it| it.candidate.id() == id) {
-            Some(evidence) => evidence,
-            None => KnownNode { candidate: now.clone(), beside: BTreeSet::new(), children: BTreeSet::new() },
-        };
+        let present = self.present.take().filter(|it| it.candidate.id() == id);
+        let mut present = present.unwrap_or_else(|| KnownNode::new(now.clone()));
         present.update_locks(&now.locks);
         for other in all.iter().filter(|it| it.id() != id) {
             if other.parent == node.pid {
@@ -132,10 +122,11 @@ impl NodeSearch {
                 self.others.services.extend(other.service().map(String::from));
             }
         }
-        let last = self.last.as_ref();
-        let (next, _) = self.decide(|named, others| successor(&all, named, &present, last, others));
+        let locks = self.datadir_locks();
+        let named = self.selection(locks.as_deref());
+        let next = successor(&all, named, &present, self.last.as_ref(), &self.others);
         self.present = Some(present);
-        Ok(next.map(|candidate| candidate.node))
+        Ok(next)
     }
 
     /// Whether the lock of the data directory proves that the traced process is the node.
@@ -147,7 +138,7 @@ impl NodeSearch {
     pub fn ended(&mut self, node: &NodeProcess) {
         let id = (node.pid, node.started);
         let evidence = self.present.take().filter(|it| it.candidate.id() == id);
-        let evidence = evidence.unwrap_or_else(|| KnownNode::without_evidence(node.clone()));
+        let evidence = evidence.unwrap_or_else(|| KnownNode::new(Candidate::without_evidence(node.clone())));
         self.last = match self.last.take() {
             // A process without locks may not have been a node. The evidence about the node that was traced before is
             // therefore kept.
@@ -161,28 +152,25 @@ impl NodeSearch {
         };
     }
 
-    /// Calls `decide` with the user's selection and the evidence about other nodes, and returns the result of
-    /// `decide`. The second value is the error if the lock files of the data directory cannot be accessed.
-    fn decide<T>(&self, decide: impl FnOnce(UserSelection, &OtherNodes) -> T) -> (T, Option<io::Error>) {
-        let locks = self.selector.datadir.as_deref().map(file_locks::datadir_lock_files);
-        let (locks, hidden) = match locks.transpose() {
-            Ok(locks) => (locks, None),
-            Err(error) => (None, Some(error)),
-        };
-        let named = UserSelection {
-            binary: self.selector.binary.is_some(),
-            datadir: self.selector.datadir.as_deref(),
-            datadir_locks: locks.as_deref(),
-            unit: self.selector.unit.as_deref(),
-        };
-        (decide(named, &self.others), hidden)
+    /// The lock files of the data directory that the user selected; `None` if they cannot be accessed.
+    fn datadir_locks(&self) -> Option<Vec<FileId>> {
+        file_locks::datadir_lock_files(self.selector.datadir.as_deref()?).ok()
     }
 
-    /// The message for the user if no node was found. `hidden` is the error if the lock files of the data directory
-    /// cannot be accessed.
-    fn not_found_message(&self, hidden: Option<io::Error>) -> String {
-        let NodeSelector { binary, datadir, unit, .. } = &self.selector;
-        let binary = binary.as_ref().or(self.last.as_ref().map(|it| &it.candidate.node.binary));
+    /// The user's selection, with the lock files of the data directory.
+    fn selection<'a>(&'a self, datadir_locks: Option<&'a [FileId]>) -> UserSelection<'a> {
+        UserSelection {
+            binary: self.selector.bitcoind.is_some(),
+            datadir: self.selector.datadir.as_deref(),
+            datadir_locks,
+            unit: self.selector.unit.as_deref(),
+        }
+    }
+
+    /// The message for the user if no node was found.
+    pub(super) fn not_found_message(&self) -> String {
+        let NodeSelector { bitcoind, datadir, unit, .. } = &self.selector;
+        let binary = bitcoind.as_ref().or(self.last.as_ref().map(|it| &it.candidate.node.binary));
         let mut why = match binary {
             Some(binary) => {
                 let new = if self.last.is_some() { "new " } else { "" };
@@ -195,35 +183,16 @@ impl NodeSearch {
         if let Some(unit) = unit {
             why += &format!(" in unit {unit}");
         }
-        match (datadir, hidden) {
-            (Some(datadir), None) => why += &format!(" with data directory {}", datadir.display()),
-            (Some(datadir), Some(error)) => {
-                why += &format!(
-                    " with -datadir={0} on its command line, and the lock in {0} cannot be read ({error}): run as the \
-                     node's user, or select the node with --unit",
-                    datadir.display()
-                );
-            }
-            (None, _) => {}
+        if let Some(datadir) = datadir {
+            let at = datadir.display();
+            why += &match file_locks::datadir_lock_files(datadir) {
+                Ok(_) => format!(" with data directory {at}"),
+                Err(error) => format!(
+                    " with -datadir={at} on its command line, and the lock in {at} cannot be read ({error}): run as the \
+                     node's user, or select the node with --unit"
+                ),
+            };
         }
         why
-    }
-}
-
-impl KnownNode {
-    /// An entry for a node that ended before the exporter collected evidence about it.
-    fn without_evidence(node: NodeProcess) -> Self {
-        KnownNode {
-            candidate: Candidate {
-                node,
-                parent: 0,
-                age: Duration::ZERO,
-                locks: BTreeSet::new(),
-                command: Vec::new(),
-                cgroups: Vec::new(),
-            },
-            beside: BTreeSet::new(),
-            children: BTreeSet::new(),
-        }
     }
 }

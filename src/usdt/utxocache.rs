@@ -3,14 +3,14 @@
 use tracing::info;
 
 use super::blocks::{BlockEvent, BlockEventKind, RawBlockHash};
-use super::bpf::utxocache::{OBJECT, types};
+use super::bpf::utxocache::types;
 use super::group::GroupPrograms;
 use super::histogram::Buckets;
-use super::maps::{self, Maps, PerCpuCounts, Pod};
+use super::maps::{self, Maps, Pod};
 use crate::metrics::{Family, counter, gauge, histogram};
 
 // SAFETY: the struct consists of u64 only; see utxocache.bpf.c.
-unsafe impl PerCpuCounts for types::counts {}
+unsafe impl Pod for types::counts {}
 // SAFETY: the struct consists of integers only; see utxocache.bpf.c.
 unsafe impl Pod for types::event {}
 // SAFETY: the struct consists of integers only; see utxocache.bpf.c.
@@ -31,14 +31,6 @@ const FLUSH: &[&str] = &["utxocache:flush"];
 pub(super) struct UtxocacheGroup;
 
 impl GroupPrograms for UtxocacheGroup {
-    fn provider(&self) -> &'static str {
-        "utxocache"
-    }
-
-    fn object(&self) -> &'static [u8] {
-        OBJECT
-    }
-
     fn set_constants(&self, rodata: &mut [u8]) {
         maps::modify(rodata, |constants: &mut types::rodata| {
             constants.flush_us_bounds = FLUSH_US.for_programs();

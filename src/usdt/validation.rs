@@ -2,30 +2,20 @@
 //! the node's active chain, and counts only the blocks of the active chain.
 
 use super::blocks::{BlockEvent, BlockEventKind, ConnectedBlock, ConnectingThread};
-use super::bpf::validation::{OBJECT, types};
+use super::bpf::validation::types;
 use super::group::GroupPrograms;
-use super::maps::{self, Maps, PerCpuCounts, Pod};
+use super::maps::{self, Maps, Pod};
 use crate::metrics::Family;
 
 // SAFETY: the struct consists of u64 only; see validation.bpf.c.
-unsafe impl PerCpuCounts for types::counts {}
+unsafe impl Pod for types::counts {}
 // SAFETY: the struct consists of integers only; see validation.bpf.c.
 unsafe impl Pod for types::event {}
-
-pub(super) const PROVIDER: &str = "validation";
 
 /// The tracepoint group `validation`: blocks that the node connects.
 pub(super) struct ValidationGroup;
 
 impl GroupPrograms for ValidationGroup {
-    fn provider(&self) -> &'static str {
-        PROVIDER
-    }
-
-    fn object(&self) -> &'static [u8] {
-        OBJECT
-    }
-
     fn families(&self, _maps: &Maps) -> Vec<Family> {
         Vec::new()
     }

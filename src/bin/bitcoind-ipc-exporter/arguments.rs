@@ -243,8 +243,9 @@ impl Arguments {
     /// # Errors
     /// The settings are invalid or incomplete, or the block store has the address of a Unix socket.
     pub fn store(&self) -> Result<Option<StoreSettings>> {
-        let Some(settings) = self.common.store.settings(Self::ENVIRONMENT)? else { return Ok(None) };
-        block_store::check_needs(self.block_log.as_deref(), &self.node_name)?;
+        let store = &self.common.store;
+        let settings = store.settings(Self::ENVIRONMENT, self.block_log.as_deref(), &self.node_name)?;
+        let Some(settings) = settings else { return Ok(None) };
         if settings.has_unix_socket() {
             bail!(
                 "--block-store: the sandbox of this exporter allows no Unix sockets; use the address 127.0.0.1"

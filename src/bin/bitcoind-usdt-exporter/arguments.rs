@@ -6,13 +6,12 @@ use anyhow::{Context, Result, bail};
 use bitcoind_exporter::bitcoin_core::CHAINS;
 use bitcoind_exporter::block_log::outbox::RowOrigin;
 use bitcoind_exporter::block_log::{DEFAULT_KEEP, Forwarding};
-use bitcoind_exporter::block_store::{self, StoreSettings};
+use bitcoind_exporter::block_store;
 use bitcoind_exporter::cli::{Cli, CommonArgs};
 use bitcoind_exporter::http::{Address, WebConfig};
 use bitcoind_exporter::logging::{self, LogLevel, Logging};
 use bitcoind_exporter::usdt::TracepointGroup;
 use bitcoind_exporter::usdt::target::NodeSelector;
-use clap::builder::{NonEmptyStringValueParser, RangedI64ValueParser};
 use clap::{ArgMatches, Parser, Subcommand};
 use tracing::info;
 
@@ -39,28 +38,9 @@ without FIBRE_ and in lower case. The command line takes precedence over the env
 http://127.0.0.1:9435/metrics"
 )]
 pub struct Arguments {
-    /// Path of the binary with the tracepoints [default: the binary of the node's process]
-    #[arg(short, long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_BITCOIND")]
-    pub bitcoind: Option<PathBuf>,
-
-    /// PID of the node [default: the process that runs the binary]. After that process has ended, the next process
-    /// with the same data directory is traced
-    #[arg(short, long, env = "BITCOIND_USDT_EXPORTER_PID", value_parser = process_id())]
-    pub pid: Option<i32>,
-
-    /// Node's data directory, or a network's folder in it. Selects one of several nodes: the node that holds the lock
-    /// of the directory or, if the exporter cannot read the directory, the node with this -datadir on its command line
-    #[arg(long, value_name = "PATH", env = "BITCOIND_USDT_EXPORTER_DATADIR")]
-    pub datadir: Option<PathBuf>,
-
-    /// Node's systemd unit, e.g. bitcoind.service. Selects one of several nodes by the unit that the node runs in
-    #[arg(
-        long,
-        value_name = "NAME",
-        env = "BITCOIND_USDT_EXPORTER_UNIT",
-        value_parser = NonEmptyStringValueParser::new()
-    )]
-    pub unit: Option<String>,
+    /// The node to trace.
+    #[command(flatten)]
+    pub node: NodeSelector,
 
     /// Value of the label `node` of each metric
     #[arg(
@@ -203,24 +183,11 @@ impl Arguments {
     /// # Errors
     /// The settings of the block store are invalid or incomplete, or the thread that forwards rows cannot be started.
     pub fn forwarding(&self) -> Result<Option<Forwarding>> {
-        let Some(settings) = self.store()? else { return Ok(None) };
-        block_store::check_needs(self.block_log.as_deref(), &self.node_name)?;
+        let store = &self.common.store;
+        let settings = store.settings(Self::ENVIRONMENT, self.block_log.as_deref(), &self.node_name)?;
+        let Some(settings) = settings else { return Ok(None) };
         let origin = RowOrigin { chain: self.chain.clone(), node: self.node_name.clone(), source: "usdt" };
         block_store::start(settings, origin).map(Some)
-    }
-
-    fn store(&self) -> Result<Option<StoreSettings>> {
-        self.common.store.settings(Self::ENVIRONMENT)
-    }
-
-    /// The user's selection of the node.
-    pub fn target(&self) -> NodeSelector {
-        NodeSelector {
-            binary: self.bitcoind.clone(),
-            pid: self.pid,
-            datadir: self.datadir.clone(),
-            unit: self.unit.clone(),
-        }
     }
 
     /// Starts logging. When the returned value is dropped, the queued log lines are written.
@@ -284,11 +251,6 @@ impl Arguments {
             _ => None,
         }
     }
-}
-
-/// Parser for a PID that the user passes.
-pub fn process_id() -> RangedI64ValueParser<i32> {
-    clap::value_parser!(i32).range(1..)
 }
 
 /// Combines two settings that require each other. Returns an error if only one of them is set.

@@ -2,7 +2,6 @@
 
 use std::io::{self, BufWriter};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bitcoind_exporter::block_log::DEFAULT_PATH;
@@ -21,18 +20,9 @@ pub struct BlocksCommand {
     #[arg(long, value_name = "PATH", default_value = DEFAULT_PATH, env = "BITCOIND_USDT_EXPORTER_BLOCK_LOG")]
     block_log: PathBuf,
 
-    /// Print only blocks with at least this time (for example 100ms or 2s) from their first announcement to their
-    /// connection. For blocks that no peer announced, the time to connect the block is compared
-    #[arg(long, value_name = "TIME", value_parser = cli::duration)]
-    slow: Option<Duration>,
-
-    /// Print only blocks that were connected at most this long ago, for example 24h or 7d
-    #[arg(long, value_name = "TIME", value_parser = cli::duration)]
-    since: Option<Duration>,
-
-    /// Print only blocks of this height
-    #[arg(long, value_name = "N")]
-    height: Option<u32>,
+    /// The blocks to print.
+    #[command(flatten)]
+    filter: BlockFilter,
 
     /// Block store that --propagation reads: postgres://USER@HOST/DATABASE. Set the password with --store-password-file
     /// or the environment variable BITCOIND_USDT_EXPORTER_BLOCK_STORE_PASSWORD
@@ -70,14 +60,13 @@ impl BlocksCommand {
         if self.propagation {
             return self.show_propagation();
         }
-        let filter = BlockFilter { slow: self.slow, since: self.since, height: self.height };
-        let rows = read::find(&self.block_log, &filter).context("cannot read the block log")?;
+        let rows = read::find(&self.block_log, &self.filter).context("cannot read the block log")?;
         self.print(&rows, show::BLOCK_LOG)
     }
 
     /// Prints when each node in the block store connected the blocks of a height.
     fn show_propagation(&self) -> Result<()> {
-        let (Some(url), Some(height)) = (&self.store, self.height) else {
+        let (Some(url), Some(height)) = (&self.store, self.filter.height) else {
             bail!("--store and --height are missing")
         };
         let settings = StoreSettings::new(url, self.store_password_file.clone(), Arguments::ENVIRONMENT);

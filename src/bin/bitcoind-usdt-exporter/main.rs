@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use bitcoind_exporter::block_log::BlockLogThread;
 use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::http::{Address, Endpoint, EndpointScope, Listener, Pages};
 use bitcoind_exporter::logging;
@@ -17,10 +18,9 @@ use bitcoind_exporter::metrics::{self, Format};
 use bitcoind_exporter::sandbox::{Confinement, UsdtNeeds};
 use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd::{self, InheritedFds};
-use bitcoind_exporter::usdt::attach_loop::{self, TracedNode, Tracer};
-use bitcoind_exporter::usdt::page::BlockPage;
+use bitcoind_exporter::usdt::attach_loop::{self, Tracer};
 use bitcoind_exporter::usdt::target::NodeSearch;
-use bitcoind_exporter::usdt::{self, MetricsReader, Programs, probes, startup_banner};
+use bitcoind_exporter::usdt::{self, MetricsReader, Programs, page, probes, startup_banner};
 use serde_json::Value;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
@@ -44,36 +44,34 @@ fn run() -> Result<ExitCode> {
     systemd::close_inherited();
     let _written_at_the_end = arguments.start_logging()?;
     let (web_config, health_web_config) = (arguments.web_config()?, arguments.health_web_config()?);
-    let mut search = NodeSearch::new(arguments.target());
+    let mut search = NodeSearch::new(arguments.node.clone());
     if arguments.list_probes {
         cli::print(&probes::table(arguments.groups(), &mut search)?)?;
         return Ok(ExitCode::SUCCESS);
     }
     usdt::check_kernel()?;
     let programs = Programs::load(arguments.groups()).context("cannot load the BPF programs")?;
-    let metrics = LabelledMetrics { reader: programs.reader(), node_name: arguments.node_name.clone() };
-    let page = programs.page(&arguments.node_name);
-    let block_log = arguments.block_log.as_deref().filter(|_| !arguments.once);
-    let forwarding = if arguments.once { None } else { arguments.forwarding()? };
-    let has_store = forwarding.is_some();
-    let block_log = block_log
-        .map(|file| programs.start_block_log(file, arguments.block_log_keep, forwarding))
-        .transpose()?;
-    let mut tracer = Tracer::new(programs, search);
+    let (health, ready) = channel::channel(Err("no node found yet".to_string()));
+    let pages = StatusPages { reader: programs.reader(), node_name: arguments.node_name.clone(), ready };
     if arguments.once {
-        tracer.attach_now()?;
-        cli::print(&metrics.render(Format::Text))?;
+        Tracer::new(programs, search).attach_now()?;
+        cli::print(&pages.metrics(Format::Text))?;
         return Ok(ExitCode::SUCCESS);
     }
-
+    let forwarding = arguments.forwarding()?;
+    let has_store = forwarding.is_some();
+    let start = |file| BlockLogThread::start(file, arguments.block_log_keep, forwarding);
+    let (block_log, reports) = arguments.block_log.as_deref().map(start).transpose()?.unzip();
+    reports.into_iter().for_each(|reports| programs.set_block_log(reports));
+    let mut tracer = Tracer::new(programs, search);
     let (listener, health_listener) = listen(&arguments, &mut inherited)?;
     let metrics_at = listener.describe_with(&web_config);
     let health_at = health_listener.as_ref().map(|listener| listener.describe_with(&health_web_config));
     let traced = tracer.start()?;
-    let banner = banner(&arguments, traced.as_ref(), &metrics_at, health_at.as_ref().unwrap_or(&metrics_at))?;
-    let _printed_at_the_end = logging::print_in_background(banner)?;
+    let (binary, health_at) = (arguments.node.bitcoind.as_ref(), health_at.as_ref().unwrap_or(&metrics_at));
+    let banner = startup_banner::text(binary, traced.as_ref(), &arguments.node_name, &metrics_at, health_at);
+    let _printed_at_the_end = logging::print_in_background(banner.into_bytes())?;
 
-    let (health, ready) = channel::channel(Err("no node found yet".to_string()));
     let endpoint = |access, config| Endpoint::new(access, config, &arguments.common.web_allowed_host);
     let mut listeners = vec![(listener, endpoint(EndpointScope::Everything, web_config))];
     if let Some(listener) = health_listener {
@@ -83,8 +81,7 @@ fn run() -> Result<ExitCode> {
     let removes_socket = matches!(arguments.address(), Address::Unix(_));
     let needs = UsdtNeeds { writes_block_log: block_log.is_some(), has_store, removes_socket };
     let confine = || Confinement::new(arguments.common.sandbox).usdt_exporter(needs);
-    let pages = Arc::new(StatusPages { metrics, ready, page });
-    let service = Service::start(&runtime, listeners, pages, confine)?;
+    let service = Service::start(&runtime, listeners, Arc::new(pages), confine)?;
     let shutdown = CancellationToken::new();
     let ended = service.run(&runtime, &shutdown, async {
         let followed = shutdown.run_until_cancelled(attach_loop::follow(tracer, traced, health));
@@ -94,24 +91,6 @@ fn run() -> Result<ExitCode> {
         block_log.finish();
     }
     ended
-}
-
-/// The text that the exporter prints at startup.
-fn banner(
-    arguments: &Arguments,
-    traced: Option<&TracedNode>,
-    metrics_at: &str,
-    health_at: &str,
-) -> io::Result<Vec<u8>> {
-    let Arguments { bitcoind, node_name, .. } = arguments;
-    let node = traced.map(|traced| &traced.node);
-    let mut output = Vec::new();
-    startup_banner::print_start(&mut output, bitcoind.as_ref(), node, metrics_at, node_name)?;
-    if let Some(traced) = traced {
-        startup_banner::print_attached(&mut output, &traced.node, &traced.attached)?;
-    }
-    startup_banner::print_started(&mut output, node, metrics_at, health_at)?;
-    Ok(output)
 }
 
 /// Runs the options and subcommands that print something and exit, without a node to trace; `None` if none of them was
@@ -144,29 +123,18 @@ fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listen
     Ok((listener, health.transpose()?))
 }
 
-/// The metrics that the endpoint serves, with the label `node` on each sample.
-struct LabelledMetrics {
-    reader: MetricsReader,
-    node_name: String,
-}
-
-impl LabelledMetrics {
-    fn render(&self, format: Format) -> String {
-        metrics::render(&self.reader.families(), &[("node", &self.node_name)], format)
-    }
-}
-
 /// The pages that the exporter serves over HTTP: metrics, readiness, the page of recent blocks, and the data of that
 /// page.
 struct StatusPages {
-    metrics: LabelledMetrics,
+    reader: Arc<MetricsReader>,
+    /// Value of the label `node` of each sample.
+    node_name: String,
     ready: channel::Receiver<Result<(), String>>,
-    page: BlockPage,
 }
 
 impl Pages for StatusPages {
     fn metrics(&self, format: Format) -> String {
-        self.metrics.render(format)
+        metrics::render(&self.reader.families(), &[("node", &self.node_name)], format)
     }
 
     fn ready(&self) -> Result<(), String> {
@@ -174,10 +142,10 @@ impl Pages for StatusPages {
     }
 
     fn index(&self) -> String {
-        self.page.html()
+        page::html()
     }
 
     fn status(&self) -> Value {
-        self.page.json(&self.ready())
+        self.reader.status(&self.node_name, &self.ready())
     }
 }

@@ -15,7 +15,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use serde_yaml_ng::Value;
 
-use super::arguments::{Arguments, DEFAULT_PORT, process_id};
+use super::arguments::{Arguments, DEFAULT_PORT};
 
 /// The keys of the configuration file of `fibre_exporter.py`, some of which have two names. The name of the environment
 /// variable of a key is `FIBRE_` followed by the key in capitals.
@@ -52,8 +52,8 @@ struct Overlay<'a> {
 impl Overlay<'_> {
     /// Sets all arguments that have a setting and that the user did not give.
     fn apply(&self, to: &mut Arguments) -> Result<(), String> {
-        self.set(&mut to.bitcoind, "bitcoind", PathBufValueParser::new())?;
-        self.set(&mut to.pid, "pid", process_id())?;
+        self.set(&mut to.node.bitcoind, "bitcoind", PathBufValueParser::new())?;
+        self.set(&mut to.node.pid, "pid", value_parser!(i32).range(1..))?;
         self.set(&mut to.node_name, "node_name", StringValueParser::new())?;
         self.set(&mut to.port, "port", value_parser!(u16))?;
         self.set(&mut to.health_port, "health_port", value_parser!(u16))?;

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::event::ConnectedBlock;
-use super::trace::{ArrivalMethod, BlockArrival, Timeline};
+use super::trace::{ArrivalMethod, BlockArrival};
 use crate::block_log::BlockReport;
 use crate::usdt::histogram::BlockId;
 use crate::usdt::maps;
@@ -25,11 +25,7 @@ pub struct Race {
 
 impl BlockReport {
     /// Creates the report of a connected block. `arrival` is `None` if no peer announced the block.
-    pub(super) fn new(
-        block: &BlockId,
-        connected: &ConnectedBlock,
-        arrival: Option<(&BlockArrival, &Timeline)>,
-    ) -> Self {
+    pub(super) fn new(block: &BlockId, connected: &ConnectedBlock, arrival: Option<&BlockArrival>) -> Self {
         let report = BlockReport {
             time: block.time,
             block_height: block.height.into(),
@@ -41,11 +37,12 @@ impl BlockReport {
             arrival: Some(ArrivalMethod::Other.label()),
             ..BlockReport::default()
         };
-        let Some((arrival, timeline)) = arrival else { return report };
+        let Some(arrival) = arrival else { return report };
+        let timeline = arrival.timeline;
         let since_first = |time: u64| (time.saturating_sub(timeline.first_ns) / 1000) as i64;
         let sum = |counts: &[u64]| Some(counts.iter().sum::<u64>() as i64);
-        let asked = timeline.peers.iter().filter_map(|peer| peer.asked);
-        let answered = timeline.peers.iter().filter_map(|peer| peer.answered);
+        let asked = timeline.peers.values().filter_map(|peer| peer.asked);
+        let answered = timeline.peers.values().filter_map(|peer| peer.answered);
         BlockReport {
             arrival: Some(arrival.arrival.label()),
             announced_by: Some(timeline.first_by.label()),
@@ -55,7 +52,7 @@ impl BlockReport {
             header_age_ms: arrival.header_age_ns.map(|age| (age / 1_000_000) as i64),
             compact_blocks: sum(&timeline.compact_blocks),
             compact_us: timeline.first_compact_ns().map(since_first),
-            short_ids: arrival.compact.map(|compact| compact.short_ids as i64),
+            short_ids: arrival.short_ids.map(|ids| ids as i64),
             prefilled: arrival.prefilled.map(|number| number as i64),
             from_mempool: arrival.reconstructed.map(|from| from.from_mempool.into()),
             from_extra_pool: arrival.reconstructed.map(|from| from.from_extra_pool.into()),

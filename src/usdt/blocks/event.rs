@@ -16,10 +16,12 @@ pub struct BlockEvent {
 
 /// The type and the data of a [`BlockEvent`]. `peer` is the node's ID for the peer.
 pub enum BlockEventKind {
-    /// A peer announced the block with an inv, or with its header in a headers message.
-    Announced { peer: i64, by: Announcement },
-    /// The node received a cmpctblock message.
-    Compact { peer: i64, compact: CompactBlock },
+    /// A peer announced the block with an inv, or with its header in a headers message. `header_time` is the timestamp
+    /// in the header, Unix seconds; `None` for an inv.
+    Announced { peer: i64, by: Announcement, header_time: Option<u32> },
+    /// The node received a cmpctblock message with this number of short IDs. `header_time` is the timestamp in the
+    /// block's header, Unix seconds.
+    Compact { peer: i64, header_time: u32, short_ids: u64 },
     /// The node sent a getdata message for the block (`is_compact` is false) or its compact block (`is_compact` is
     /// true).
     Requested { peer: i64, is_compact: bool },
@@ -99,53 +101,28 @@ pub struct Reconstruction {
 }
 
 /// The message by which a peer announces a block.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Default, PartialEq)]
 pub enum Announcement {
-    /// A headers message. The value is the timestamp in the header, Unix seconds.
-    Headers(u32),
+    Headers,
     /// An inv message, which has only the hash of the block.
+    #[default]
     Inv,
-    /// A cmpctblock message that the node did not request. The value is the timestamp in the header, Unix seconds.
-    Compact(u32),
+    /// A cmpctblock message that the node did not request.
+    Compact,
 }
 
 impl Announcement {
     /// Label values, in the order of the variants.
     pub const LABELS: [&'static str; 3] = ["headers", "inv", "cmpctblock"];
 
-    /// Index of the label in [`Announcement::LABELS`].
-    pub fn number(self) -> usize {
-        match self {
-            Announcement::Headers(_) => 0,
-            Announcement::Inv => 1,
-            Announcement::Compact(_) => 2,
-        }
-    }
-
     pub fn label(self) -> &'static str {
-        Self::LABELS[self.number()]
+        Self::LABELS[self as usize]
     }
-
-    pub fn header_time(self) -> Option<u32> {
-        match self {
-            Announcement::Headers(time) | Announcement::Compact(time) => Some(time),
-            Announcement::Inv => None,
-        }
-    }
-}
-
-/// A compact block that the node received, reduced to the fields that the arrival metrics need.
-#[derive(Clone, Copy)]
-pub struct CompactBlock {
-    /// Timestamp in the block's header, Unix seconds.
-    pub header_time: u32,
-    /// Number of short IDs in the compact block.
-    pub short_ids: u64,
 }
 
 /// The connection type of a peer, as an index into [`ConnectionType::LABELS`].
 #[derive(Clone, Copy, PartialEq)]
-pub struct ConnectionType(usize);
+pub struct ConnectionType(pub usize);
 
 impl ConnectionType {
     /// Label values: the node's names of the connection types. `other` is a type that this exporter does not support.
@@ -165,10 +142,5 @@ impl ConnectionType {
 
     pub fn label(self) -> &'static str {
         Self::LABELS[self.0]
-    }
-
-    /// Index of the label in [`ConnectionType::LABELS`].
-    pub fn number(self) -> usize {
-        self.0
     }
 }

@@ -1,7 +1,7 @@
 //! The metrics about connected blocks, and about the arrival of blocks at the node.
 
 use super::event::{Announcement, ConnectedBlock, ConnectionType};
-use super::trace::{ArrivalMethod, BlockArrival, MODES, Timeline};
+use super::trace::{ArrivalMethod, BlockArrival, MODES};
 use crate::metrics::{Family, counter, gauge, histogram};
 use crate::usdt::histogram::{BlockId, Buckets, CountedHistogram, TXS};
 
@@ -47,12 +47,7 @@ pub struct BlockCounts {
 
 impl BlockCounts {
     /// Counts a connected block. `arrival` is `None` if no peer announced the block.
-    pub fn connected(
-        &mut self,
-        block: &BlockId,
-        connected: &ConnectedBlock,
-        arrival: Option<(&BlockArrival, &Timeline)>,
-    ) {
+    pub fn connected(&mut self, block: &BlockId, connected: &ConnectedBlock, arrival: Option<&BlockArrival>) {
         self.connected += 1;
         self.last_height = Some(block.height);
         for (counted, buckets, value) in [
@@ -65,10 +60,11 @@ impl BlockCounts {
                 counted.observe(buckets, value, block);
             }
         }
-        let Some((arrival, timeline)) = arrival else {
+        let Some(arrival) = arrival else {
             self.arrivals[ArrivalMethod::Other as usize] += 1;
             return;
         };
+        let timeline = arrival.timeline;
         self.arrivals[arrival.arrival as usize] += 1;
         for (count, added) in self.announcements.iter_mut().zip(timeline.announcements) {
             *count += added;
@@ -80,7 +76,7 @@ impl BlockCounts {
         if let Some(first) = timeline.first_compact_ns() {
             self.assembly_ns.observe(&ASSEMBLY, arrival.start_ns.saturating_sub(first), block);
         }
-        for peer in &timeline.peers {
+        for peer in timeline.peers.values() {
             if let (Some((asked, _)), Some((answered, _))) = (peer.asked, peer.answered) {
                 self.roundtrip_ns.observe(&ASSEMBLY, answered.saturating_sub(asked), block);
             }
@@ -140,15 +136,11 @@ fn connection_families(c: &BlockCounts) -> Vec<Family> {
              `reconsiderblock` reconnects before other blocks have replaced them. Except for a check at startup, the \
              exporter recognizes the first two kinds only after it has seen a block of the active chain", CONNECTED)
             .value(c.connected),
-        histogram("bitcoin_block_connection_duration_seconds", "Time to connect a block", CONNECTED, DURATION.bounds)
-            .value(c.duration_ns.histogram(&DURATION)),
-        histogram("bitcoin_block_tx_count", "Transactions in a connected block", CONNECTED, TXS.bounds)
-            .value(c.transactions.histogram(&TXS)),
-        histogram("bitcoin_block_inputs",
-            "Transaction inputs in a connected block, including the input of the coinbase", CONNECTED, TXS.bounds)
-            .value(c.inputs.histogram(&TXS)),
-        histogram("bitcoin_block_sigops", "Signature operation cost of a connected block", CONNECTED, SIGOPS.bounds)
-            .value(c.sigops.histogram(&SIGOPS)),
+        counted("bitcoin_block_connection_duration_seconds", "Time to connect a block", CONNECTED, &DURATION, &c.duration_ns),
+        counted("bitcoin_block_tx_count", "Transactions in a connected block", CONNECTED, &TXS, &c.transactions),
+        counted("bitcoin_block_inputs",
+            "Transaction inputs in a connected block, including the input of the coinbase", CONNECTED, &TXS, &c.inputs),
+        counted("bitcoin_block_sigops", "Signature operation cost of a connected block", CONNECTED, &SIGOPS, &c.sigops),
         gauge("fibre_last_block_height",
             "Height of the last block that was connected, took part in a FIBRE race or (if the tracepoint has its height) was reconstructed. No tracepoint fires when a block is disconnected, so after a reorg the value changes when the first block of the new branch is connected", HEIGHT)
             .value_if_known(c.last_height.map(f64::from)),
@@ -171,43 +163,49 @@ fn arrival_families(c: &BlockCounts) -> Vec<Family> {
              full block), `fibre` (FIBRE), `other` (no announcement: a sync, a block mined by the node, a \
              reconnected block)", ARRIVAL_SOURCES)
             .by(&["by"]).samples(by(ArrivalMethod::LABELS, c.arrivals)),
-        histogram("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until its connection", ARRIVAL_SOURCES,
-            ARRIVAL.bounds).value(c.arrival_ns.histogram(&ARRIVAL)),
-        histogram("bitcoin_block_assembly_seconds",
+        counted("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until its connection",
+            ARRIVAL_SOURCES, &ARRIVAL, &c.arrival_ns),
+        counted("bitcoin_block_assembly_seconds",
             "Time from the first compact block until all transactions of the block had arrived. The time ends at the \
              tracepoint `net:compact_block_reconstructed`, or, if the node does not have this tracepoint, when the \
-             node begins to connect the block", ARRIVAL_SOURCES, ASSEMBLY.bounds)
-            .value(c.assembly_ns.histogram(&ASSEMBLY)),
+             node begins to connect the block", ARRIVAL_SOURCES, &ASSEMBLY, &c.assembly_ns),
         counter("bitcoin_compact_blocks_received_total",
             "Compact blocks received for connected blocks, by mode, until a minute after the block was connected: a `high_bandwidth` compact block is itself the announcement, a `low_bandwidth` compact block was requested by the node", ARRIVAL_SOURCES)
             .by(&["mode"]).samples(by(MODES, c.compact_blocks)),
-        histogram("bitcoin_compact_block_requested_transactions",
-            "Transactions requested to complete a compact block, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES,
-            TXS.bounds).value(c.requested_transactions.histogram(&TXS)),
-        histogram("bitcoin_compact_block_requested_bytes",
+        counted("bitcoin_compact_block_requested_transactions",
+            "Transactions requested to complete a compact block, for connected blocks that arrived as a compact block",
+            ARRIVAL_SOURCES, &TXS, &c.requested_transactions),
+        counted("bitcoin_compact_block_requested_bytes",
             "Bytes of the transactions requested to complete a compact block, for connected blocks that arrived as a compact block",
-            ARRIVAL_SOURCES, BYTES.bounds)
-            .value(c.requested_bytes.histogram(&BYTES)),
-        histogram("bitcoin_compact_block_prefilled_transactions",
-            "Transactions prefilled in a compact block, for connected blocks that arrived as a compact block", ARRIVAL_SOURCES, TXS.bounds)
-            .value(c.prefilled_transactions.histogram(&TXS)),
-        histogram("bitcoin_compact_block_mempool_transactions",
+            ARRIVAL_SOURCES, &BYTES, &c.requested_bytes),
+        counted("bitcoin_compact_block_prefilled_transactions",
+            "Transactions prefilled in a compact block, for connected blocks that arrived as a compact block",
+            ARRIVAL_SOURCES, &TXS, &c.prefilled_transactions),
+        counted("bitcoin_compact_block_mempool_transactions",
             "Transactions of a compact block that the node found in its mempool, for connected blocks that arrived \
-             as a compact block", REPORT_SOURCES, TXS.bounds)
-            .value(c.mempool_transactions.histogram(&TXS)),
-        histogram("bitcoin_compact_block_extra_pool_transactions",
+             as a compact block", REPORT_SOURCES, &TXS, &c.mempool_transactions),
+        counted("bitcoin_compact_block_extra_pool_transactions",
             "Transactions of a compact block that the node found in its extra pool (orphan, replaced and rejected \
-             transactions), for connected blocks that arrived as a compact block", REPORT_SOURCES, TXS.bounds)
-            .value(c.extra_pool_transactions.histogram(&TXS)),
-        histogram("bitcoin_compact_block_roundtrip_seconds",
+             transactions), for connected blocks that arrived as a compact block", REPORT_SOURCES, &TXS, &c.extra_pool_transactions),
+        counted("bitcoin_compact_block_roundtrip_seconds",
             "Time from sending a getblocktxn message until receiving the blocktxn response, for connected blocks; \
-             responses after the block was connected are omitted", ARRIVAL_SOURCES, ASSEMBLY.bounds)
-            .value(c.roundtrip_ns.histogram(&ASSEMBLY)),
-        histogram("bitcoin_block_header_age_seconds",
+             responses after the block was connected are omitted", ARRIVAL_SOURCES, &ASSEMBLY, &c.roundtrip_ns),
+        counted("bitcoin_block_header_age_seconds",
             "Delay between a block's header timestamp and its first announcement, for connected blocks; delays \
-             outside 0 to 7200 s are omitted, because a wrong clock or a late announcement causes them", ARRIVAL_SOURCES, HEADER_AGE.bounds)
-            .value(c.header_age_ns.histogram(&HEADER_AGE)),
+             outside 0 to 7200 s are omitted, because a wrong clock or a late announcement causes them",
+             ARRIVAL_SOURCES, &HEADER_AGE, &c.header_age_ns),
     ]
+}
+
+/// A histogram of blocks with these buckets.
+fn counted(
+    name: &'static str,
+    help: &'static str,
+    sources: &'static [&'static str],
+    buckets: &Buckets,
+    counts: &CountedHistogram,
+) -> Family {
+    histogram(name, help, sources, buckets.bounds).value(counts.histogram(buckets))
 }
 
 /// Pairs each label value with the count at the same index.

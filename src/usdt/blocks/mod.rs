@@ -24,8 +24,8 @@ mod trace;
 mod tracker;
 
 pub(super) use event::{
-    Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectedBlock, ConnectingThread, ConnectionType,
-    RawBlockHash, Reconstruction,
+    Announcement, BlockEvent, BlockEventKind, ConnectedBlock, ConnectingThread, ConnectionType, RawBlockHash,
+    Reconstruction,
 };
 pub(super) use families::{ARRIVAL_SOURCES, BlockCounts, REPORT_SOURCES, REQUIRED_ARRIVAL_SOURCES, families};
 pub(super) use tracker::BlockTracker;

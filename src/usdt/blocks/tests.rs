@@ -25,11 +25,11 @@ fn connected_at(height: i32, thread: ConnectingThread) -> BlockEventKind {
 }
 
 fn compact(peer: i64) -> BlockEventKind {
-    BlockEventKind::Compact { peer, compact: CompactBlock { header_time: u32::MAX, short_ids: 1 } }
+    BlockEventKind::Compact { peer, header_time: u32::MAX, short_ids: 1 }
 }
 
 fn inv(peer: i64) -> BlockEventKind {
-    BlockEventKind::Announced { peer, by: Announcement::Inv }
+    BlockEventKind::Announced { peer, by: Announcement::Inv, header_time: None }
 }
 
 /// Adds these events to the tracker, and processes the events. Each event is a time in milliseconds, the hash of a
@@ -99,7 +99,11 @@ fn node_reports_take_precedence_over_messages() {
         // There is no `HeaderAccepted` event for peer 1, because the node did not accept the header from this peer.
         happen(
             &blocks,
-            [(90, HASH, BlockEventKind::Announced { peer: 1, by: Announcement::Headers(u32::MAX) })],
+            [(
+                90,
+                HASH,
+                BlockEventKind::Announced { peer: 1, by: Announcement::Headers, header_time: Some(u32::MAX) },
+            )],
         );
         happen(&blocks, [(100, HASH, compact(2))]);
         happen(&blocks, requested.map(reports_reconstruction).into_iter().flatten());
@@ -164,8 +168,7 @@ fn announcements_of_own_blocks_count_as_late() {
 #[test]
 fn second_compact_block_of_a_peer_is_ignored() {
     let blocks = BlockTracker::default();
-    let lie =
-        BlockEventKind::Compact { peer: 1, compact: CompactBlock { header_time: u32::MAX, short_ids: 0 } };
+    let lie = BlockEventKind::Compact { peer: 1, header_time: u32::MAX, short_ids: 0 };
     happen(
         &blocks,
         [
@@ -284,7 +287,8 @@ const EPOCH_NS: i64 = 1_000_000 * 1_000_000_000;
 
 fn header_age_ms(header_time: u32, steps_ns: i64) -> Option<i64> {
     let blocks = BlockTracker::default();
-    let announced = BlockEventKind::Announced { peer: 1, by: Announcement::Headers(header_time) };
+    let announced =
+        BlockEventKind::Announced { peer: 1, by: Announcement::Headers, header_time: Some(header_time) };
     blocks.add(|queue| queue.push(BlockEvent { time_ns: 5000 * MS, hash: HASH, kind: announced }));
     blocks.process_queue_at(EPOCH_NS, None);
     blocks.add(|queue| queue.push(BlockEvent { time_ns: 6000 * MS, hash: HASH, kind: connected() }));
@@ -356,7 +360,7 @@ fn block_of_fibre_without_an_earlier_announcement_is_fibres() {
 
     // The block is announced after FIBRE has reconstructed it and before the node connects it.
     let blocks = BlockTracker::default();
-    let announced = BlockEventKind::Announced { peer: 1, by: Announcement::Headers(1) };
+    let announced = BlockEventKind::Announced { peer: 1, by: Announcement::Headers, header_time: Some(1) };
     let events = [
         (100, HASH, BlockEventKind::Fibre { height: None }),
         (101, HASH, announced),
@@ -373,7 +377,7 @@ fn block_of_fibre_without_an_earlier_announcement_is_fibres() {
 #[test]
 fn header_after_an_inv_has_its_own_time() {
     let blocks = BlockTracker::default();
-    let headers = BlockEventKind::Announced { peer: 1, by: Announcement::Headers(1) };
+    let headers = BlockEventKind::Announced { peer: 1, by: Announcement::Headers, header_time: Some(1) };
     happen(&blocks, [(1, HASH, inv(1)), (4, HASH, headers), (10, HASH, connected())]);
     let (last, _) = blocks.last();
     assert_eq!((last[0].announced_by, last[0].header_us), (Some("inv"), Some(3000)));

@@ -1,11 +1,9 @@
 //! The timeline of one block, which has the times of all P2P messages about the block, and the decision by which method
 //! the block arrived.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
-use super::event::{
-    Announcement, BlockEventKind, CompactBlock, ConnectedBlock, RawBlockHash, Reconstruction,
-};
+use super::event::{Announcement, BlockEventKind, ConnectedBlock, RawBlockHash, Reconstruction};
 
 /// Limit on peers whose activity is recorded for one block.
 pub const MAX_PEERS: usize = 256;
@@ -44,14 +42,12 @@ pub const MODES: [&str; 2] = ["high_bandwidth", "low_bandwidth"];
 /// Times and contents of the messages that the node and one peer have exchanged about one block.
 #[derive(Default)]
 pub struct PeerActivity {
-    /// The node's ID for the peer.
-    pub id: i64,
     /// Time and message type of the peer's first announcement of the block.
     pub announced: Option<(u64, Announcement)>,
     /// Whether the node has requested a compact block from this peer and has not received it yet.
     pub owes_compact: bool,
-    /// Arrival time and properties of the peer's first compact block.
-    pub compact: Option<(u64, CompactBlock)>,
+    /// Arrival time and number of short IDs of the peer's first compact block.
+    pub compact: Option<(u64, u64)>,
     /// Time of the request for transactions (getblocktxn), and the number of requested transactions.
     pub asked: Option<(u64, u64)>,
     /// Arrival time of the requested transactions (blocktxn), and their total size in bytes.
@@ -60,6 +56,7 @@ pub struct PeerActivity {
 
 /// The history of one announced block: announcements, other messages about the block, and the node's reports about it.
 /// Fields that end in `_ns` are times on the monotonic clock, in nanoseconds.
+#[derive(Default)]
 pub struct Timeline {
     pub hash: RawBlockHash,
     /// Unix time at which the monotonic clock was 0, in nanoseconds, as `clock::epoch_ns` returned it when the block
@@ -75,7 +72,8 @@ pub struct Timeline {
     /// Time of the first message with the block's header. The time is before `first_ns` if the node did not accept the
     /// header of that message.
     pub header_ns: Option<u64>,
-    pub peers: Vec<PeerActivity>,
+    /// The activity of each peer, by the node's ID for the peer.
+    pub peers: BTreeMap<i64, PeerActivity>,
     /// Number of announcements before the block's connection, by message type.
     pub announcements: [u64; Announcement::LABELS.len()],
     /// Number of compact blocks received before the block's connection, by mode.
@@ -97,52 +95,17 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// A timeline that begins with the announcement of the block by this peer.
-    pub fn new(
-        hash: RawBlockHash,
-        first_ns: u64,
-        first_peer: i64,
-        first_by: Announcement,
-        epoch_ns: i64,
-    ) -> Self {
-        Timeline {
-            hash,
-            epoch_ns,
-            first_ns,
-            first_peer,
-            first_by,
-            header_time: None,
-            header_ns: None,
-            peers: Vec::new(),
-            announcements: Default::default(),
-            compact_blocks: Default::default(),
-            deliveries: VecDeque::new(),
-            is_wanted: false,
-            has_header: false,
-            reconstructed: None,
-            fibre_ns: None,
-            connected_ns: None,
-        }
-    }
-
     /// Arrival time of the first compact block that arrived with or after the first announcement.
     pub fn first_compact_ns(&self) -> Option<u64> {
-        let came = self.peers.iter().filter_map(|peer| Some(peer.compact?.0));
+        let came = self.peers.values().filter_map(|peer| Some(peer.compact?.0));
         came.filter(|time| *time >= self.first_ns).min()
     }
 
     /// The activity of this peer, added if the timeline has no activity of this peer; `None` if the timeline already
     /// has [`MAX_PEERS`] other peers.
     pub fn peer(&mut self, id: i64) -> Option<&mut PeerActivity> {
-        let position = match self.peers.iter().position(|peer| peer.id == id) {
-            Some(position) => position,
-            None if self.peers.len() >= MAX_PEERS => return None,
-            None => {
-                self.peers.push(PeerActivity { id, ..PeerActivity::default() });
-                self.peers.len() - 1
-            }
-        };
-        self.peers.get_mut(position)
+        let is_full = self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&id);
+        (!is_full).then(|| self.peers.entry(id).or_default())
     }
 
     /// Applies an event that occurred before the block was connected. `reports_reconstruction` is true if the node
@@ -178,14 +141,8 @@ impl Timeline {
             BlockEventKind::Fibre { .. } => {
                 self.fibre_ns.get_or_insert(time_ns);
             }
-            // `BlockTracker` handles these events, or they concern no block.
-            BlockEventKind::Announced { .. }
-            | BlockEventKind::Compact { .. }
-            | BlockEventKind::Connected(_)
-            | BlockEventKind::PeerActive { .. }
-            | BlockEventKind::Flushed { .. }
-            | BlockEventKind::RaceWon { .. }
-            | BlockEventKind::RaceFinished { .. } => {}
+            // `BlockTracker` handles the other events.
+            _ => {}
         }
     }
 
@@ -196,7 +153,7 @@ impl Timeline {
         if std::mem::replace(&mut self.has_header, true) {
             return;
         }
-        let announced = self.peers.iter().filter_map(|peer| Some((peer.announced?, peer.id)));
+        let announced = self.peers.iter().filter_map(|(id, peer)| Some((peer.announced?, *id)));
         let counts = announced.filter(|((_, by), peer)| *peer == id || *by == Announcement::Inv);
         if let Some(((time_ns, by), peer)) = counts.min_by_key(|((time_ns, _), _)| *time_ns) {
             (self.first_ns, self.first_peer, self.first_by) = (time_ns, peer, by);
@@ -234,7 +191,7 @@ impl Timeline {
         let Some(&(_, id, arrival)) = self.deliveries.iter().rfind(|(time, ..)| *time <= start_ns) else {
             return (ArrivalMethod::Other, None);
         };
-        let was_asked = || self.peers.iter().any(|peer| peer.id == id && peer.asked.is_some());
+        let was_asked = || self.peers.get(&id).is_some_and(|peer| peer.asked.is_some());
         if arrival == ArrivalMethod::CompactComplete && was_asked() {
             // The requested transactions had not arrived when the node began to connect the block. The block arrived by
             // another method, for example `submitblock`.
@@ -244,8 +201,9 @@ impl Timeline {
     }
 }
 
-/// The method and the times of a connected block's arrival, derived from its timeline.
-pub struct BlockArrival {
+/// The timeline of a connected block, with the method and the times of the block's arrival, which are derived from it.
+pub struct BlockArrival<'a> {
+    pub timeline: &'a Timeline,
     pub arrival: ArrivalMethod,
     /// Time at which the block was complete. For a compact block, the time of the node's report of the reconstruction,
     /// if there is one. In all other cases, the time at which the node began to connect the block.
@@ -255,8 +213,8 @@ pub struct BlockArrival {
     /// Age of the timestamp in the block's header when the block was first announced. `None` if the timestamp is
     /// unknown, in the future, or older than the limit `MAX_HEADER_AGE`.
     pub header_age_ns: Option<u64>,
-    /// The compact block from which the node reconstructed the block.
-    pub compact: Option<CompactBlock>,
+    /// Number of short IDs in the compact block from which the node reconstructed the block.
+    pub short_ids: Option<u64>,
     /// Number of transactions that were prefilled in the compact block.
     pub prefilled: Option<u64>,
     /// Number and bytes of the transactions that were requested to complete the compact block.
@@ -265,9 +223,9 @@ pub struct BlockArrival {
     pub reconstructed: Option<Reconstruction>,
 }
 
-impl BlockArrival {
+impl<'a> BlockArrival<'a> {
     pub fn new(
-        timeline: &Timeline,
+        timeline: &'a Timeline,
         time_ns: u64,
         connected: &ConnectedBlock,
         header_age_ns: Option<u64>,
@@ -277,26 +235,25 @@ impl BlockArrival {
         let came_compact =
             matches!(arrival, ArrivalMethod::CompactComplete | ArrivalMethod::CompactRequested);
         let from = from.filter(|_| came_compact);
-        let peer = timeline.peers.iter().find(|peer| Some(peer.id) == from);
+        let peer = from.and_then(|id| timeline.peers.get(&id));
         let report = timeline.reconstructed.filter(|(time, id, _)| *time <= began_ns && Some(*id) == from);
-        let compact = peer.and_then(|peer| Some(peer.compact?.1));
+        let short_ids = peer.and_then(|peer| Some(peer.compact?.1));
         let requested = || peer.and_then(|peer| Some((peer.asked?.1, peer.answered?.1))).unwrap_or_default();
         let (start_ns, reconstructed) = match report {
             Some((time_ns, _, reconstructed)) => (time_ns, Some(reconstructed)),
             None => (began_ns, None),
         };
         BlockArrival {
+            timeline,
             arrival,
             start_ns,
             connected_ns: time_ns,
             header_age_ns,
-            compact,
+            short_ids,
             // A compact block lists each transaction of the block as a short ID or includes it (prefilled).
             prefilled: match reconstructed {
                 Some(from) => Some(from.prefilled.into()),
-                None => {
-                    compact.and_then(|it| (connected.transactions.max(0) as u64).checked_sub(it.short_ids))
-                }
+                None => short_ids.and_then(|ids| (connected.transactions.max(0) as u64).checked_sub(ids)),
             },
             requested: match reconstructed {
                 Some(from) => Some((from.requested.into(), from.requested_bytes.into())),

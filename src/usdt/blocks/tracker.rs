@@ -8,9 +8,7 @@ use tracing::warn;
 
 use super::active_chain::ActiveChain;
 use super::block_report::Race;
-use super::event::{
-    Announcement, BlockEvent, BlockEventKind, CompactBlock, ConnectedBlock, ConnectionType, RawBlockHash,
-};
+use super::event::{Announcement, BlockEvent, BlockEventKind, ConnectedBlock, ConnectionType, RawBlockHash};
 use super::families::BlockCounts;
 use super::trace::{ArrivalMethod, BlockArrival, Timeline};
 use crate::block_log::{self, BlockReport};
@@ -158,17 +156,21 @@ impl TrackerState {
 
     /// The timeline of an announced block, added if the block has no timeline.
     fn open(&mut self, hash: RawBlockHash, time_ns: u64, peer: i64, by: Announcement) -> &mut Timeline {
-        let position = match self.timelines.iter().rposition(|it| it.hash == hash) {
-            Some(position) => position,
-            None => {
-                self.make_room();
-                let fibre_ns = self.fibre_ns(&hash);
-                let timeline = Timeline::new(hash, time_ns, peer, by, self.epoch_ns);
-                self.timelines.push_back(Timeline { fibre_ns, is_wanted: fibre_ns.is_some(), ..timeline });
-                self.timelines.len() - 1
-            }
-        };
-        &mut self.timelines[position]
+        if self.find(&hash).is_none() {
+            self.make_room();
+            let fibre_ns = self.fibre_ns(&hash);
+            self.timelines.push_back(Timeline {
+                hash,
+                epoch_ns: self.epoch_ns,
+                first_ns: time_ns,
+                first_peer: peer,
+                first_by: by,
+                fibre_ns,
+                is_wanted: fibre_ns.is_some(),
+                ..Timeline::default()
+            });
+        }
+        self.find(&hash).expect("it was found or added")
     }
 
     /// Evicts a timeline if there are [`MAX_BLOCKS`] timelines. If there are timelines of connected blocks, the oldest
@@ -194,8 +196,12 @@ impl TrackerState {
     /// Processes one event.
     fn apply(&mut self, BlockEvent { time_ns, hash, kind }: BlockEvent) {
         match kind {
-            BlockEventKind::Announced { peer, by } => self.on_announcement(hash, time_ns, peer, by),
-            BlockEventKind::Compact { peer, compact } => self.on_compact_block(hash, time_ns, peer, compact),
+            BlockEventKind::Announced { peer, by, header_time } => {
+                self.on_announcement(hash, time_ns, peer, by, header_time);
+            }
+            BlockEventKind::Compact { peer, header_time, short_ids } => {
+                self.on_compact_block(hash, time_ns, peer, header_time, short_ids);
+            }
             BlockEventKind::Connected(connected) => {
                 let (height, thread) = (connected.height, connected.thread);
                 for (time_ns, hash, connected) in
@@ -216,7 +222,7 @@ impl TrackerState {
             BlockEventKind::RaceFinished { height, udp_ns, compact_ns } => {
                 let (time, block_hash) = (unix_time(self.epoch_ns, time_ns), maps::hash(&hash));
                 self.counts.last_height = Some(height);
-                let winner = self.race_winner(&hash);
+                let winner = find_recent(&self.race_winners, &hash);
                 push_recent(
                     &mut self.races,
                     Race { time, block_height: height, block_hash, winner, udp_ns, compact_ns },
@@ -245,12 +251,19 @@ impl TrackerState {
         }
     }
 
-    fn on_announcement(&mut self, hash: RawBlockHash, time_ns: u64, id: i64, by: Announcement) {
+    fn on_announcement(
+        &mut self,
+        hash: RawBlockHash,
+        time_ns: u64,
+        id: i64,
+        by: Announcement,
+        header_time: Option<u32>,
+    ) {
         let timeline = self.open(hash, time_ns, id, by);
         let connected_ns = timeline.connected_ns;
         if timeline.header_time.is_none() {
-            timeline.header_time = by.header_time();
-            timeline.header_ns = by.header_time().map(|_| time_ns);
+            timeline.header_time = header_time;
+            timeline.header_ns = header_time.map(|_| time_ns);
         }
         let Some(peer) = timeline.peer(id) else { return };
         if peer.announced.is_some() {
@@ -258,21 +271,28 @@ impl TrackerState {
         }
         peer.announced = Some((time_ns, by));
         match connected_ns {
-            None => timeline.announcements[by.number()] += 1,
+            None => timeline.announcements[by as usize] += 1,
             Some(connected_ns) if is_late(time_ns, connected_ns) => {}
-            Some(_) => self.counts.announcements[by.number()] += 1,
+            Some(_) => self.counts.announcements[by as usize] += 1,
         }
     }
 
-    fn on_compact_block(&mut self, hash: RawBlockHash, time_ns: u64, id: i64, compact: CompactBlock) {
-        let by = Announcement::Compact(compact.header_time);
+    fn on_compact_block(
+        &mut self,
+        hash: RawBlockHash,
+        time_ns: u64,
+        id: i64,
+        header_time: u32,
+        short_ids: u64,
+    ) {
+        let by = Announcement::Compact;
         let reports_reconstruction = self.reports_reconstruction;
         let was_asked = self
             .find(&hash)
             .and_then(|timeline| timeline.peer(id))
             .is_some_and(|peer| std::mem::replace(&mut peer.owes_compact, false));
         if !was_asked {
-            self.on_announcement(hash, time_ns, id, by);
+            self.on_announcement(hash, time_ns, id, by, Some(header_time));
         }
         let timeline = self.open(hash, time_ns, id, by);
         let mode = usize::from(was_asked);
@@ -282,7 +302,7 @@ impl TrackerState {
                 if let Some(peer) = timeline.peer(id) {
                     // Record only the first compact block from a peer, because the node ignores further compact blocks
                     // of the same block from that peer.
-                    peer.compact.get_or_insert((time_ns, compact));
+                    peer.compact.get_or_insert((time_ns, short_ids));
                     if !reports_reconstruction {
                         timeline.deliver(time_ns, id, ArrivalMethod::CompactComplete);
                     }
@@ -300,24 +320,19 @@ impl TrackerState {
             timeline.connected_ns = Some(time_ns);
             let first_unix = unix_time(timeline.epoch_ns, timeline.first_ns);
             let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, first_unix));
-            (BlockArrival::new(timeline, time_ns, connected, header_age_ns), &*timeline)
+            BlockArrival::new(timeline, time_ns, connected, header_age_ns)
         });
-        if let Some((_, timeline)) = &arrival {
-            let connection = self.connections.get(&timeline.first_peer).copied();
-            self.counts.first_announcements[connection.unwrap_or(ConnectionType::UNKNOWN).number()] += 1;
-        }
-        let arrival = arrival.as_ref().map(|(arrival, timeline)| (arrival, *timeline));
-        self.counts.connected(&block, connected, arrival);
-        let mut report = BlockReport::new(&block, connected, arrival);
+        self.counts.connected(&block, connected, arrival.as_ref());
+        let mut report = BlockReport::new(&block, connected, arrival.as_ref());
         let was_announced = arrival.is_some();
-        if let Some((_, timeline)) = &arrival {
-            report.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
+        let mut was_set = false;
+        if let Some(BlockArrival { timeline, .. }) = arrival {
             let connection = self.connections.get(&timeline.first_peer).copied();
+            self.counts.first_announcements[connection.unwrap_or(ConnectionType::UNKNOWN).0] += 1;
             report.announced_connection = connection.map(ConnectionType::label);
+            report.flush_us = flushed_us(&self.flushes, timeline.first_ns, time_ns);
+            was_set = is_other_epoch(timeline.epoch_ns, self.epoch_ns);
         }
-        let was_set = arrival.is_some_and(|(_, timeline)| {
-            timeline.epoch_ns.abs_diff(self.epoch_ns) > MAX_CLOCK_DRIFT.as_nanos() as u64
-        });
         report.set_clock_error(self.clock_error, was_set);
         self.add_fibre_to_report(&mut report, &hash, time_ns);
         push_recent(&mut self.last, report.clone());
@@ -333,7 +348,7 @@ impl TrackerState {
     /// The time at which FIBRE reconstructed this block; `None` if the block is not among the last
     /// [`LAST_BLOCKS_LIMIT`] blocks that FIBRE reconstructed.
     fn fibre_ns(&self, hash: &RawBlockHash) -> Option<u64> {
-        self.fibre_blocks.iter().find(|(other, _)| other == hash).map(|(_, time_ns)| *time_ns)
+        find_recent(&self.fibre_blocks, hash)
     }
 
     /// Adds the time at which FIBRE reconstructed the block, and the result of its race, to the block's report. FIBRE
@@ -350,14 +365,9 @@ impl TrackerState {
         self.add_race_to_report(report, hash);
     }
 
-    /// The mechanism that won the race for a block, if FIBRE has reported it.
-    fn race_winner(&self, hash: &RawBlockHash) -> Option<&'static str> {
-        self.race_winners.iter().find(|(other, _)| other == hash).map(|(_, mechanism)| *mechanism)
-    }
-
     /// Adds the winner and the times of the race for the block to the block's report, if FIBRE has reported them.
     fn add_race_to_report(&self, report: &mut BlockReport, hash: &RawBlockHash) {
-        report.race_winner = self.race_winner(hash);
+        report.race_winner = find_recent(&self.race_winners, hash);
         if let Some(race) = self.races.iter().find(|race| race.block_hash == report.block_hash) {
             (report.race_udp_ns, report.race_compact_ns) = (race.udp_ns, race.compact_ns);
         }
@@ -386,8 +396,14 @@ impl TrackerState {
             self.timelines.len() < MAX_BLOCKS || self.timelines.iter().any(|it| it.connected_ns.is_some());
         if is_room && self.find(&hash).is_none() {
             self.make_room();
-            let timeline = Timeline::new(hash, time_ns, NOBODY, Announcement::Inv, self.epoch_ns);
-            self.timelines.push_back(Timeline { connected_ns: Some(time_ns), ..timeline });
+            self.timelines.push_back(Timeline {
+                hash,
+                epoch_ns: self.epoch_ns,
+                first_ns: time_ns,
+                first_peer: NOBODY,
+                connected_ns: Some(time_ns),
+                ..Timeline::default()
+            });
         }
     }
 }
@@ -403,7 +419,7 @@ fn flushed_us(flushes: &VecDeque<(u64, u64)>, first_ns: u64, connected_ns: u64) 
 /// Logs a warning if the wall clock was set since the last call. The arguments are two values of [`clock::epoch_ns`];
 /// `before` is 0 at the first call.
 fn log_if_clock_was_set(before: i64, now: i64) {
-    if before != 0 && before.abs_diff(now) > MAX_CLOCK_DRIFT.as_nanos() as u64 {
+    if before != 0 && is_other_epoch(before, now) {
         warn!(
             seconds = (now - before) as f64 / 1e9,
             "the wall clock was set, or the machine was suspended; the block log marks the clock as \
@@ -412,10 +428,20 @@ fn log_if_clock_was_set(before: i64, now: i64) {
     }
 }
 
+/// Whether the wall clock was set between two results of [`clock::epoch_ns`].
+fn is_other_epoch(before: i64, now: i64) -> bool {
+    before.abs_diff(now) > MAX_CLOCK_DRIFT.as_nanos() as u64
+}
+
 /// Adds an element at the front, and drops elements beyond [`LAST_BLOCKS_LIMIT`] at the back.
 fn push_recent<T>(last: &mut VecDeque<T>, it: T) {
     last.push_front(it);
     last.truncate(LAST_BLOCKS_LIMIT);
+}
+
+/// The value of a block in such a list.
+fn find_recent<T: Copy>(last: &VecDeque<(RawBlockHash, T)>, hash: &RawBlockHash) -> Option<T> {
+    last.iter().find(|(other, _)| other == hash).map(|(_, value)| *value)
 }
 
 /// Whether a message arrived more than [`LATE_LIMIT`] after the block's connection, and is therefore not counted.

@@ -44,8 +44,8 @@ struct histogram {
 	} name SEC(".maps")
 
 /* Value of a TALLIES_MAP: the number of hits of a tracepoint with one key, and the time of the last such hit. Peers
- * choose the keys, for example by the reason for which the node rejects a peer's transaction, and `TallyMap` in
- * maps.rs therefore limits the number of keys. */
+ * choose the keys, for example by the reason for which the node rejects a peer's transaction, and `Maps::tallies`
+ * in maps.rs therefore limits the number of keys. */
 struct tally {
 	__u64 number;
 	__u64 last_ns; /* monotonic */
