@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::questions::FinishAction;
 use super::shutdown_watch::LongPoll;
 use super::{CallPurpose, ExporterMessageAction, FIRST_GUARD_ID, GuardEvent, GuardMessage, ProtocolState};
 use crate::ipc::guard::allow_list::{self, Rejection};
@@ -203,9 +202,9 @@ impl ProtocolState {
     fn on_finish(&mut self, number: u32, releases: bool) -> ExporterMessageAction {
         let results = match self.questions.finish(number, releases) {
             Err(why) => return ExporterMessageAction::Violation(why),
-            Ok(FinishAction::Later | FinishAction::NotNeeded) => return ExporterMessageAction::Keep,
-            Ok(FinishAction::Now(_)) if !releases => return ExporterMessageAction::Forward,
-            Ok(FinishAction::Now(results)) => results,
+            Ok(None) => return ExporterMessageAction::Keep,
+            Ok(Some(_)) if !releases => return ExporterMessageAction::Forward,
+            Ok(Some(results)) => results,
         };
         for &id in &results {
             self.capabilities.release(id, 1);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::questions::AnsweredQuestion;
+use super::questions::Question;
 use super::shutdown_watch::LongPollResult;
 use super::{CallPurpose, FIRST_GUARD_ID, GuardEvent, GuardMessage, NodeMessageAction, ProtocolState};
 use crate::ipc::guard::message::{self, Message, Outcome, Return};
@@ -53,7 +53,7 @@ impl ProtocolState {
         let hosted = answer.outcome.hosted();
         let answered = self.questions.answered(answer.question, hosted, answer.no_finish_needed);
         let Some(answered) = answered else { return Ok(NodeMessageAction::Keep) };
-        let AnsweredQuestion { own, finished, .. } = answered;
+        let (own, finished) = (answer.question >= FIRST_GUARD_ID, answered.finished);
         if (own || finished.is_some()) && !answer.no_finish_needed {
             let releases = finished.unwrap_or(false);
             self.finishes.push_back(GuardMessage::Finish { question: answer.question, releases });
@@ -71,27 +71,29 @@ impl ProtocolState {
             _ => {}
         }
         self.release_unused_template();
-        self.apply_outcome(answered, &answer.outcome, now)?;
+        self.apply_outcome(answered, own, &answer.outcome, now)?;
         Ok(if own { NodeMessageAction::Keep } else { NodeMessageAction::Forward })
     }
 
-    /// Updates the state according to the purpose and the outcome of a call.
+    /// Updates the state according to the purpose and the outcome of a call. `own` is whether the guard itself made the
+    /// call.
     fn apply_outcome(
         &mut self,
-        answered: AnsweredQuestion,
+        answered: Question,
+        own: bool,
         outcome: &Outcome,
         now: Duration,
     ) -> capnp::Result<()> {
         let first = outcome.hosted().first().copied();
         match answered.purpose {
-            CallPurpose::MakeThread { .. } if answered.own => self.shutdown_watch.on_thread(first, now),
+            CallPurpose::MakeThread { .. } if own => self.shutdown_watch.on_thread(first, now),
             CallPurpose::MakeThread { thread_map } if matches!(outcome, Outcome::Results(..)) => {
                 self.shutdown_watch.set_thread_map(thread_map)
             }
             CallPurpose::WaitTipChanged(poll) => {
                 let end = LongPollResult::read(outcome)?;
                 let shuts_down = end == LongPollResult::ShutsDown;
-                if answered.own {
+                if own {
                     let is_subscribed = !self.subscriptions.is_empty();
                     self.shutdown_watch.on_own_poll_end(end, answered.asked_at, is_subscribed, now);
                 } else {
