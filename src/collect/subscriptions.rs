@@ -167,8 +167,8 @@ fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEve
                 );
                 return metrics.exporter.rejected_calls.inc_by([call.as_str()], 1);
             }
-            // `Guard::forward_events` does not pass these events to this function.
-            GuardEvent::Subscribed(_) | GuardEvent::Released(_) | GuardEvent::NodeShutsDown => return,
+            // `Guard::forward_events` does not pass this event to this function.
+            GuardEvent::NodeShutsDown => return,
         };
         metrics.exporter.callbacks.inc_by([callback], 1);
         metrics.exporter.callback_duration.observe(waited.as_secs_f64());

@@ -1,13 +1,10 @@
 //! Events that the guard sends to the exporter, and the bounded queue of events that are not sent yet.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::bail;
 use serde::{Deserialize, Serialize};
 
 use super::frame::{BUFFER_BYTES, SendBuffer};
@@ -43,10 +40,6 @@ pub enum GuardEvent {
     OverBudget,
     /// The node has announced its shutdown, and the guard disconnects from the node.
     NodeShutsDown,
-    /// The node accepted a subscription.
-    Subscribed(SubscriptionIds),
-    /// The node released the callback object with this export ID, which means that the subscription has ended.
-    Released(u32),
 }
 
 impl GuardEvent {
@@ -89,32 +82,6 @@ impl GuardEvent {
             message::COIN_UNCACHED => GuardEvent::Coin(CoinEvent::Uncached(coin()?)),
             _ => return Ok(None),
         }))
-    }
-}
-
-/// The Cap'n Proto IDs that the guard needs to end a subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SubscriptionIds {
-    /// The exporter's export ID for the callback object.
-    pub callback: u32,
-    /// The node's export ID for the subscription's handler.
-    pub handler: u32,
-    /// The node's export ID of its thread that runs the calls of the subscription's `Handler`.
-    pub thread: u32,
-}
-
-impl fmt::Display for SubscriptionIds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{},{},{}", self.callback, self.handler, self.thread)
-    }
-}
-
-impl FromStr for SubscriptionIds {
-    type Err = anyhow::Error;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let numbers = text.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>()?;
-        let [callback, handler, thread] = numbers[..] else { bail!("expected three numbers, not {text:?}") };
-        Ok(SubscriptionIds { callback, handler, thread })
     }
 }
 
@@ -273,8 +240,6 @@ mod tests {
             GuardEvent::Coin(CoinEvent::Uncached(i64::MAX)),
             GuardEvent::Dropped(u64::MAX),
             GuardEvent::Rejected { call: "Mining.9".into(), reason: "method 9 of Mining".into() },
-            GuardEvent::Subscribed(SubscriptionIds { callback: 0, handler: u32::MAX, thread: 7 }),
-            GuardEvent::Released(u32::MAX),
         ];
         for event in events {
             let mut bytes = Vec::new();

@@ -96,7 +96,7 @@ impl Guard {
     }
 
     /// Starts a task that reads the guard's events until the guard closes the event socket. The task passes callbacks,
-    /// dropped callbacks, rejected calls and an exceeded trace budget to `sink`, and does not pass on the other events.
+    /// dropped callbacks, rejected calls and an exceeded trace budget to `sink`.
     pub fn forward_events(&mut self, mut sink: impl FnMut(TimedEvent) + 'static) {
         let Some(mut events) = self.events.take() else { return };
         let state = self.state.clone();
@@ -109,7 +109,6 @@ impl Guard {
                 while let Some((timed, length)) = TimedEvent::decode(&buffer[decoded..]) {
                     decoded += length;
                     match timed.event {
-                        GuardEvent::Subscribed(_) | GuardEvent::Released(_) => {}
                         GuardEvent::NodeShutsDown => state.node_shuts_down.set(true),
                         _ => sink(timed),
                     }

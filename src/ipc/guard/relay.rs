@@ -136,8 +136,10 @@ impl Relay {
             while let Some(call) = self.protocol.next_call(now()) {
                 self.node.send(&call.encode())?;
             }
+            if let Some(store) = &mut self.files.store {
+                store.update(self.protocol.active_subscriptions());
+            }
             while let Some(event) = self.protocol.next_event() {
-                self.files.store.iter_mut().for_each(|store| store.apply(&event));
                 self.events.send(event);
             }
             if self.node.unsent() == 0 && self.protocol.may_close(now()) {
@@ -338,6 +340,7 @@ fn now() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipc::guard::subscription_store::SubscriptionIds;
     use std::io::{Read, Write};
     use std::sync::mpsc;
 
@@ -347,7 +350,7 @@ mod tests {
             [(); 3].map(|()| UnixStream::pair().unwrap());
         let (send, logged) = mpsc::channel();
         let mut store = SubscriptionStore::new().unwrap();
-        store.apply(&GuardEvent::Subscribed("1,2,3".parse().unwrap()));
+        store.update([SubscriptionIds { callback: 1, handler: 2, thread: 3 }].into_iter());
         let files = OpenFiles { store: Some(store), replaces: true, ..OpenFiles::default() };
         let guard = std::thread::spawn(move || {
             let log = move |line: &str| send.send(line.to_string()).unwrap();

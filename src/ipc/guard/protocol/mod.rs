@@ -34,8 +34,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::allow_list::Rejection;
-use super::events::{GuardEvent, SubscriptionIds};
+use super::events::GuardEvent;
 use super::outgoing::GuardMessage;
+use super::subscription_store::SubscriptionIds;
 use super::trace_budget::TraceBudget;
 use capabilities::NodeCapabilities;
 use questions::{CallPurpose, Questions};
@@ -146,8 +147,8 @@ impl ProtocolState {
     fn begin_call(&mut self, number: u32, purpose: CallPurpose, thread: Option<u32>, now: Duration) {
         match purpose {
             CallPurpose::WaitTipChanged(_) => self.shutdown_watch.on_poll_start(),
-            CallPurpose::Subscribe { callback, thread, .. } => {
-                self.subscriptions.on_request(callback, thread)
+            CallPurpose::Subscribe { callback, thread, traces } => {
+                self.subscriptions.on_request(callback, thread, traces)
             }
             CallPurpose::Disconnect { callback } => {
                 self.subscriptions.on_disconnect_start(callback, number >= FIRST_GUARD_ID)
@@ -220,6 +221,11 @@ impl ProtocolState {
     /// Records the guard's run delay since its start. See [`TraceBudget::add_run_delay`].
     pub fn add_run_delay(&mut self, total: Duration) {
         self.subscriptions.add_run_delay(total);
+    }
+
+    /// The subscriptions that a replacement guard would have to end.
+    pub fn active_subscriptions(&self) -> impl Iterator<Item = SubscriptionIds> + Clone {
+        self.subscriptions.active()
     }
 
     /// Takes the next event for the exporter.

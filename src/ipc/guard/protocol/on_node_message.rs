@@ -32,9 +32,7 @@ impl ProtocolState {
             Message::Return(answer) => self.on_answer(answer, now)?,
             Message::Release { export, .. } if *export >= FIRST_GUARD_ID => NodeMessageAction::Keep,
             Message::Release { export, count } => {
-                if self.subscriptions.on_release(*export, *count) {
-                    self.events.push_back(GuardEvent::Released(*export));
-                }
+                self.subscriptions.on_release(*export, *count);
                 NodeMessageAction::Forward
             }
             Message::Resolve(capabilities) => {
@@ -94,7 +92,7 @@ impl ProtocolState {
                 let end = LongPollResult::read(outcome)?;
                 let shuts_down = end == LongPollResult::ShutsDown;
                 if own {
-                    let is_subscribed = !self.subscriptions.is_empty();
+                    let is_subscribed = self.active_subscriptions().next().is_some();
                     self.shutdown_watch.on_own_poll_end(end, answered.asked_at, is_subscribed, now);
                 } else {
                     self.shutdown_watch.on_exporter_poll_end(poll, end, now);
@@ -103,10 +101,7 @@ impl ProtocolState {
                     self.shut_down(now);
                 }
             }
-            CallPurpose::Subscribe { callback, traces, .. } => {
-                let begun = self.subscriptions.on_answer(callback, first, traces);
-                self.events.extend(begun.map(GuardEvent::Subscribed));
-            }
+            CallPurpose::Subscribe { callback, .. } => self.subscriptions.on_answer(callback, first),
             CallPurpose::Disconnect { callback } => {
                 let ended = match outcome {
                     Outcome::Results(..) => Ok(()),

@@ -85,7 +85,7 @@ impl ProtocolState {
         let (is_over, silence) = if self.replacing_since.is_some() {
             (self.subscriptions.are_disconnected(), SILENCE_TIMEOUT)
         } else {
-            (self.subscriptions.is_empty(), SETTLE_TIME)
+            (self.active_subscriptions().next().is_none(), SETTLE_TIME)
         };
         is_over
             && (no_node || !self.questions.any_unanswered())
