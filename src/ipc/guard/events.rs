@@ -96,25 +96,17 @@ pub struct TimedEvent {
     pub waited: Duration,
 }
 
-/// Size of the length field in front of each encoded event, in bytes.
-const PREFIX: usize = size_of::<u32>();
-
 impl TimedEvent {
-    /// Appends the encoded length and the encoded event to `queue`.
+    /// Appends the encoded event to `queue`.
     pub fn encode(&self, queue: &mut Vec<u8>) {
-        let start = queue.len();
-        queue.extend([0; PREFIX]);
-        postcard::to_io(self, &mut *queue).expect("a vector takes everything");
-        let length = (queue.len() - start - PREFIX) as u32;
-        queue[start..start + PREFIX].copy_from_slice(&length.to_le_bytes());
+        postcard::to_io(self, queue).expect("a vector takes everything");
     }
 
     /// Decodes the event at the start of `bytes`. Returns the event and the number of bytes of its encoding; `None` if
     /// the event is incomplete or invalid.
     pub fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
-        let length = u32::from_le_bytes(bytes.get(..PREFIX)?.try_into().expect("four bytes")) as usize;
-        let event = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
-        Some((event, PREFIX + length))
+        let (event, rest) = postcard::take_from_bytes(bytes).ok()?;
+        Some((event, bytes.len() - rest.len()))
     }
 }
 
@@ -258,7 +250,7 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut queue = EventQueue::new(ours).unwrap();
         let coin = || Ok(Some(GuardEvent::Coin(CoinEvent::Added(1))));
-        let sent = MAX_QUEUED_BYTES as u64 / 7 + 100_000;
+        let sent = MAX_QUEUED_BYTES as u64 / 4 + 100_000; // an event has 5 bytes
         (0..sent).for_each(|_| queue.queue(Duration::ZERO, coin()));
         queue.queue(Duration::ZERO, Ok(None)); // the callback `destroy`, which causes no event
         queue.queue(Duration::ZERO, Err(capnp::Error::failed("does not decode".into())));
