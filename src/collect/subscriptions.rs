@@ -15,7 +15,7 @@ use super::poll::PollResult;
 use super::session::IpcParts;
 use super::tip::TipWatch;
 use super::utxo_trace::{CoinCounter, UtxoCacheTrace};
-use crate::ipc::guard::{GuardEvent, TimedEvent};
+use crate::ipc::guard::{GuardEvent, Rejection, TimedEvent};
 use crate::ipc::{Chain, Interfaces, Subscription, Tracing};
 use crate::json_rpc::CallError;
 
@@ -160,7 +160,7 @@ fn count_events(context: Rc<Context>, coins: CoinCounter) -> impl FnMut(TimedEve
                 warn!(events, "the exporter was too slow: notifications were answered but not counted");
                 return metrics.exporter.events_dropped.inc_by(["callback"], events);
             }
-            GuardEvent::Rejected { call, reason } => {
+            GuardEvent::Rejected(Rejection { call, reason }) => {
                 error!(
                     "the guard rejected a call that is not on its allow-list ({call}: {reason}); the node did not receive \
                      it. This is a bug in the exporter, or an attacker controls it: restart it and report this line"

@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use capnp::traits::HasTypeId;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::message::{self, Call, Method};
@@ -126,7 +126,7 @@ const ALLOWED: &[AllowedInterface] = &[
 ];
 
 /// A rejected call and the reason, which the exporter logs and which the error response contains.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rejection {
     /// The rejected method, for example `Mining.9` or `Rpc.executeRpc`; `other` for unknown interfaces and for ordinals
     /// above 63. The text becomes a label value, so the number of possible texts is limited to a few hundred.

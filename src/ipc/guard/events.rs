@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::allow_list::Rejection;
 use super::frame::{BUFFER_BYTES, SendBuffer};
 use super::message::{self, Call};
 use crate::ipc::{BlockContents, ChainEvent, CoinEvent};
@@ -29,13 +30,7 @@ pub enum GuardEvent {
     /// memory was short, or the callback could not be decoded.
     Dropped(u64),
     /// The guard rejected a call of the exporter that is not on the allow-list.
-    Rejected {
-        /// The rejected method, for example `Mining.9`. The text becomes a label value, so the number of possible texts
-        /// is limited to a few hundred.
-        call: String,
-        /// The part of the call that the allow-list does not permit.
-        reason: String,
-    },
+    Rejected(Rejection),
     /// The UTXO cache trace exceeded its time budget, and the guard unsubscribes from the trace.
     OverBudget,
     /// The node has announced its shutdown, and the guard disconnects from the node.
@@ -231,7 +226,7 @@ mod tests {
             GuardEvent::Chain(block(None)),
             GuardEvent::Coin(CoinEvent::Uncached(i64::MAX)),
             GuardEvent::Dropped(u64::MAX),
-            GuardEvent::Rejected { call: "Mining.9".into(), reason: "method 9 of Mining".into() },
+            GuardEvent::Rejected(Rejection { call: "Mining.9".into(), reason: "method 9 of Mining".into() }),
         ];
         for event in events {
             let mut bytes = Vec::new();

@@ -47,6 +47,7 @@ use crate::supervisor::{GuardedSockets, REPLACED, STOPPED};
 
 pub(super) use message::CREATE_NEW_BLOCK;
 
+pub use allow_list::Rejection;
 pub use events::{GuardEvent, TimedEvent};
 pub use outgoing::TOO_LARGE;
 pub(crate) use process::start;

@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use super::relay::{OpenFiles, relay};
 use super::subscription_store::SubscriptionStore;
 use crate::scheduling::RunDelayFile;
-use crate::{sandbox, scheduling, systemd};
+use crate::{cli, sandbox, scheduling, systemd};
 
 /// The first argument of a guard process. The second argument is the descriptor of the event socket. The third argument
 /// is the time budget of the UTXO cache trace in microseconds, or `-` for no limit. The fourth argument is the
@@ -112,5 +112,5 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     sandbox::confine_guard();
     // Descriptors 0 and 1 stay open as duplicates of `node` and `exporter`, so closing `node` or `exporter` does not
     // close the connection. The relay therefore calls shutdown(2).
-    Ok(relay(node, exporter, events.into(), budget, files)?)
+    Ok(relay(node, exporter, events.into(), budget, files, |line| cli::print_error(line))?)
 }

@@ -19,7 +19,7 @@ use super::protocol::{ExporterMessageAction, NodeMessageAction, ProtocolState};
 use super::subscription_store::SubscriptionStore;
 use super::trace_budget::TraceBudget;
 use crate::scheduling::RunDelayFile;
-use crate::{cli, sys, text};
+use crate::{sys, text};
 
 /// Maximum size in bytes of a message from the exporter. All calls of the exporter are much shorter.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -49,22 +49,11 @@ pub struct OpenFiles {
 
 /// Relays messages between the node and the exporter until the node closes the connection, or the guard has
 /// disconnected cleanly. A guard that replaces a killed guard ends the subscriptions in the store, disconnects, and
-/// relays nothing.
+/// relays nothing. The relay passes an error to `log` before it waits for the node to close the connection.
 ///
 /// # Errors
 /// A socket cannot be used, or the process at the other end of `node` is not a node.
 pub fn relay(
-    node: UnixStream,
-    exporter: UnixStream,
-    events: UnixStream,
-    trace_budget: Option<Duration>,
-    files: OpenFiles,
-) -> io::Result<()> {
-    relay_with_log(node, exporter, events, trace_budget, files, |line| cli::print_error(line))
-}
-
-/// Like [`relay`], but passes log lines to `log` instead of printing them.
-fn relay_with_log(
     node: UnixStream,
     exporter: UnixStream,
     events: UnixStream,
@@ -354,7 +343,7 @@ mod tests {
         let files = OpenFiles { store: Some(store), replaces: true, ..OpenFiles::default() };
         let guard = std::thread::spawn(move || {
             let log = move |line: &str| send.send(line.to_string()).unwrap();
-            relay_with_log(node_theirs, exporter_theirs, events_theirs, None, files, log)
+            relay(node_theirs, exporter_theirs, events_theirs, None, files, log)
         });
         node.write_all(&[0xff; 64]).unwrap();
         let line = logged.recv_timeout(Duration::from_secs(60)).expect("a log line while the node is there");
@@ -386,7 +375,7 @@ mod tests {
         let [(mut node, node_theirs), (mut exporter, exporter_theirs), (_events, events_theirs)] =
             [(); 3].map(|()| UnixStream::pair().unwrap());
         let guard = std::thread::spawn(move || {
-            relay(node_theirs, exporter_theirs, events_theirs, None, OpenFiles::default())
+            relay(node_theirs, exporter_theirs, events_theirs, None, OpenFiles::default(), |_| ())
         });
         let bootstrap = encode(&|it| it.init_bootstrap().set_question_id(0));
         exporter.write_all(&bootstrap).unwrap();

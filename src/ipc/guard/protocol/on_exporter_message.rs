@@ -164,8 +164,7 @@ impl ProtocolState {
             return ExporterMessageAction::Violation(NUMBER_IN_USE);
         }
         self.rejected += 1;
-        let Rejection { call, reason } = rejection.clone();
-        self.events.push_back(GuardEvent::Rejected { call, reason });
+        self.events.push_back(GuardEvent::Rejected(rejection.clone()));
         match self.rejected {
             MAX_REJECTED.. => ExporterMessageAction::Violation("too many calls that are not permitted"),
             _ => ExporterMessageAction::Reject(question, rejection),
