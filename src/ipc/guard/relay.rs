@@ -297,7 +297,7 @@ impl Relay {
         self.node.reserve(frame.len() + FINISHES_BYTES)?;
         let opened = message::open(frame).map_err(malformed)?;
         let message = Message::parse(&opened).map_err(malformed)?;
-        let action = self.protocol.on_exporter(&message, now()).map_err(malformed)?;
+        let action = self.protocol.on_exporter(&message, now());
         // Errors of `self.node.send` are ignored here, because the next read from the node's socket returns them. The
         // `Finish` messages are sent first, because the forwarded message may reuse their question IDs.
         while let Some(finish) = self.protocol.next_finish() {

@@ -88,6 +88,18 @@ pub enum ExporterMessageAction {
     Violation(&'static str),
 }
 
+impl From<&'static str> for ExporterMessageAction {
+    fn from(reason: &'static str) -> Self {
+        ExporterMessageAction::Violation(reason)
+    }
+}
+
+impl From<capnp::Error> for ExporterMessageAction {
+    fn from(_: capnp::Error) -> Self {
+        ExporterMessageAction::Violation("invalid encoding")
+    }
+}
+
 /// The protocol state of one connection: unfinished calls, the node's capabilities, the long polls, the block template
 /// and the subscriptions. The state determines how the guard handles each message, and which messages the guard itself
 /// sends.

@@ -171,7 +171,7 @@ impl TestGuard {
 
     fn exporter(&mut self, frame: Vec<u8>) -> ExporterMessageAction {
         let frame = message::open(&frame).unwrap();
-        self.protocol.on_exporter(&Message::parse(&frame).unwrap(), self.now).unwrap()
+        self.protocol.on_exporter(&Message::parse(&frame).unwrap(), self.now)
     }
 
     fn node(&mut self, frame: Vec<u8>) -> NodeMessageAction {
