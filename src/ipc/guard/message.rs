@@ -5,7 +5,7 @@ use capnp::private::capability::ClientHook;
 use capnp::serialize::{NoAllocSliceSegments, read_message_from_flat_slice_no_alloc};
 use capnp::traits::{HasTypeId, Imbue};
 use capnp::{any_pointer, message};
-use capnp_rpc::rpc_capnp::{self as rpc, call, cap_descriptor, message_target, payload, return_};
+use capnp_rpc::rpc_capnp::{self as rpc, call, cap_descriptor, message_target, return_};
 
 use super::frame::MAX_MESSAGE_BYTES;
 use crate::schema::chain_capnp::{chain, chain_notifications};
@@ -100,8 +100,9 @@ pub enum Message<'a> {
         /// Number of references to drop.
         count: u32,
     },
-    /// The sender has resolved a promised capability to another capability.
-    Resolve(MessageCapabilities),
+    /// The sender has resolved a promised capability to another capability, which has this export ID if the sender hosts
+    /// it. The receiver gets one more reference to the capability.
+    Resolve(Option<u32>),
     /// The sender aborts the connection.
     Abort,
     /// Any other message type. Bitcoin Core and the exporter send no messages of other types.
@@ -149,13 +150,10 @@ impl<'a> Message<'a> {
                 let reader = reader?;
                 Message::Release { export: reader.get_id(), count: reader.get_reference_count() }
             }
-            rpc::message::Resolve(reader) => {
-                let mut capabilities = MessageCapabilities::default();
-                if let rpc::resolve::Cap(descriptor) = reader?.which()? {
-                    capabilities.add(descriptor?)?;
-                }
-                Message::Resolve(capabilities)
-            }
+            rpc::message::Resolve(reader) => Message::Resolve(match reader?.which()? {
+                rpc::resolve::Cap(descriptor) => hosted(descriptor?)?,
+                rpc::resolve::Exception(_) => None,
+            }),
             rpc::message::Abort(_) => Message::Abort,
             _ => Message::Other,
         })
@@ -301,7 +299,9 @@ pub struct Return<'a> {
 
 /// The outcome of a call, which the response reports.
 pub enum Outcome<'a> {
-    Results(MessageCapabilities, any_pointer::Reader<'a>),
+    /// The export IDs of the capabilities in the response that the sender of the response hosts, and the results. Each
+    /// ID in the list gives the receiver one more reference to the capability.
+    Results(Vec<u32>, any_pointer::Reader<'a>),
     /// The call failed. The text is the reason in the node's response, or empty if the reason is not valid UTF-8.
     Exception(&'a str),
     /// Any other outcome: the call was cancelled, the results were redirected, or the response was too large to parse.
@@ -313,7 +313,9 @@ impl<'a> Return<'a> {
         let outcome = match reader.which()? {
             return_::Results(results) => {
                 let results = results?;
-                Outcome::Results(MessageCapabilities::from_payload(results)?, results.get_content())
+                let capabilities = results.get_cap_table()?.iter();
+                let hosted = capabilities.filter_map(|descriptor| hosted(descriptor).transpose());
+                Outcome::Results(hosted.collect::<capnp::Result<_>>()?, results.get_content())
             }
             return_::Exception(exception) => {
                 Outcome::Exception(exception?.get_reason()?.to_str().unwrap_or_default())
@@ -329,34 +331,17 @@ impl Outcome<'_> {
     /// The export IDs of the capabilities in the response that the sender of the response hosts.
     pub fn hosted(&self) -> &[u32] {
         match self {
-            Outcome::Results(capabilities, _) => &capabilities.hosted,
+            Outcome::Results(hosted, _) => hosted,
             Outcome::Exception(_) | Outcome::Other => &[],
         }
     }
 }
 
-/// The capabilities that the sender of a message hosts and passes to the receiver.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct MessageCapabilities {
-    /// The sender's export IDs of the capabilities in this message. Each ID in this list gives the receiver one more reference to the
-    /// capability.
-    pub hosted: Vec<u32>,
-}
-
-impl MessageCapabilities {
-    fn from_payload(payload: payload::Reader) -> capnp::Result<Self> {
-        let mut capabilities = MessageCapabilities::default();
-        for descriptor in payload.get_cap_table()? {
-            capabilities.add(descriptor)?;
-        }
-        Ok(capabilities)
-    }
-
-    fn add(&mut self, descriptor: cap_descriptor::Reader) -> capnp::Result<()> {
-        match descriptor.which()? {
-            cap_descriptor::SenderHosted(id) | cap_descriptor::SenderPromise(id) => self.hosted.push(id),
-            _ => {}
-        }
-        Ok(())
-    }
+/// The export ID of a capability that the sender of a message hosts and passes to the receiver; `None` for a capability
+/// that the sender does not host.
+fn hosted(descriptor: cap_descriptor::Reader) -> capnp::Result<Option<u32>> {
+    Ok(match descriptor.which()? {
+        cap_descriptor::SenderHosted(id) | cap_descriptor::SenderPromise(id) => Some(id),
+        _ => None,
+    })
 }

@@ -35,8 +35,8 @@ impl ProtocolState {
                 self.subscriptions.on_release(*export, *count);
                 NodeMessageAction::Forward
             }
-            Message::Resolve(capabilities) => {
-                self.capabilities.add_refs(&capabilities.hosted);
+            Message::Resolve(hosted) => {
+                self.capabilities.add_refs(hosted.as_slice());
                 NodeMessageAction::Forward
             }
             Message::Abort => NodeMessageAction::Forward,
