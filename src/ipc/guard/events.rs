@@ -1,14 +1,14 @@
 //! Events that the guard sends to the exporter, and the bounded queue of events that are not sent yet.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use nix::poll::PollFd;
 use serde::{Deserialize, Serialize};
 
 use super::allow_list::Rejection;
-use super::frame::{BUFFER_BYTES, SendBuffer};
+use super::frame::{BUFFER_BYTES, BufferedSocket};
 use super::message::{self, Call};
 use crate::ipc::{BlockContents, ChainEvent, CoinEvent};
 use crate::schema::chain_capnp::chain_notifications;
@@ -107,8 +107,7 @@ impl TimedEvent {
 
 /// The bounded queue of encoded events, with the socket over which the guard sends them to the exporter.
 pub struct EventQueue {
-    socket: UnixStream,
-    unsent: SendBuffer,
+    socket: BufferedSocket,
     blocked: bool,
     dropped: u64,
 }
@@ -119,14 +118,13 @@ impl EventQueue {
     /// # Errors
     /// The socket cannot be made nonblocking.
     pub fn new(socket: UnixStream) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        Ok(EventQueue { socket, unsent: SendBuffer::default(), blocked: false, dropped: 0 })
+        Ok(EventQueue { socket: BufferedSocket::new(socket)?, blocked: false, dropped: 0 })
     }
 
     /// Queues the event of a callback. Counts the event as dropped if the queue is full or memory is short.
     pub fn queue(&mut self, waited: Duration, event: capnp::Result<Option<GuardEvent>>) {
         let has_room =
-            self.unsent.len() < MAX_QUEUED_BYTES && self.unsent.reserve(2 * MAX_EVENT_BYTES).is_ok();
+            self.socket.unsent() < MAX_QUEUED_BYTES && self.socket.reserve(2 * MAX_EVENT_BYTES).is_ok();
         match event {
             Ok(None) => {}
             Ok(Some(event)) if has_room => {
@@ -137,7 +135,7 @@ impl EventQueue {
             // be decoded also counts as dropped.
             _ => self.dropped += 1,
         }
-        if self.unsent.len() > BUFFER_BYTES {
+        if self.socket.unsent() > BUFFER_BYTES {
             self.flush();
         }
     }
@@ -149,18 +147,17 @@ impl EventQueue {
     }
 
     fn append(&mut self, event: TimedEvent) {
-        self.unsent.queue(|queue| event.encode(queue));
+        self.socket.queue(|queue| event.encode(queue));
     }
 
     /// Whether the queue has unsent events and the socket is not known to be full.
     pub fn is_waiting(&self) -> bool {
-        !self.unsent.is_empty() && !self.blocked
+        self.socket.unsent() > 0 && !self.blocked
     }
 
-    /// Whether the last write filled the socket's buffer, and poll(2) has not reported the socket as writable since
-    /// then.
-    pub fn is_blocked(&self) -> bool {
-        self.blocked
+    /// The socket, if the last write filled its buffer, and poll(2) has not reported the socket as writable since then.
+    pub fn blocked(&self) -> Option<PollFd<'_>> {
+        self.blocked.then(|| self.socket.interest(false))
     }
 
     /// Records that poll(2) has reported the socket as writable.
@@ -171,15 +168,15 @@ impl EventQueue {
     /// Makes one write with as many queued bytes as the socket accepts. A long queue, for example after the exporter
     /// was stopped by SIGSTOP, needs several writes. The guard handles callbacks of the node between the writes.
     pub fn flush(&mut self) {
-        if self.blocked || self.unsent.is_empty() {
+        if !self.is_waiting() {
             return;
         }
         // A write error means that the exporter has closed this socket, so the queued events are discarded. The guard
         // detects the exporter's exit on the other socket, which carries the exporter's calls.
-        if self.unsent.flush_some(&self.socket).is_err() {
-            self.unsent = SendBuffer::default();
+        if self.socket.flush_some().is_err() {
+            self.socket.clear();
         }
-        self.blocked = !self.unsent.is_empty();
+        self.blocked = self.socket.unsent() > 0;
     }
 
     /// Queues a [`GuardEvent::Dropped`] with the number of events dropped since the previous `Dropped` event.
@@ -194,15 +191,9 @@ impl EventQueue {
     /// one second.
     pub fn finish(mut self) {
         self.append_dropped();
-        let _ = self.socket.set_nonblocking(false);
-        let _ = self.socket.set_write_timeout(Some(Duration::from_secs(1)));
-        let _ = self.unsent.flush(&self.socket);
-    }
-}
-
-impl AsFd for EventQueue {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        let _ = self.socket.socket.set_nonblocking(false);
+        let _ = self.socket.socket.set_write_timeout(Some(Duration::from_secs(1)));
+        let _ = self.socket.flush();
     }
 }
 
@@ -249,7 +240,7 @@ mod tests {
         (0..sent).for_each(|_| queue.queue(Duration::ZERO, coin()));
         queue.queue(Duration::ZERO, Ok(None)); // the callback `destroy`, which causes no event
         queue.queue(Duration::ZERO, Err(capnp::Error::failed("does not decode".into())));
-        assert!(queue.unsent.len() <= MAX_QUEUED_BYTES + MAX_EVENT_BYTES);
+        assert!(queue.socket.unsent() <= MAX_QUEUED_BYTES + MAX_EVENT_BYTES);
         let dropped = queue.dropped;
         assert!(dropped > 1);
         let reader = std::thread::spawn(move || {

@@ -2,7 +2,6 @@
 //! [`protocol`](super::protocol) decides how each message is handled.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use nix::time::ClockId;
 
 use super::busy_poll::BusyPoll;
 use super::events::{EventQueue, GuardEvent};
-use super::frame::{FramedSocket, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES, ReadOutcome};
+use super::frame::{BufferedSocket, FrameReader, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES, ReadOutcome};
 use super::message::{self, Message, Return};
 use super::outgoing::{self, EmptyAnswer};
 use super::protocol::{ExporterMessageAction, NodeMessageAction, ProtocolState};
@@ -67,8 +66,10 @@ pub fn relay(
         None => ProtocolState::new(TraceBudget::new(trace_budget), now()),
     };
     let mut relay = Relay {
-        node: FramedSocket::new(node, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES)?,
-        exporter: FramedSocket::new(exporter, MAX_QUESTION_BYTES, MAX_QUESTION_BYTES)?,
+        node: BufferedSocket::new(node)?,
+        from_node: FrameReader::new(MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES),
+        exporter: BufferedSocket::new(exporter)?,
+        from_exporter: FrameReader::new(MAX_QUESTION_BYTES, MAX_QUESTION_BYTES),
         events: EventQueue::new(events)?,
         files,
         protocol,
@@ -106,8 +107,11 @@ pub fn relay(
 /// The guard's sockets to the node and to the exporter, with the state that the loop around poll(2) needs to relay
 /// messages between them.
 struct Relay {
-    node: FramedSocket,
-    exporter: FramedSocket,
+    node: BufferedSocket,
+    /// The receive buffer, which is taken out of the struct while the relay handles the received messages.
+    from_node: FrameReader,
+    exporter: BufferedSocket,
+    from_exporter: FrameReader,
     events: EventQueue,
     files: OpenFiles,
     protocol: ProtocolState,
@@ -150,7 +154,7 @@ impl Relay {
             if node.is_empty() {
                 self.events.flush();
                 if now().saturating_sub(self.last_large_at) >= MEMORY_KEEP_INTERVAL {
-                    self.node.incoming.shrink();
+                    self.from_node.shrink();
                 }
             }
         }
@@ -161,17 +165,15 @@ impl Relay {
     fn wait(&mut self) -> io::Result<(PollFlags, PollFlags)> {
         let node_reads = self.node.unsent() < MAX_UNSENT_BYTES;
         let mut sockets = Vec::with_capacity(3);
-        sockets.push(PollFd::new(self.node.as_fd(), self.node.interest(node_reads)));
+        sockets.push(self.node.interest(node_reads));
         let reads_exporter = self.protocol.reads_exporter();
         if reads_exporter {
             let reads = node_reads && self.exporter.unsent() < MAX_UNSENT_BYTES;
-            sockets.push(PollFd::new(self.exporter.as_fd(), self.exporter.interest(reads)));
+            sockets.push(self.exporter.interest(reads));
         }
-        if self.events.is_blocked() {
-            sockets.push(PollFd::new(self.events.as_fd(), PollFlags::POLLOUT));
-        }
+        sockets.extend(self.events.blocked());
         let flush = self.events.is_waiting().then_some(EVENT_FLUSH_INTERVAL);
-        let shrink = self.node.incoming.has_grown().then_some(MEMORY_KEEP_INTERVAL);
+        let shrink = self.from_node.has_grown().then_some(MEMORY_KEEP_INTERVAL);
         let earliest = [flush, shrink, self.protocol.next_wakeup(now())].into_iter().flatten().min();
         // The timeout is rounded up to a millisecond. If it were rounded down to zero, the loop would run without
         // sleeping until the timer is due.
@@ -214,8 +216,8 @@ impl Relay {
         if self.node.unsent() >= MAX_UNSENT_BYTES {
             return Ok(ReadOutcome::Nothing);
         }
-        let mut incoming = std::mem::take(&mut self.node.incoming);
-        let filled = self.node.fill(&mut incoming)?;
+        let mut incoming = std::mem::take(&mut self.from_node);
+        let filled = incoming.fill(&self.node.socket)?;
         let is_truncated = incoming.is_truncated();
         while let Some(frame) = incoming.next()? {
             self.handle_node_frame(frame, is_truncated, at)?;
@@ -224,7 +226,7 @@ impl Relay {
             self.busy_poll.on_partial_message(at);
             self.last_large_at = at;
         }
-        self.node.incoming = incoming;
+        self.from_node = incoming;
         Ok(filled)
     }
 
@@ -280,12 +282,12 @@ impl Relay {
         if self.exporter.unsent() >= MAX_UNSENT_BYTES {
             return Ok(());
         }
-        let mut incoming = std::mem::take(&mut self.exporter.incoming);
-        let filled = self.exporter.fill(&mut incoming)?;
+        let mut incoming = std::mem::take(&mut self.from_exporter);
+        let filled = incoming.fill(&self.exporter.socket)?;
         while let Some(frame) = incoming.next()? {
             self.handle_exporter_frame(frame)?;
         }
-        self.exporter.incoming = incoming;
+        self.from_exporter = incoming;
         if filled == ReadOutcome::End { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
