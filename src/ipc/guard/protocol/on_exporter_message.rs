@@ -68,15 +68,16 @@ impl ProtocolState {
 
     /// The purpose of a call that may be forwarded.
     fn purpose(&mut self, call: &Call, passed: PassedCapabilities) -> Checked<CallPurpose> {
-        match call.target {
-            CallTarget::Export(id) if self.template.export() == Some(id) => {
-                let destroys = self.template.may_be_called(call.method)?;
-                return Ok(CallPurpose::CallTemplate { destroys });
-            }
-            // The exporter may address a template only by its export ID, because the guard cannot determine the
-            // template of a `CallTarget::Answer`.
-            _ if message::is_of_template(call.method) => return Err("call on an unknown block template".into()),
-            _ => {}
+        if let Some(template) = &self.template
+            && call.target == CallTarget::Export(template.export)
+        {
+            let destroys = self.may_call(template, call.method)?;
+            return Ok(CallPurpose::CallTemplate { destroys });
+        }
+        // The exporter may address a template only by its export ID, because the guard cannot determine the template of
+        // a `CallTarget::Answer`.
+        if message::is_of_template(call.method) {
+            return Err("call on an unknown block template".into());
         }
         if let Err(rejection) = allow_list::check(call)? {
             return Err(self.reject(call.question, rejection));
@@ -93,7 +94,7 @@ impl ProtocolState {
                 self.on_subscribe(call, passed)?
             }
             (message::DISCONNECT, CallTarget::Export(handler)) => {
-                let callback = self.subscriptions.disconnectable_callback(handler);
+                let callback = self.disconnectable_callback(handler);
                 // `None` means that no subscription has this handler, that the subscription is already disconnected, or
                 // that a `disconnect` is under way. The guard then responds itself, because a second `disconnect` can
                 // hang the node.
@@ -104,7 +105,7 @@ impl ProtocolState {
                 return Err("end of a subscription before its beginning".into());
             }
             (message::CREATE_NEW_BLOCK, _) => {
-                self.template.may_be_created()?;
+                self.may_create_template()?;
                 CallPurpose::CreateNewBlock
             }
             _ => CallPurpose::Other,
@@ -120,6 +121,12 @@ impl ProtocolState {
         }
         self.threads_requested += 1;
         Ok(CallPurpose::MakeThread { thread_map })
+    }
+
+    fn disconnectable_callback(&self, handler: u32) -> Option<u32> {
+        let callback = self.subscriptions.connected_callback(handler)?;
+        let is_ending = |_, purpose: &CallPurpose| matches!(purpose, CallPurpose::Disconnect { callback: it } if *it == callback);
+        (!self.questions.any_under_way(is_ending)).then_some(callback)
     }
 
     fn on_subscribe(&self, call: &Call, passed: PassedCapabilities) -> Checked<CallPurpose> {

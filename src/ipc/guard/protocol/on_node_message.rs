@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::questions::Question;
 use super::shutdown_watch::LongPollResult;
+use super::template::Template;
 use super::{CallPurpose, FIRST_GUARD_ID, GuardEvent, GuardMessage, NodeMessageAction, ProtocolState};
 use crate::ipc::guard::message::{self, Message, Outcome, Return};
 
@@ -16,7 +17,8 @@ impl ProtocolState {
         self.last_message_at = now;
         Ok(match message {
             Message::Call(call) if message::is_callback(call.method) => {
-                if message::is_of_trace(call.method) && self.subscriptions.on_trace(now) {
+                if message::is_of_trace(call.method) && self.trace_budget.on_call(now) && !self.over_budget {
+                    self.over_budget = true;
                     self.events.push_back(GuardEvent::OverBudget);
                 }
                 NodeMessageAction::AnswerCallback
@@ -63,10 +65,9 @@ impl ProtocolState {
         let are_threads = !own && matches!(answered.purpose, CallPurpose::MakeThread { .. });
         self.capabilities.set_threads(hosted, are_threads);
         let first = hosted.first().copied();
-        match answered.purpose {
-            CallPurpose::CreateNewBlock => self.template.on_create_end(first.filter(|_| is_kept)),
-            CallPurpose::CallTemplate { .. } => self.template.on_call_end(),
-            _ => {}
+        if let CallPurpose::CreateNewBlock = answered.purpose {
+            // The node has no template if the response has none, or if an early `Finish` of the exporter releases it.
+            self.template = first.filter(|_| is_kept).map(|export| Template { export, destroyed: false });
         }
         self.release_unused_template();
         self.apply_outcome(answered, own, &answer.outcome, now)?;

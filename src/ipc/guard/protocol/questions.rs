@@ -82,6 +82,11 @@ impl Questions {
         !self.unanswered.is_empty()
     }
 
+    /// Whether a call is under way (has no response yet) whose question ID and purpose fulfil this condition.
+    pub fn any_under_way(&self, is_sought: impl Fn(u32, &CallPurpose) -> bool) -> bool {
+        self.unanswered.iter().any(|(number, question)| is_sought(*number, &question.purpose))
+    }
+
     /// Whether this thread of the node runs a call of the exporter that has no response yet.
     pub fn is_running_on(&self, thread: u32) -> bool {
         self.unanswered.values().any(|question| question.thread == Some(thread))

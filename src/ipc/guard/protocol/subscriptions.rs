@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use super::{BUSY_RETRY_INTERVAL, RETRY_INTERVAL, SubscriptionIds};
-use crate::ipc::guard::trace_budget::TraceBudget;
 use crate::ipc::is_thread_busy;
 
 /// A subscription, from the exporter's request until the node releases the callback object.
@@ -32,30 +31,15 @@ impl TrackedSubscription {
     }
 }
 
-/// A `disconnect` call that the node has not answered.
-#[derive(Debug)]
-struct PendingDisconnect {
-    callback: u32,
-    /// Whether the guard, not the exporter, made the call.
-    own: bool,
-}
-
-/// Table of all subscriptions of a connection, with the time budget of the UTXO cache trace.
+/// Table of all subscriptions of a connection.
 #[derive(Default)]
 pub(super) struct SubscriptionTable {
     all: Vec<TrackedSubscription>,
-    disconnects: Vec<PendingDisconnect>,
     /// Earliest time of the guard's next `disconnect` call.
     retry_at: Duration,
-    budget: TraceBudget,
-    over_budget: bool,
 }
 
 impl SubscriptionTable {
-    pub fn new(budget: TraceBudget) -> Self {
-        SubscriptionTable { budget, ..SubscriptionTable::default() }
-    }
-
     /// Creates the table of a replacement guard, with the subscriptions that the killed guard had.
     pub fn inherited(ids: &[SubscriptionIds]) -> Self {
         let mut table = SubscriptionTable::default();
@@ -111,40 +95,16 @@ impl SubscriptionTable {
         self.all.retain(|subscription| subscription.references > 0 || subscription.handler.is_none());
     }
 
-    /// Records a callback of the UTXO cache trace. Returns whether the trace now exceeds its time budget for the first
-    /// time.
-    pub fn on_trace(&mut self, now: Duration) -> bool {
-        self.budget.on_call(now) && !std::mem::replace(&mut self.over_budget, true)
-    }
-
-    /// See [`TraceBudget::add_run_delay`].
-    pub fn add_run_delay(&mut self, total: Duration) {
-        self.budget.add_run_delay(total);
-    }
-
-    /// Returns the export ID of the callback object of the subscription with this handler, if the exporter may
-    /// disconnect the subscription. `None` if the subscription is already disconnected, if a `disconnect` is under way,
-    /// or if no subscription has this handler.
-    pub fn disconnectable_callback(&self, handler: u32) -> Option<u32> {
+    /// Returns the export ID of the callback object of the subscription with this handler. `None` if the subscription is
+    /// already disconnected, or if no subscription has this handler.
+    pub fn connected_callback(&self, handler: u32) -> Option<u32> {
         let subscription = self.all.iter().find(|subscription| subscription.handler == Some(handler))?;
-        let callback = subscription.callback;
-        let under_way = self.disconnects.iter().any(|disconnect| disconnect.callback == callback);
-        (!subscription.disconnected && !under_way).then_some(callback)
-    }
-
-    /// Whether a `disconnect` call of the guard is under way.
-    pub fn has_own_disconnect(&self) -> bool {
-        self.disconnects.iter().any(|disconnect| disconnect.own)
-    }
-
-    pub fn on_disconnect_start(&mut self, callback: u32, own: bool) {
-        self.disconnects.push(PendingDisconnect { callback, own });
+        (!subscription.disconnected).then_some(subscription.callback)
     }
 
     /// Records the node's response to a `disconnect` call. If the call failed, `ended` contains the node's error
     /// message.
     pub fn on_disconnect_end(&mut self, callback: u32, ended: Result<(), &str>, now: Duration) {
-        self.disconnects.retain(|disconnect| disconnect.callback != callback);
         self.retry_at = match ended {
             Ok(()) => {
                 self.with_callback(callback).for_each(|subscription| subscription.disconnected = true);
@@ -157,13 +117,13 @@ impl SubscriptionTable {
 
     /// Returns the subscription that the guard has to disconnect next, and the earliest time for the `disconnect` call.
     /// During the clean disconnect (`leaves`), the guard disconnects every subscription. Before the clean disconnect,
-    /// the guard disconnects only a UTXO cache trace that has exceeded its budget.
-    pub fn next_disconnect(&self, leaves: bool) -> Option<(SubscriptionIds, Duration)> {
+    /// the guard disconnects only a UTXO cache trace that has exceeded its budget (`over_budget`).
+    pub fn next_disconnect(&self, leaves: bool, over_budget: bool) -> Option<(SubscriptionIds, Duration)> {
         let is_next = |subscription: &&TrackedSubscription| {
-            !subscription.disconnected && (leaves || self.over_budget && subscription.traces)
+            !subscription.disconnected && (leaves || over_budget && subscription.traces)
         };
-        let next = self.all.iter().filter(is_next).find_map(TrackedSubscription::ids);
-        Some((next.filter(|_| self.disconnects.is_empty())?, self.retry_at))
+        let next = self.all.iter().filter(is_next).find_map(TrackedSubscription::ids)?;
+        Some((next, self.retry_at))
     }
 }
 
@@ -176,7 +136,7 @@ mod tests {
     /// A table with two subscriptions: chain notifications with callback 70 and handler 5, and the UTXO cache trace
     /// with callback 71 and handler 6.
     fn two() -> SubscriptionTable {
-        let mut subscriptions = SubscriptionTable::new(TraceBudget::new(Some(Duration::ZERO)));
+        let mut subscriptions = SubscriptionTable::default();
         for (callback, handler, traces) in [(70, 5, false), (71, 6, true)] {
             subscriptions.on_request(callback, 2, traces);
             subscriptions.on_answer(callback, Some(handler));
@@ -186,10 +146,10 @@ mod tests {
 
     #[test]
     fn callback_and_thread_are_known_from_the_request_on() {
-        let mut subscriptions = SubscriptionTable::new(TraceBudget::new(None));
+        let mut subscriptions = SubscriptionTable::default();
         subscriptions.on_request(70, 2, false);
         assert!(subscriptions.has_callback(70) && subscriptions.is_pinned(2));
-        assert_eq!(subscriptions.next_disconnect(true), None, "not answered yet");
+        assert_eq!(subscriptions.next_disconnect(true, false), None, "not answered yet");
         subscriptions.on_answer(70, None); // refused by the node
         assert!(!subscriptions.has_callback(70) && !subscriptions.is_pinned(2));
         subscriptions.on_request(70, 2, false);
@@ -201,28 +161,21 @@ mod tests {
     }
 
     #[test]
-    fn one_disconnect_is_under_way_at_a_time() {
+    fn subscriptions_are_disconnected_in_turn() {
         let mut subscriptions = two();
-        assert_eq!(subscriptions.next_disconnect(false), None);
-        let (first, at) = subscriptions.next_disconnect(true).unwrap();
+        assert_eq!(subscriptions.next_disconnect(false, false), None);
+        let (first, at) = subscriptions.next_disconnect(true, false).unwrap();
         assert_eq!((first.handler, at), (5, Duration::ZERO));
-        assert_eq!(subscriptions.disconnectable_callback(5), Some(70));
-        subscriptions.on_disconnect_start(70, true);
-        assert!(subscriptions.has_own_disconnect());
-        assert_eq!(
-            (subscriptions.next_disconnect(true), subscriptions.disconnectable_callback(5)),
-            (None, None)
-        );
+        assert_eq!(subscriptions.connected_callback(5), Some(70));
         for (why, retry_at) in
             [("std::exception: thread busy", NOW + BUSY_RETRY_INTERVAL), ("other", NOW + RETRY_INTERVAL)]
         {
             subscriptions.on_disconnect_end(70, Err(why), NOW);
-            assert_eq!(subscriptions.next_disconnect(true), Some((first, retry_at)));
-            subscriptions.on_disconnect_start(70, true);
+            assert_eq!(subscriptions.next_disconnect(true, false), Some((first, retry_at)));
         }
         subscriptions.on_disconnect_end(70, Ok(()), NOW);
-        assert_eq!(subscriptions.disconnectable_callback(5), None);
-        let (second, at) = subscriptions.next_disconnect(true).unwrap();
+        assert_eq!(subscriptions.connected_callback(5), None);
+        let (second, at) = subscriptions.next_disconnect(true, false).unwrap();
         assert_eq!((second.handler, at), (6, NOW));
         assert!(!subscriptions.are_disconnected());
         subscriptions.on_release(70, 1);
@@ -232,13 +185,8 @@ mod tests {
     #[test]
     fn trace_over_budget_is_disconnected_and_the_rest_kept() {
         let mut subscriptions = two();
-        assert!(!subscriptions.on_trace(NOW));
-        let calls =
-            [50, 100].map(|microseconds| subscriptions.on_trace(NOW + Duration::from_micros(microseconds)));
-        assert_eq!(calls, [true, false], "reported once");
-        assert_eq!(subscriptions.next_disconnect(false).map(|(ids, _)| ids.handler), Some(6));
-        subscriptions.on_disconnect_start(71, true);
+        assert_eq!(subscriptions.next_disconnect(false, true).map(|(ids, _)| ids.handler), Some(6));
         subscriptions.on_disconnect_end(71, Ok(()), NOW);
-        assert_eq!(subscriptions.next_disconnect(false), None);
+        assert_eq!(subscriptions.next_disconnect(false, true), None);
     }
 }

@@ -480,6 +480,9 @@ fn exporter_is_not_read_during_the_guards_disconnect() {
     guard.passes(Duration::from_micros(50));
     guard.is_called_back(message::COIN_ADDED);
     assert_eq!(guard.events(), [GuardEvent::OverBudget]);
+    guard.passes(Duration::from_micros(50));
+    guard.is_called_back(message::COIN_ADDED);
+    assert_eq!(guard.events(), [], "reported once");
     let question = guard.disconnects(TRACE_HANDLER);
     assert!(!guard.protocol.reads_exporter(), "a nested disconnect would hang the node");
     guard.node(results(question, &[]));
