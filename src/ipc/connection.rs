@@ -42,26 +42,19 @@ struct ThreadCalls {
     last: RefCell<Option<AbortOnDropHandle<()>>>,
 }
 
-/// Permission to send a call on a thread. A slot can be acquired only while no other call on the thread is waiting for
-/// a response.
-pub(super) struct ThreadSlot(OwnedMutexGuard<()>);
-
 impl NodeThread {
-    fn new(client: thread::Client, deadline: Duration) -> Self {
-        NodeThread { client, deadline, calls: Rc::default() }
-    }
-
-    /// Waits until the node has responded to the last call on this thread, for at most the deadline of a call.
-    pub(super) async fn acquire_slot(&self) -> Result<ThreadSlot, CallError> {
+    /// Waits until the node has responded to the last call on this thread, for at most the deadline of a call. Returns
+    /// the permission to send the next call.
+    pub(super) async fn acquire_slot(&self) -> Result<OwnedMutexGuard<()>, CallError> {
         let slot = tokio::time::timeout(self.deadline, self.calls.slot.clone().lock_owned()).await;
-        slot.map(ThreadSlot).map_err(|_| CallError::TimedOut(self.deadline))
+        slot.map_err(|_| CallError::TimedOut(self.deadline))
     }
 
     /// Waits for the response to a call for at most the deadline. The node continues to run a call that timed out, and
     /// the guard does not close the connection before the node has responded to this call.
     pub(super) async fn wait_for_answer<T: 'static>(
         &self,
-        ThreadSlot(slot): ThreadSlot,
+        slot: OwnedMutexGuard<()>,
         answer: Promise<T, capnp::Error>,
     ) -> Result<T, CallError> {
         let (sender, receiver) = oneshot::channel();
@@ -178,7 +171,8 @@ impl IpcConnection {
         let mut request = self.threads.make_thread_request();
         request.get().set_name(name);
         let answer = wait_for_answer(self.deadline, request.send().promise).await?;
-        Ok(NodeThread::new(answer.get()?.get_result()?, self.deadline))
+        let client = answer.get()?.get_result()?;
+        Ok(NodeThread { client, deadline: self.deadline, calls: Rc::default() })
     }
 
     /// The node's Init capability, whose methods return the other interfaces.

@@ -105,20 +105,14 @@ impl Interfaces {
     /// Client for JSON-RPC: over IPC if the node has JSON-RPC over IPC, otherwise over HTTP. `None` if JSON-RPC is
     /// available neither over IPC nor over HTTP.
     pub fn json_rpc(&self) -> Option<JsonRpc> {
-        self.json_rpc_with(ExecuteRpc::clone)
+        let over_ipc = self.execute_rpc.clone().map(JsonRpc::new);
+        over_ipc.or_else(|| self.http.clone().map(JsonRpc::new))
     }
 
     /// Like [`json_rpc`](Self::json_rpc), but calls over IPC run on `thread`.
     pub fn json_rpc_on(&self, thread: &NodeThread) -> Option<JsonRpc> {
-        self.json_rpc_with(|execute_rpc| execute_rpc.on_thread(thread))
-    }
-
-    fn json_rpc_with(&self, over_ipc: impl FnOnce(&ExecuteRpc) -> ExecuteRpc) -> Option<JsonRpc> {
-        match (&self.execute_rpc, &self.http) {
-            (Some(execute_rpc), _) => Some(JsonRpc::new(over_ipc(execute_rpc))),
-            (None, Some(http)) => Some(JsonRpc::new(http.clone())),
-            (None, None) => None,
-        }
+        let over_ipc = self.execute_rpc.as_ref().map(|execute_rpc| JsonRpc::new(execute_rpc.on_thread(thread)));
+        over_ipc.or_else(|| self.json_rpc())
     }
 
     /// Whether JSON-RPC calls to this node go over HTTP. The result is true even if HTTP is not usable yet.
