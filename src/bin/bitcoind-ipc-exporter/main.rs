@@ -20,10 +20,9 @@ use bitcoind_exporter::endpoint::NodeEndpoint;
 use bitcoind_exporter::http::{Address, Listener, Pages};
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::sandbox::Confinement;
-use bitcoind_exporter::service::Service;
 use bitcoind_exporter::status::Status;
 use bitcoind_exporter::supervisor::{self, NodeSocket, SupervisorConfig};
-use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, once, systemd};
+use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, once, service, systemd};
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -127,14 +126,16 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     };
     let listeners = [(listener, arguments.common.endpoint()?)];
     let confine = || confined.ipc_exporter(block_log.is_some());
-    let service = Service::start(&runtime, listeners, status.clone(), confine)?;
     let collector = Collector::new(context);
-    let ended = service.run(&runtime, &shutdown, async {
+    let ended = service::run(&runtime, listeners, status.clone(), confine, &shutdown, async {
         spawn_local(async move { status.keep_history().await });
         if without_node {
             let why = "systemd passed no connection to the node: the node is not running, or systemd is older than 253 and \
                  needs socket-path.conf";
-            info!("{why}; exiting after {} s, the next scrape starts the exporter again", SCRAPE_LINGER_INTERVAL.as_secs());
+            info!(
+                "{why}; exiting after {} s, the next scrape starts the exporter again",
+                SCRAPE_LINGER_INTERVAL.as_secs()
+            );
             collector.wait_without_node(why, SCRAPE_LINGER_INTERVAL).await;
             return Ok(());
         }

@@ -12,15 +12,14 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::http::{Address, Endpoint, Listener, Pages};
-use bitcoind_exporter::logging;
 use bitcoind_exporter::metrics::{self, Format};
 use bitcoind_exporter::sandbox::{Confinement, UsdtNeeds};
-use bitcoind_exporter::service::Service;
 use bitcoind_exporter::systemd::{self, InheritedFds};
 use bitcoind_exporter::usdt::attach_loop::{self, TracedNode, Tracer};
 use bitcoind_exporter::usdt::page::BlockPage;
 use bitcoind_exporter::usdt::target::NodeSearch;
 use bitcoind_exporter::usdt::{self, MetricsReader, Programs, probes, startup_banner};
+use bitcoind_exporter::{logging, service};
 use serde_json::Value;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
@@ -84,9 +83,8 @@ fn run() -> Result<ExitCode> {
     let needs = UsdtNeeds { writes_block_log: block_log.is_some(), has_store, removes_socket };
     let confine = || Confinement::new(arguments.common.sandbox).usdt_exporter(needs);
     let pages = Arc::new(StatusPages { metrics, ready, page });
-    let service = Service::start(&runtime, listeners, pages, confine)?;
     let shutdown = CancellationToken::new();
-    let ended = service.run(&runtime, &shutdown, async {
+    let ended = service::run(&runtime, listeners, pages, confine, &shutdown, async {
         let followed = shutdown.run_until_cancelled(attach_loop::follow(tracer, traced, health));
         followed.await.unwrap_or(Ok(()))
     });
