@@ -192,7 +192,7 @@ mod tests {
 
     fn verdict(frame: &[u8]) -> Result<(), Rejection> {
         let frame = message::open(frame).unwrap();
-        let Message::Call(call) = Message::parse(&frame).unwrap() else { panic!("no call") };
+        let Message::Call(call) = Message::parse(&frame, false).unwrap() else { panic!("no call") };
         check(&call).unwrap()
     }
 

@@ -110,35 +110,19 @@ pub enum Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Parses a message that was truncated because of its size. The results in a truncated response are not parsed,
-    /// because the results are incomplete.
+    /// Parses the parts of a message that the guard needs. The results of a response that was truncated because of its
+    /// size (`is_truncated`) are not parsed, because they are incomplete.
     ///
     /// # Errors
     /// The message has an invalid encoding, or a value that is not in Cap'n Proto's RPC schema.
-    pub fn parse_truncated<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
-        match frame.get_root::<rpc::message::Reader>()?.which()? {
-            rpc::message::Return(reader) => {
-                let reader = reader?;
-                let no_finish_needed = reader.get_no_finish_needed();
-                let question = reader.get_answer_id();
-                Ok(Message::Return(Return { question, no_finish_needed, outcome: Outcome::Other }))
-            }
-            _ => Message::parse(frame),
-        }
-    }
-
-    /// Parses the parts of a message that the guard needs.
-    ///
-    /// # Errors
-    /// The message has an invalid encoding, or a value that is not in Cap'n Proto's RPC schema.
-    pub fn parse<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
+    pub fn parse<'b: 'a>(frame: &'a Frame<'b>, is_truncated: bool) -> capnp::Result<Self> {
         Ok(match frame.get_root::<rpc::message::Reader>()?.which()? {
             rpc::message::Bootstrap(reader) => match reader? {
                 reader if reader.has_deprecated_object_id() => Message::Other,
                 reader => Message::Bootstrap { question: reader.get_question_id() },
             },
             rpc::message::Call(reader) => Message::Call(Call::parse(reader?)?),
-            rpc::message::Return(reader) => Message::Return(Return::parse(reader?)?),
+            rpc::message::Return(reader) => Message::Return(Return::parse(reader?, is_truncated)?),
             rpc::message::Finish(reader) => {
                 let reader = reader?;
                 Message::Finish {
@@ -309,8 +293,9 @@ pub enum Outcome<'a> {
 }
 
 impl<'a> Return<'a> {
-    fn parse(reader: return_::Reader<'a>) -> capnp::Result<Self> {
+    fn parse(reader: return_::Reader<'a>, is_truncated: bool) -> capnp::Result<Self> {
         let outcome = match reader.which()? {
+            _ if is_truncated => Outcome::Other,
             return_::Results(results) => {
                 let results = results?;
                 let capabilities = results.get_cap_table()?.iter();

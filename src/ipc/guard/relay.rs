@@ -232,8 +232,7 @@ impl Relay {
 
     fn handle_node_frame(&mut self, frame: &[u8], is_truncated: bool, at: Duration) -> io::Result<()> {
         let opened = message::open(frame).map_err(malformed)?;
-        let message = if is_truncated { Message::parse_truncated(&opened) } else { Message::parse(&opened) };
-        let message = message.map_err(malformed)?;
+        let message = Message::parse(&opened, is_truncated).map_err(malformed)?;
         match (self.protocol.on_node(&message, at).map_err(malformed)?, &message) {
             (NodeMessageAction::AnswerCallback, Message::Call(call)) => {
                 if message::is_of_trace(call.method)
@@ -298,7 +297,7 @@ impl Relay {
         // buffer must then have room for the message.
         self.node.reserve(frame.len() + FINISHES_BYTES)?;
         let opened = message::open(frame).map_err(malformed)?;
-        let message = Message::parse(&opened).map_err(malformed)?;
+        let message = Message::parse(&opened, false).map_err(malformed)?;
         let action = self.protocol.on_exporter(&message, now());
         // Errors of `self.node.send` are ignored here, because the next read from the node's socket returns them. The
         // `Finish` messages are sent first, because the forwarded message may reuse their question IDs.

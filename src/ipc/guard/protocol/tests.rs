@@ -171,12 +171,12 @@ impl TestGuard {
 
     fn exporter(&mut self, frame: Vec<u8>) -> ExporterMessageAction {
         let frame = message::open(&frame).unwrap();
-        self.protocol.on_exporter(&Message::parse(&frame).unwrap(), self.now)
+        self.protocol.on_exporter(&Message::parse(&frame, false).unwrap(), self.now)
     }
 
     fn node(&mut self, frame: Vec<u8>) -> NodeMessageAction {
         let frame = message::open(&frame).unwrap();
-        self.protocol.on_node(&Message::parse(&frame).unwrap(), self.now).unwrap()
+        self.protocol.on_node(&Message::parse(&frame, false).unwrap(), self.now).unwrap()
     }
 
     fn calls(&mut self) -> Vec<GuardMessage> {
@@ -201,7 +201,7 @@ impl TestGuard {
 
     /// Passes three messages to the guard: a call of the exporter, the node's response, and the exporter's `Finish`.
     fn asks(&mut self, frame: Vec<u8>, answer: Vec<u8>) {
-        let question = match Message::parse(&message::open(&frame).unwrap()).unwrap() {
+        let question = match Message::parse(&message::open(&frame).unwrap(), false).unwrap() {
             Message::Bootstrap { question } => question,
             Message::Call(call) => call.question,
             _ => panic!("no question"),
