@@ -212,12 +212,8 @@ impl Relay {
 
     fn read_node(&mut self) -> io::Result<ReadOutcome> {
         let at = now();
-        self.node.flush()?;
-        if self.node.unsent() >= MAX_UNSENT_BYTES {
-            return Ok(ReadOutcome::Nothing);
-        }
+        let filled = receive(&mut self.node, &mut self.from_node)?;
         let mut incoming = std::mem::take(&mut self.from_node);
-        let filled = incoming.fill(&self.node.socket)?;
         let is_truncated = incoming.is_truncated();
         while let Some(frame) = incoming.next()? {
             self.handle_node_frame(frame, is_truncated, at)?;
@@ -277,12 +273,8 @@ impl Relay {
     /// Reads and handles the exporter's messages. Returns an error if the exporter has closed its connection or has
     /// broken the protocol.
     fn read_exporter(&mut self) -> io::Result<()> {
-        self.exporter.flush()?;
-        if self.exporter.unsent() >= MAX_UNSENT_BYTES {
-            return Ok(());
-        }
+        let filled = receive(&mut self.exporter, &mut self.from_exporter)?;
         let mut incoming = std::mem::take(&mut self.from_exporter);
-        let filled = incoming.fill(&self.exporter.socket)?;
         while let Some(frame) = incoming.next()? {
             self.handle_exporter_frame(frame)?;
         }
@@ -317,6 +309,15 @@ impl Relay {
         }
         Ok(())
     }
+}
+
+/// Sends buffered bytes, and reads from the socket once unless the send buffer is full.
+fn receive(socket: &mut BufferedSocket, incoming: &mut FrameReader) -> io::Result<ReadOutcome> {
+    socket.flush()?;
+    if socket.unsent() >= MAX_UNSENT_BYTES {
+        return Ok(ReadOutcome::Nothing);
+    }
+    incoming.fill(&socket.socket)
 }
 
 fn malformed(error: impl std::fmt::Display) -> io::Error {
