@@ -62,21 +62,21 @@ impl Confinement {
 
     /// Restricts all threads of the process to the system calls of the IPC exporter, which may write a block log.
     pub fn ipc_exporter(self, writes_block_log: bool) {
-        self.filter(|| calls::ipc_exporter(writes_block_log));
+        self.filter(calls::ipc_exporter(writes_block_log));
     }
 
     /// Restricts all threads of the process to the system calls of the USDT exporter.
     #[cfg(feature = "usdt")]
     pub fn usdt_exporter(self, needs: UsdtNeeds) {
-        self.filter(|| calls::usdt_exporter(needs));
+        self.filter(calls::usdt_exporter(needs));
     }
 
-    fn filter(mut self, list: impl FnOnce() -> calls::Result<calls::SyscallList>) {
+    fn filter(mut self, list: calls::SyscallList) {
         if self.sandbox == SandboxMode::Off {
             warn!("the sandbox is off (--sandbox off)");
             self.parts = vec![("seccomp", false), ("landlock", false)];
         } else {
-            let filtered = list().and_then(calls::SyscallList::apply).map(|()| None);
+            let filtered = list.apply().map(|()| None);
             self.add("seccomp", filtered.map_err(|error| error.to_string()));
             if self.missing.is_empty() {
                 debug!("the sandbox is on");
@@ -102,5 +102,5 @@ impl Confinement {
 /// Restricts this process, a guard, to the system calls for its open sockets. A failure is not logged, because the
 /// exporter's sandbox fails for the same reason, and the exporter logs the reason.
 pub fn confine_guard() {
-    let _ = calls::guard().and_then(calls::SyscallList::apply);
+    let _ = calls::guard().apply();
 }
