@@ -91,9 +91,9 @@ async fn wait_for_answer<T>(deadline: Duration, answer: Promise<T, capnp::Error>
 
 /// A capability of the node, and the node's thread that runs the exporter's calls on the capability.
 #[derive(Clone)]
-pub(super) struct BoundCapability<C> {
-    pub client: C,
-    pub thread: NodeThread,
+pub struct BoundCapability<C> {
+    pub(super) client: C,
+    pub(super) thread: NodeThread,
 }
 
 impl<C: Clone> BoundCapability<C> {
@@ -115,6 +115,23 @@ macro_rules! call {
     }};
 }
 pub(super) use call;
+
+/// Defines client methods for the methods of an interface that have no parameter except the context and that return one
+/// primitive value.
+macro_rules! plain {
+    ($($(#[$doc:meta])* $name:ident = $request:ident -> $type:ty;)*) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
+            pub async fn $name(&self) -> Result<$type, CallError> {
+                Ok(call!(self, $request)?.get()?.get_result())
+            }
+        )*
+    };
+}
+pub(super) use plain;
 
 /// A connection to a node after the Cap'n Proto handshake. Dropping this value closes the socket without a Cap'n Proto
 /// Abort message, because the node would log an Abort as an error.

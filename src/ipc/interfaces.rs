@@ -111,7 +111,8 @@ impl Interfaces {
 
     /// Like [`json_rpc`](Self::json_rpc), but calls over IPC run on `thread`.
     pub fn json_rpc_on(&self, thread: &NodeThread) -> Option<JsonRpc> {
-        let over_ipc = self.execute_rpc.as_ref().map(|execute_rpc| JsonRpc::new(execute_rpc.on_thread(thread)));
+        let over_ipc =
+            self.execute_rpc.as_ref().map(|execute_rpc| JsonRpc::new(execute_rpc.on_thread(thread)));
         over_ipc.or_else(|| self.json_rpc())
     }
 
@@ -164,7 +165,7 @@ impl Interfaces {
             if JsonRpc::new(rpc.clone()).is_offered().await? {
                 offered.execute_rpc = Some(rpc);
             } else {
-                let chain = Chain(with_thread(&capability, thread));
+                let chain: Chain = with_thread(&capability, thread);
                 match chain.has_our_schema().await? {
                     Some(true) => match chain.shutdown_requested().await? {
                         Some(true) => return Ok(None),
@@ -189,13 +190,13 @@ impl Interfaces {
             };
             if is_node {
                 offered.execute_rpc.get_or_insert(rpc);
-                offered.node = Some(Node(client));
+                offered.node = Some(client);
             }
         }
         if let Some(answer) = ok_if_offered(call!(init, make_tracing_request))?
             && let Ok(client) = answer.get()?.get_result()
         {
-            offered.tracing = Some(Tracing(BoundCapability { client, thread: thread.clone() }));
+            offered.tracing = Some(BoundCapability { client, thread: thread.clone() });
         }
         Ok(Some(offered))
     }
