@@ -152,8 +152,7 @@ impl ProtocolState {
             next_question: REPLACEMENT_NUMBERS,
             last_thread: REPLACEMENT_NUMBERS,
             replacing_since: Some(now),
-            last_message_at: now,
-            ..ProtocolState::default()
+            ..ProtocolState::new(TraceBudget::default(), now)
         }
     }
 
