@@ -9,7 +9,7 @@ use std::time::Duration;
 use capnp::capability::Promise;
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex, OwnedMutexGuard, oneshot, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -28,42 +28,32 @@ use crate::schema::proxy_capnp::{thread, thread_map};
 pub struct NodeThread {
     pub(super) client: thread::Client,
     deadline: Duration,
-    calls: Rc<ThreadCalls>,
-}
-
-/// Limits the exporter to one unanswered call on a thread of the node. All clones of the thread's [`NodeThread`] share
-/// this value.
-#[derive(Default)]
-struct ThreadCalls {
-    /// A lock that the exporter holds from before it sends a call until the response to the call arrives.
+    /// A lock that the exporter holds from before it sends a call until the response to the call arrives. All clones of
+    /// this value share the lock.
     slot: Arc<Mutex<()>>,
     /// The task that waits for the response to the last call on the thread. The task is aborted when the last clone of
-    /// the [`NodeThread`] is dropped, because a task that still waits would keep the connection open.
-    last: RefCell<Option<AbortOnDropHandle<()>>>,
+    /// this value is dropped, because a task that still waits would keep the connection open.
+    last: Rc<RefCell<Option<AbortOnDropHandle<()>>>>,
 }
 
 impl NodeThread {
-    /// Waits until the node has responded to the last call on this thread, for at most the deadline of a call. Returns
-    /// the permission to send the next call.
-    pub(super) async fn acquire_slot(&self) -> Result<OwnedMutexGuard<()>, CallError> {
-        let slot = tokio::time::timeout(self.deadline, self.calls.slot.clone().lock_owned()).await;
-        slot.map_err(|_| CallError::TimedOut(self.deadline))
-    }
-
-    /// Waits for the response to a call for at most the deadline. The node continues to run a call that timed out, and
-    /// the guard does not close the connection before the node has responded to this call.
-    pub(super) async fn wait_for_answer<T: 'static>(
+    /// Sends a call when the node has responded to the last call on this thread, and waits for the response. Waits for
+    /// each of the two responses for at most the deadline. The node continues to run a call that timed out, and the
+    /// guard does not close the connection before the node has responded to this call.
+    pub(super) async fn call<T: 'static>(
         &self,
-        slot: OwnedMutexGuard<()>,
-        answer: Promise<T, capnp::Error>,
+        send: impl FnOnce() -> Promise<T, capnp::Error>,
     ) -> Result<T, CallError> {
+        let slot = tokio::time::timeout(self.deadline, self.slot.clone().lock_owned()).await;
+        let slot = slot.map_err(|_| CallError::TimedOut(self.deadline))?;
+        let answer = send();
         let (sender, receiver) = oneshot::channel();
         let wait = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
             let answer = answer.await;
             drop(slot);
             let _ = sender.send(answer); // fails if the caller has already timed out
         }));
-        self.calls.last.replace(Some(wait));
+        self.last.replace(Some(wait));
         match tokio::time::timeout(self.deadline, receiver).await {
             Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(_)) => Err(CallError::Disconnected("the connection is closed".into())),
@@ -107,11 +97,10 @@ impl<C: Clone> BoundCapability<C> {
 /// deadline of the capability's thread. The `context` names the thread that runs the call.
 macro_rules! call {
     ($capability:expr, $request:ident $(, |$params:ident| $set:expr)?) => {{
-        let slot = $capability.thread.acquire_slot().await?;
         let mut request = $capability.client.$request();
         request.get().init_context().set_thread($capability.thread.client.clone());
         $({ let mut $params = request.get(); $set; })?
-        $capability.thread.wait_for_answer(slot, request.send().promise).await
+        $capability.thread.call(|| request.send().promise).await
     }};
 }
 pub(super) use call;
@@ -189,7 +178,7 @@ impl IpcConnection {
         request.get().set_name(name);
         let answer = wait_for_answer(self.deadline, request.send().promise).await?;
         let client = answer.get()?.get_result()?;
-        Ok(NodeThread { client, deadline: self.deadline, calls: Rc::default() })
+        Ok(NodeThread { client, deadline: self.deadline, slot: Arc::default(), last: Rc::default() })
     }
 
     /// The node's Init capability, whose methods return the other interfaces.

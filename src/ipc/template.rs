@@ -21,7 +21,6 @@ impl Mining {
     pub async fn create_new_block(&self) -> Result<Option<BlockTemplate>, CallError> {
         let answer = match self.schema {
             MiningSchema::Core30 => {
-                let slot = self.capability.thread.acquire_slot().await?;
                 let client = &self.capability.client.client;
                 let (interface, ordinal) = CREATE_NEW_BLOCK; // the same in the schemas of Core 30 and 31
                 let mut create: Request<
@@ -34,7 +33,7 @@ impl Mining {
                 options.set_use_mempool(true);
                 options.set_block_reserved_weight(8000);
                 options.set_coinbase_output_max_additional_sigops(400);
-                self.capability.thread.wait_for_answer(slot, create.send().promise).await?
+                self.capability.thread.call(|| create.send().promise).await?
             }
             MiningSchema::Core31 => call!(self.capability, create_new_block_request, |params| {
                 params.reborrow().init_options();
