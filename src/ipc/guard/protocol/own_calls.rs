@@ -51,21 +51,22 @@ impl ProtocolState {
     /// The subscription that the guard has to disconnect next, and the earliest time for the `disconnect` call. The
     /// guard disconnects one subscription at a time, and none during a `disconnect` of the exporter.
     fn due_disconnect(&self) -> Option<(SubscriptionIds, Duration)> {
+        let next = self.subscriptions.next_disconnect(self.is_draining(), self.over_budget)?;
         let is_busy =
             self.questions.any_under_way(|_, purpose| matches!(purpose, CallPurpose::Disconnect { .. }));
-        let next = self.subscriptions.next_disconnect(self.is_draining(), self.over_budget);
-        next.filter(|_| !is_busy)
+        (!is_busy).then_some(next)
     }
 
     /// Time from which the guard makes the next call for its long polls; `None` if the guard has no call to make,
     /// because a long poll of the exporter or of the guard, or the guard's request for a thread, is under way.
     fn watch_due_at(&self) -> Option<Duration> {
+        let due_at = self.shutdown_watch.due_at()?;
         let is_busy = self.questions.any_under_way(|number, purpose| match purpose {
             CallPurpose::WaitTipChanged(_) => true,
             CallPurpose::MakeThread { .. } => number >= FIRST_GUARD_ID,
             _ => false,
         });
-        self.shutdown_watch.due_at().filter(|_| !is_busy)
+        (!is_busy).then_some(due_at)
     }
 
     fn next_watch(&mut self, now: Duration) -> Option<GuardMessage> {
