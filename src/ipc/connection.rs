@@ -61,6 +61,11 @@ impl NodeThread {
         }
     }
 
+    /// Returns this capability with calls that run on this thread.
+    pub(super) fn bind<C>(&self, client: C) -> BoundCapability<C> {
+        BoundCapability { client, thread: self.clone() }
+    }
+
     /// Returns a handle to the same thread whose deadline is longer by `extra`.
     pub fn with_extra_timeout(&self, extra: Duration) -> NodeThread {
         NodeThread { deadline: self.deadline.saturating_add(extra), ..self.clone() }
@@ -89,7 +94,7 @@ pub struct BoundCapability<C> {
 impl<C: Clone> BoundCapability<C> {
     /// Returns the same capability with calls that run on `thread`.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
-        BoundCapability { client: self.client.clone(), thread: thread.clone() }
+        thread.bind(self.client.clone())
     }
 }
 
@@ -183,7 +188,7 @@ impl IpcConnection {
 
     /// The node's Init capability, whose methods return the other interfaces.
     pub(super) fn init(&self, thread: &NodeThread) -> BoundCapability<init::Client> {
-        BoundCapability { client: self.init.clone(), thread: thread.clone() }
+        thread.bind(self.init.clone())
     }
 
     /// Waits until the connection is closed, and returns the reason of the close.

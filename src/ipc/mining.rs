@@ -124,8 +124,7 @@ impl Mining {
             MiningSchema::Core31 => ok_if_offered(call!(init, make_mining_request))?
                 .and_then(|answer| answer.get().ok()?.get_result().ok()),
         };
-        let bound = client.map(|client| BoundCapability { client, thread: thread.clone() });
-        Ok(bound.map(|capability| Mining { capability, schema }))
+        Ok(client.map(|client| Mining { capability: thread.bind(client), schema }))
     }
 
     /// Returns a client of the same interface whose calls run on `thread`.

@@ -45,7 +45,7 @@ impl Mining {
         };
         let answer = answer.get()?;
         let template = answer.has_result().then(|| answer.get_result()).transpose()?;
-        Ok(template.map(|client| BoundCapability { client, thread: self.capability.thread.clone() }))
+        Ok(template.map(|client| self.capability.thread.bind(client)))
     }
 }
 
