@@ -19,7 +19,7 @@ use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::endpoint::NodeEndpoint;
 use bitcoind_exporter::http::{Address, Listener, Pages};
 use bitcoind_exporter::metrics::{Format, Metrics};
-use bitcoind_exporter::sandbox::Confinement;
+use bitcoind_exporter::sandbox::{self, Confinement};
 use bitcoind_exporter::status::Status;
 use bitcoind_exporter::supervisor::{self, NodeSocket, SupervisorConfig};
 use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, once, service, systemd};
@@ -115,7 +115,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     context.block_log = reports;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Some(listener) = listener.filter(|_| serves) else {
-        confined.ipc_exporter(false);
+        confined.filter(sandbox::ipc_exporter(false));
         if arguments.once {
             LocalSet::new().block_on(&runtime, once(&mut source, context))?;
             cli::print(&status.metrics(Format::Text))?;
@@ -125,7 +125,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let listeners = [(listener, arguments.common.endpoint()?)];
-    let confine = || confined.ipc_exporter(block_log.is_some());
+    let confine = || confined.filter(sandbox::ipc_exporter(block_log.is_some()));
     let collector = Collector::new(context);
     let ended = service::run(&runtime, listeners, status.clone(), confine, &shutdown, async {
         spawn_local(async move { status.keep_history().await });

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::http::{Address, Endpoint, Listener, Pages};
 use bitcoind_exporter::metrics::{self, Format};
-use bitcoind_exporter::sandbox::{Confinement, UsdtNeeds};
+use bitcoind_exporter::sandbox::{self, Confinement, UsdtNeeds};
 use bitcoind_exporter::systemd::{self, InheritedFds};
 use bitcoind_exporter::usdt::attach_loop::{self, TracedNode, Tracer};
 use bitcoind_exporter::usdt::page::BlockPage;
@@ -81,7 +81,7 @@ fn run() -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let removes_socket = matches!(arguments.address(), Address::Unix(_));
     let needs = UsdtNeeds { writes_block_log: block_log.is_some(), has_store, removes_socket };
-    let confine = || Confinement::new(arguments.common.sandbox).usdt_exporter(needs);
+    let confine = || Confinement::new(arguments.common.sandbox).filter(sandbox::usdt_exporter(needs));
     let pages = Arc::new(StatusPages { metrics, ready, page });
     let shutdown = CancellationToken::new();
     let ended = service::run(&runtime, listeners, pages, confine, &shutdown, async {
