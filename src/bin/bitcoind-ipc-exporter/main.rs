@@ -21,7 +21,7 @@ use bitcoind_exporter::http::{Address, Listener, Pages};
 use bitcoind_exporter::metrics::{Format, Metrics};
 use bitcoind_exporter::sandbox::{self, Confinement};
 use bitcoind_exporter::status::Status;
-use bitcoind_exporter::supervisor::{self, NodeSocket, SupervisorConfig};
+use bitcoind_exporter::supervisor::{self, NodeSocket};
 use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, once, service, systemd};
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
@@ -73,7 +73,7 @@ fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         (None, Address::Unix(path)) if !arguments.once && !arguments.check => Some(path),
         _ => None,
     };
-    supervisor::run(SupervisorConfig { node, listener, socket_file })
+    supervisor::run(node, listener, socket_file)
 }
 
 /// Runs the exporter process, which polls the node through the guard and serves the metrics. The exporter process has
