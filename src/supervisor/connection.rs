@@ -49,18 +49,17 @@ impl GuardedConnection {
     ) -> Result<(Self, SupervisorReply, [OwnedFd; CONNECTION_FDS])> {
         let store = SubscriptionStore::new()?;
         let (notices, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let started = guard::start(&node, &store, trace_budget, false)?;
-        let reply =
-            SupervisorReply::Connected { guard: started.pid.as_raw(), node: peer_pid(&node), inherited };
+        let (guard, [exporter, events]) = guard::start(&node, &store, trace_budget, false)?;
+        let reply = SupervisorReply::Connected { guard: guard.as_raw(), node: peer_pid(&node), inherited };
         let connection = GuardedConnection {
             node,
             store,
             notices: notices.into(),
-            guard: Some(started.pid),
+            guard: Some(guard),
             retry_at: Instant::now(),
             logged: false,
         };
-        Ok((connection, reply, [started.exporter.into(), started.events.into(), theirs.into()]))
+        Ok((connection, reply, [exporter, events, theirs.into()]))
     }
 
     fn notify(&self, notice: u8) {
@@ -117,10 +116,10 @@ impl GuardedConnection {
             return Some(self.retry_at);
         }
         // The replacement guard only ends the killed guard's subscriptions and disconnects from the node. It serves no
-        // exporter, so dropping `started` closes the exporter's ends of its sockets.
+        // exporter, so the exporter's ends of its sockets are dropped and thereby closed.
         match guard::start(&self.node, &self.store, None, true) {
-            Ok(started) => {
-                self.guard = Some(started.pid);
+            Ok((guard, _)) => {
+                self.guard = Some(guard);
                 self.notify(REPLACED);
                 None
             }
