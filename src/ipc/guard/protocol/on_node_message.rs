@@ -87,7 +87,7 @@ impl ProtocolState {
         match answered.purpose {
             CallPurpose::MakeThread { .. } if own => self.shutdown_watch.on_thread(first, now),
             CallPurpose::MakeThread { thread_map } if matches!(outcome, Outcome::Results(..)) => {
-                self.shutdown_watch.set_thread_map(thread_map)
+                self.shutdown_watch.thread_map = Some(thread_map)
             }
             CallPurpose::WaitTipChanged(poll) => {
                 let end = LongPollResult::read(outcome)?;

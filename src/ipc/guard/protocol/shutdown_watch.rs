@@ -70,7 +70,8 @@ impl LongPollResult {
 /// response shows that the node has loaded its chain state.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
-    thread_map: Option<u32>,
+    /// The node's thread map, with which the exporter created a thread.
+    pub thread_map: Option<u32>,
     long_poll: Option<LongPoll>,
     /// The thread of the node that runs the guard's long polls.
     thread: Option<u32>,
@@ -85,11 +86,6 @@ impl ShutdownWatch {
     /// long polls.
     pub fn is_pinned(&self, id: u32) -> bool {
         self.thread_map == Some(id) || self.long_poll.is_some_and(|poll| poll.mining == id)
-    }
-
-    /// Records the node's thread map, with which the exporter created a thread.
-    pub fn set_thread_map(&mut self, thread_map: u32) {
-        self.thread_map = Some(thread_map);
     }
 
     /// Records the node's response to the guard's `makeThread` call. `thread` is `None` if the call failed.
@@ -158,8 +154,7 @@ mod tests {
 
     /// The state after the node's response to a long poll of the exporter, with a thread for the guard's long polls.
     fn ready() -> ShutdownWatch {
-        let mut watch = ShutdownWatch::default();
-        watch.set_thread_map(1);
+        let mut watch = ShutdownWatch { thread_map: Some(1), ..ShutdownWatch::default() };
         watch.on_exporter_poll_end(POLL, tip(), NOW);
         watch.on_thread(Some(8), NOW);
         watch
@@ -167,8 +162,7 @@ mod tests {
 
     #[test]
     fn guard_polls_after_an_answered_poll_on_its_own_thread() {
-        let mut watch = ShutdownWatch::default();
-        watch.set_thread_map(1);
+        let mut watch = ShutdownWatch { thread_map: Some(1), ..ShutdownWatch::default() };
         assert_eq!(watch.due_at(), None, "the node may not have loaded its chain");
         watch.on_exporter_poll_end(POLL, tip(), NOW);
         let due = NOW + TAKEOVER_DELAY;
@@ -199,8 +193,7 @@ mod tests {
             watch.on_own_poll_end(end, asked, is_subscribed, now);
             assert_eq!(watch.due_at(), Some(due));
         }
-        let mut watch = ShutdownWatch::default();
-        watch.set_thread_map(1);
+        let mut watch = ShutdownWatch { thread_map: Some(1), ..ShutdownWatch::default() };
         watch.on_exporter_poll_end(POLL, LongPollResult::Failed, NOW);
         assert_eq!(watch.due_at(), None, "a failed poll shows no loaded chain");
     }
