@@ -1,7 +1,7 @@
 //! Measures the time from a node's callback to the response of three processes: the guard (the exporter's process that
 //! is connected to the node), a subscriber that uses only capnp-rpc, and a process that only sends a message of the
-//! same size over a socket (ping-pong). The three processes alternate in one run. Prints the median time of each
-//! process, and the ratios of these medians.
+//! same size over a socket (ping-pong). One run measures the three processes alternately. Prints the median time of
+//! each process, and the ratios of these medians.
 //!
 //!     cargo bench --bench callback
 
@@ -28,7 +28,7 @@ const ECHO: &str = "--echo";
 const SUBSCRIBER: &str = "--subscriber";
 const ROUNDS: usize = 20;
 
-/// A callback to measure, with the number of its calls in a round.
+/// A callback whose response time is measured, with the number of calls to each process in a round.
 struct Callback {
     name: &'static str,
     /// Encodes the node's call to the callback object with this export ID.
@@ -105,8 +105,8 @@ fn median(mut times: Vec<Duration>) -> Duration {
 /// A function that reads the response to a callback from a socket into a buffer.
 type Reads = fn(&mut UnixStream, &mut Vec<u8>);
 
-/// Sends a request, reads the response, and then sends the message `after`. Returns the time from the first byte of the
-/// request to the last byte of the response.
+/// Sends an encoded callback (`request`), reads the response, and then sends the `Finish` message `after`. Returns the
+/// time from the first byte of the request to the last byte of the response.
 fn ask(socket: &mut UnixStream, read: Reads, request: &[u8], answer: &mut Vec<u8>, after: &[u8]) -> Duration {
     let asked = Instant::now();
     socket.write_all(request).unwrap();
@@ -160,7 +160,7 @@ fn echo(mut sizes: impl Iterator<Item = String>) {
     let mut size = || sizes.next().unwrap().parse::<usize>().unwrap();
     let mut socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned().unwrap());
     let (mut request, mut answer, mut after) = (vec![0; size()], vec![0; size()], vec![0; size()]);
-    // The segment table of a response with one segment.
+    // Set the Cap'n Proto segment table of the response: one segment with this number of 8-byte words.
     let words = (answer.len() / 8 - 1) as u32;
     answer[4..8].copy_from_slice(&words.to_le_bytes());
     while socket.read_exact(&mut request).is_ok() {

@@ -25,10 +25,12 @@ use procfs::process::{Process, all_processes};
 
 /// Number of callbacks that the fake node makes in one batch.
 const BATCH: usize = 20_000;
-/// Number of batches with scrapers, and also the number of batches without scrapers. They alternate.
+/// Number of batches with scrapers, and also the number of batches without scrapers. The two kinds of batches
+/// alternate.
 const ROUNDS: usize = 25;
 
-/// The resident memory in kB and the number of open descriptors of the supervisor, of the exporter and of the guard.
+/// The resident memory in kB and the number of open descriptors of the exporter's three processes: supervisor, exporter
+/// and guard.
 fn used(supervisor: i32) -> Vec<(u64, usize)> {
     let is_part = |it: &Process| it.pid == supervisor || it.stat().is_ok_and(|stat| stat.ppid == supervisor);
     let parts = all_processes().unwrap().flatten().filter(is_part);
@@ -40,7 +42,8 @@ fn percentile(waits: &mut [Duration], percent: usize) -> Duration {
     waits[waits.len() * percent / 100]
 }
 
-/// Lowers the priority of the calling thread, which is a scraper, because real scrapers run on other machines.
+/// Lowers the CPU priority of the calling scraper thread, because a real scraper runs on another machine and does not
+/// compete with the exporter for CPU time.
 #[allow(unsafe_code, reason = "no crate wraps it")]
 fn lower_priority() {
     // SAFETY: the arguments are numbers; 0 means the calling thread.

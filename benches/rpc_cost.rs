@@ -20,7 +20,7 @@ use nix::sys::socket::{getsockopt, sockopt};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 
-/// Number of repetitions of each call.
+/// Number of times that each JSON-RPC call is made.
 const CALLS: usize = 300;
 
 fn main() {
@@ -36,7 +36,8 @@ fn main() {
     tokio::task::LocalSet::new().block_on(&runtime, measure(Path::new(&socket)));
 }
 
-/// Measures each call over IPC. Prints the median and the maximum of the call's durations and the CPU time of the node.
+/// Measures each JSON-RPC call over IPC. For each call, prints the median duration, the maximum duration, and the mean
+/// CPU time that the node used.
 async fn measure(socket: &Path) {
     let stream = UnixStream::connect(socket).await.expect("the socket of a node");
     let node = getsockopt(&stream, sockopt::PeerCredentials).unwrap().pid();

@@ -66,10 +66,6 @@ pub struct ChainParams {
 }
 
 impl ChainParams {
-    const fn new(name: &'static str, folder: &'static str, rpc_port: u16) -> Self {
-        ChainParams { name, folder, rpc_port }
-    }
-
     /// The chain with this name; mainnet if no chain has this name.
     pub fn from_name(name: &str) -> &'static Self {
         CHAINS.iter().find(|chain| chain.name == name).unwrap_or(&CHAINS[0])
@@ -90,11 +86,11 @@ impl ChainParams {
 
 /// The chains of Bitcoin Core; mainnet is first.
 pub static CHAINS: [ChainParams; 5] = [
-    ChainParams::new("main", "", 8332),
-    ChainParams::new("test", "testnet3", 18332),
-    ChainParams::new("testnet4", "testnet4", 48332),
-    ChainParams::new("signet", "signet", 38332),
-    ChainParams::new("regtest", "regtest", 18443),
+    ChainParams { name: "main", folder: "", rpc_port: 8332 },
+    ChainParams { name: "test", folder: "testnet3", rpc_port: 18332 },
+    ChainParams { name: "testnet4", folder: "testnet4", rpc_port: 48332 },
+    ChainParams { name: "signet", folder: "signet", rpc_port: 38332 },
+    ChainParams { name: "regtest", folder: "regtest", rpc_port: 18443 },
 ];
 
 /// The default data directory of a node: `~/.bitcoin`.

@@ -12,7 +12,7 @@ use clap::{ArgMatches, Args, Command, Parser};
 
 use crate::block_store::StoreArgs;
 use crate::generate::{self, PackageFile};
-use crate::http::{Address, Endpoint, HostName, WebConfig};
+use crate::http::{self, Address, Endpoint, EndpointScope, WebConfig};
 use crate::logging::{self, LogTarget};
 use crate::sandbox::{AllowedFiles, SandboxMode};
 
@@ -36,8 +36,8 @@ pub struct CommonArgs {
     /// Additional host name to accept in requests while listening on loopback, e.g. the name of a reverse proxy. Can
     /// be repeated; separate several names with commas. On loopback, only localhost, 127.0.0.0/8 and ::1 are accepted
     /// by default, which prevents DNS rebinding; on other addresses, all names are accepted
-    #[arg(long = "web.allowed-host", value_name = "NAME", value_delimiter = ',', env = "WEB_ALLOWED_HOST")]
-    pub web_allowed_host: Vec<HostName>,
+    #[arg(long = "web.allowed-host", value_name = "NAME", value_delimiter = ',', value_parser = http::host_name, env = "WEB_ALLOWED_HOST")]
+    pub web_allowed_host: Vec<String>,
 
     /// The block store.
     #[command(flatten)]
@@ -75,7 +75,7 @@ impl CommonArgs {
     /// # Errors
     /// The web configuration file cannot be read or is invalid.
     pub fn web_config(&self) -> Result<WebConfig> {
-        WebConfig::from_option(self.web_config_file.as_deref())
+        self.web_config_file.as_deref().map_or_else(|| Ok(WebConfig::default()), WebConfig::read)
     }
 
     /// The web configuration file, and the certificate and key files that it names, which the sandbox has to allow.
@@ -90,7 +90,7 @@ impl CommonArgs {
     /// # Errors
     /// The errors of [`Self::web_config`].
     pub fn endpoint(&self) -> Result<Endpoint> {
-        Ok(Endpoint::all(self.web_config()?).with_allowed_hosts(&self.web_allowed_host))
+        Ok(Endpoint::new(EndpointScope::Everything, self.web_config()?, &self.web_allowed_host))
     }
 }
 
@@ -145,9 +145,6 @@ pub trait Cli: Parser {
     /// Default of `--metrics-addr`.
     const METRICS_ADDR: &'static str;
 
-    /// The arguments that both binaries share.
-    fn common(&self) -> &CommonArgs;
-
     /// Sets options that the command line (`given`) does not set, from other sources, for example a configuration file.
     ///
     /// # Errors
@@ -180,9 +177,12 @@ pub trait Cli: Parser {
         Ok(program)
     }
 
-    /// Prints the file that `--generate` requests. Returns `None` without that option.
-    fn generate(&self) -> Option<Result<()>> {
-        Some(ignore_broken_pipe(generate::print(self.common().generate?, Self::full_command())))
+    /// Prints a file that packages ship with the binary.
+    ///
+    /// # Errors
+    /// Standard output cannot be written.
+    fn generate(file: PackageFile) -> Result<()> {
+        print(&String::from_utf8_lossy(&generate::contents(file, Self::full_command())?))
     }
 }
 

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::libc::{ENXIO, O_NONBLOCK};
@@ -26,9 +26,12 @@ const BLOCKED_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum number of unfinished attempts to open or read one path.
 const MAX_ATTEMPTS: usize = 4;
 
-/// Path and start time of each unfinished attempt to read or open a file. Each attempt has a thread, which may block
-/// indefinitely.
-static ATTEMPTS: Mutex<Vec<(PathBuf, Instant)>> = Mutex::new(Vec::new());
+/// An attempt to read or open a file: the path of the file, and the start time.
+type Attempt = (PathBuf, Instant);
+
+/// The attempts to read or open a file. The thread of an unfinished attempt, which may block indefinitely, owns the
+/// attempt.
+static ATTEMPTS: Mutex<Vec<Weak<Attempt>>> = Mutex::new(Vec::new());
 
 /// Reads a file of at most 4 MiB. Blocks for at most five seconds.
 ///
@@ -91,42 +94,27 @@ fn start<T: 'static>(
     read: impl FnOnce(&Path) -> T + Send + 'static,
     send: impl FnOnce(T) + Send + 'static,
 ) -> Result<()> {
-    let attempt = FileAttempt::begin(path)?;
+    let attempt = begin(path)?;
     let thread = std::thread::Builder::new().name("file".into());
     thread.spawn(move || {
-        let result = read(&attempt.path);
+        let result = read(&attempt.0);
         drop(attempt);
         send(result);
     })?;
     Ok(())
 }
 
-/// An unfinished attempt to read or open a file. The attempt is listed in [`ATTEMPTS`] until this value is dropped.
-struct FileAttempt {
-    path: PathBuf,
-    since: Instant,
-}
-
-impl FileAttempt {
-    fn begin(path: &Path) -> Result<Self> {
-        let (path, since) = (path.to_path_buf(), Instant::now());
-        let mut attempts = ATTEMPTS.lock().expect("nobody panics holding it");
-        let earlier = || attempts.iter().filter(|(other, _)| *other == path);
-        if earlier().count() >= MAX_ATTEMPTS || earlier().any(|(_, begun)| begun.elapsed() > BLOCKED_TIMEOUT)
-        {
-            return Err(blocked());
-        }
-        attempts.push((path.clone(), since));
-        Ok(FileAttempt { path, since })
+fn begin(path: &Path) -> Result<Arc<Attempt>> {
+    let mut attempts = ATTEMPTS.lock().expect("nobody panics holding it");
+    attempts.retain(|attempt| attempt.strong_count() > 0);
+    let earlier = attempts.iter().filter_map(Weak::upgrade).filter(|attempt| attempt.0 == path);
+    let earlier: Vec<_> = earlier.collect();
+    if earlier.len() >= MAX_ATTEMPTS || earlier.iter().any(|it| it.1.elapsed() > BLOCKED_TIMEOUT) {
+        return Err(blocked());
     }
-}
-
-impl Drop for FileAttempt {
-    fn drop(&mut self) {
-        let mut attempts = ATTEMPTS.lock().expect("nobody panics holding it");
-        let own = attempts.iter().position(|(path, since)| (path, since) == (&self.path, &self.since));
-        own.map(|own| attempts.swap_remove(own));
-    }
+    let attempt = Arc::new((path.to_path_buf(), Instant::now()));
+    attempts.push(Arc::downgrade(&attempt));
+    Ok(attempt)
 }
 
 fn blocked() -> Error {
@@ -219,7 +207,8 @@ mod tests {
         let no_thread = |_: &Path| -> u8 { unreachable!("there are enough threads") };
         assert_eq!(with_timeout(path, READ_TIMEOUT, no_thread).unwrap_err().kind(), ErrorKind::TimedOut);
         drop(unblock);
-        while ATTEMPTS.lock().unwrap().iter().any(|(other, _)| other == path) {
+        let is_listed = |attempt: &Weak<Attempt>| attempt.upgrade().is_some_and(|it| it.0 == path);
+        while ATTEMPTS.lock().unwrap().iter().any(is_listed) {
             std::thread::yield_now();
         }
         assert_eq!(with_timeout(path, READ_TIMEOUT, |_| 7).unwrap(), 7);

@@ -2,7 +2,9 @@
 
 use std::io::{self, Write};
 
+use clap::Command;
 use clap_complete::Shell;
+use clap_mangen::Man;
 
 /// A file that `--generate` prints.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -17,44 +19,42 @@ pub enum PackageFile {
     Zsh,
 }
 
-/// Prints the requested file to standard output.
+/// The contents of the requested file.
 ///
 /// # Errors
-/// Standard output cannot be written.
-pub fn print(what: PackageFile, mut command: clap::Command) -> io::Result<()> {
-    let name = command.get_name().to_string();
-    let mut output = Vec::new();
-    let shell = match what {
-        PackageFile::Man => {
-            manual(command, &mut output)?;
-            return io::stdout().write_all(&output);
-        }
+/// The manual page cannot be rendered.
+pub fn contents(file: PackageFile, mut command: Command) -> io::Result<Vec<u8>> {
+    let shell = match file {
+        PackageFile::Man => return manual(command),
         PackageFile::Bash => Shell::Bash,
         PackageFile::Fish => Shell::Fish,
         PackageFile::Zsh => Shell::Zsh,
     };
-    clap_complete::generate(shell, &mut command, name, &mut output);
-    io::stdout().write_all(&output)
+    let name = command.get_name().to_string();
+    let mut completions = Vec::new();
+    clap_complete::generate(shell, &mut command, name, &mut completions);
+    Ok(completions)
 }
 
-/// Writes one manual page that describes all subcommands. The page of clap_mangen only refers to a separate page for
+/// Renders one manual page that describes all subcommands. The page of clap_mangen only refers to a separate page for
 /// each subcommand.
-fn manual(command: clap::Command, page: &mut Vec<u8>) -> io::Result<()> {
-    let commands: Vec<_> = command.get_subcommands().cloned().collect();
-    let man = clap_mangen::Man::new(command);
-    man.render_title(page)?;
-    man.render_name_section(page)?;
-    man.render_synopsis_section(page)?;
-    man.render_description_section(page)?;
-    man.render_options_section(page)?;
-    for command in commands {
-        let (name, about) =
-            (command.get_name().to_uppercase(), command.get_about().cloned().unwrap_or_default());
+fn manual(command: Command) -> io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    let man = Man::new(command.clone());
+    man.render_title(&mut page)?;
+    man.render_name_section(&mut page)?;
+    man.render_synopsis_section(&mut page)?;
+    man.render_description_section(&mut page)?;
+    man.render_options_section(&mut page)?;
+    for command in command.get_subcommands() {
+        let name = command.get_name().to_uppercase();
+        let about = command.get_about().cloned().unwrap_or_default();
         let mut options = Vec::new();
-        clap_mangen::Man::new(command).render_options_section(&mut options)?;
+        Man::new(command.clone()).render_options_section(&mut options)?;
         let options = String::from_utf8_lossy(&options).replace(".SH OPTIONS\n", "");
         writeln!(page, ".SH COMMAND {name}\n{about}\n{options}")?;
     }
-    man.render_extra_section(page)?;
-    man.render_version_section(page)
+    man.render_extra_section(&mut page)?;
+    man.render_version_section(&mut page)?;
+    Ok(page)
 }

@@ -48,7 +48,7 @@ pub fn run(
     };
     systemd::connect_to_manager();
     confine();
-    let serving = http::serve_on_thread(listeners, pages, heartbeat.clone())?;
+    let serving = http::serve_on_thread(http::max_connections(), listeners, pages, heartbeat.clone())?;
     systemd::notify(systemd::Notification::Ready);
     let done = LocalSet::new().block_on(runtime, async {
         tokio::task::spawn_local(systemd::watchdog(heartbeat));

@@ -178,10 +178,6 @@ impl Heartbeat {
             tokio::time::sleep(Self::BEAT_INTERVAL).await;
         }
     }
-
-    fn count(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
 }
 
 /// Sends WATCHDOG=1 to the service manager at twice the rate that the service manager requires. Sends WATCHDOG=1 only
@@ -192,8 +188,9 @@ pub async fn watchdog(other: Heartbeat) {
     let mut seen = 0;
     loop {
         tokio::time::sleep((within / 2).max(2 * Heartbeat::BEAT_INTERVAL)).await;
-        if seen != other.count() {
-            seen = other.count();
+        let beats = other.0.load(Relaxed);
+        if seen != beats {
+            seen = beats;
             notify(Notification::Watchdog);
         }
     }

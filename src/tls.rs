@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use der::asn1::{AnyRef, GeneralizedTime, UtcTime};
-use der::{Decode, Reader, SliceReader, Tag};
+use der::{Decode, Reader, SliceReader, Tag, Tagged};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -51,55 +51,45 @@ pub fn read_pem(path: &Path) -> Result<Vec<u8>> {
 /// Expiry time of a DER-encoded certificate (`notAfter`, RFC 5280, 4.1.2.5); `None` if the certificate is malformed or
 /// expired before 1970.
 pub fn not_after(certificate: &[u8]) -> Option<SystemTime> {
-    let mut reader = SliceReader::new(certificate).ok()?;
-    let since_1970 = reader.sequence(|certificate| {
-        read_first(certificate, |fields| {
-            // Skip the version, which certificates of version 1 do not have. Then skip the serial number, the signature
-            // algorithm and the issuer.
-            if Tag::peek(fields)?.is_context_specific() {
-                AnyRef::decode(fields)?;
-            }
-            for _ in 0..3 {
-                AnyRef::decode(fields)?;
-            }
-            read_first(fields, |validity| {
-                AnyRef::decode(validity)?;
-                match Tag::peek(validity)? {
-                    Tag::UtcTime => UtcTime::decode(validity).map(|time| time.to_unix_duration()),
-                    _ => GeneralizedTime::decode(validity).map(|time| time.to_unix_duration()),
-                }
-            })
-        })
-    });
-    since_1970.ok().map(|since_1970| UNIX_EPOCH + since_1970)
+    let to_be_signed = *elements(AnyRef::from_der(certificate).ok()?)?.first()?;
+    let fields = elements(to_be_signed)?;
+    // The version, which certificates of version 1 do not have, the serial number, the signature algorithm and the
+    // issuer precede the validity.
+    let has_version = fields.first()?.tag().is_context_specific();
+    let validity = *fields.get(3 + usize::from(has_version))?;
+    let not_after = *elements(validity)?.get(1)?;
+    let since_1970 = match not_after.tag() {
+        Tag::UtcTime => not_after.decode_as::<UtcTime>().ok()?.to_unix_duration(),
+        _ => not_after.decode_as::<GeneralizedTime>().ok()?.to_unix_duration(),
+    };
+    Some(UNIX_EPOCH + since_1970)
 }
 
-/// Reads the next field, which is a DER sequence, with `read`, and skips the fields after it.
-fn read_first<'a, T>(
-    fields: &mut SliceReader<'a>,
-    read: impl FnOnce(&mut SliceReader<'a>) -> der::Result<T>,
-) -> der::Result<T> {
-    let first = fields.sequence(read)?;
-    fields.drain(fields.remaining_len())?;
-    Ok(first)
+/// The elements of a DER sequence; `None` if the value is malformed.
+fn elements<'a>(sequence: AnyRef<'a>) -> Option<Vec<AnyRef<'a>>> {
+    let read = |reader: &mut SliceReader<'a>| -> der::Result<_> {
+        let mut elements = Vec::new();
+        while !reader.is_finished() {
+            elements.push(AnyRef::decode(reader)?);
+        }
+        Ok(elements)
+    };
+    sequence.sequence(read).ok()
 }
 
-/// Expiry times of the HTTPS server's certificates, by path of the certificate file.
-static EXPIRY: Mutex<BTreeMap<PathBuf, SystemTime>> = Mutex::new(BTreeMap::new());
+/// Expiry times of the HTTPS server's certificates, by path of the certificate file; `None` if the time is unknown.
+static EXPIRY: Mutex<BTreeMap<PathBuf, Option<SystemTime>>> = Mutex::new(BTreeMap::new());
 
 /// Sets the expiry time of the HTTPS server's certificate in this file; `None` if it is unknown.
 pub fn set_expiry(path: &Path, at: Option<SystemTime>) {
-    let mut expiry = EXPIRY.lock().expect("nobody panics holding it");
-    match at {
-        Some(at) => drop(expiry.insert(path.into(), at)),
-        None => drop(expiry.remove(path)),
-    }
+    EXPIRY.lock().expect("nobody panics holding it").insert(path.into(), at);
 }
 
 /// Earliest expiry time of the HTTPS server's certificates, in Unix seconds; `None` if no expiry time is known.
 pub fn first_expiry() -> Option<f64> {
     let expiry = EXPIRY.lock().expect("nobody panics holding it");
-    expiry.values().min().map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
+    let first = expiry.values().flatten().min()?;
+    Some(first.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
 }
 
 /// Returns a warning for a certificate that has expired or expires within two weeks.

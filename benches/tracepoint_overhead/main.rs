@@ -1,7 +1,8 @@
 //! Measures how long a hit of a tracepoint takes in a process to which one of these programs is attached: no program,
 //! an empty BPF program, the exporter's BPF program and, if bpftrace is installed, bpftrace with only `count()` and
-//! bpftrace with the same work as the exporter's program. These variants alternate in one run. Prints the medians, and
-//! the ratio of each variant's overhead to the overhead of the empty program. Needs root, clang and systemtap-sdt-dev.
+//! bpftrace with the same work as the exporter's program. One run measures these variants alternately. Prints the
+//! medians, and the ratio of each variant's overhead to the overhead of the empty program. Needs root, clang and
+//! systemtap-sdt-dev.
 //!
 //!     cargo bench --bench tracepoint_overhead
 
@@ -18,9 +19,9 @@ use libbpf_rs::{Object, ObjectBuilder};
 /// Number of rounds. A round is so short that most rounds are not interrupted by other processes, and the medians are
 /// therefore valid also on a busy machine.
 const ROUNDS: usize = 500;
-/// Number of tracepoint hits in a round. The number is less than the number of events (WAKEUP in net.bpf.c) after which
-/// the exporter's BPF program wakes up user space. The events of a round are read from the ring buffer before the next
-/// round.
+/// Number of tracepoint hits in a round. With this number, the exporter's BPF program wakes up user space at most once
+/// in a round, because it does so after each 256 events (WAKEUP in net.bpf.c). The events of a round are read from the
+/// ring buffer before the next round.
 const HITS: usize = 200;
 
 /// A process of the program `fires.c`, which fires a tracepoint on request and prints the time for a hit.
@@ -37,7 +38,7 @@ impl Fires {
         Fires { child, input, output }
     }
 
-    /// Fires a tracepoint this number of times. Returns the time for a hit in nanoseconds.
+    /// Makes the process fire a tracepoint `times` times. Returns the mean time for a hit in nanoseconds.
     fn fire(&mut self, what: &str, times: usize) -> f64 {
         writeln!(self.input, "{what} {times}").unwrap();
         let mut line = String::new();
@@ -58,7 +59,7 @@ fn main() {
 }
 
 /// Compiles `fires.c` to a binary with this name. Each variant needs its own binary, because the kernel attaches
-/// uprobes to a file, and the processes of other variants must not affect them.
+/// uprobes to a file, and the uprobes of one variant must not affect the processes of other variants.
 fn compile(dir: &Path, name: &str) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/tracepoint_overhead/fires.c");
     let binary = dir.join(name);
@@ -148,7 +149,8 @@ fn bench(dir: &Path, provider: &str, tracepoint: &str, group: TracepointGroup, s
     }
 }
 
-/// Starts bpftrace, and waits until it is attached to the process. Returns `None` if bpftrace is not installed.
+/// Starts bpftrace with this action, and waits until bpftrace is attached to the process `fires`. Returns `None` if
+/// bpftrace is not installed.
 fn bpftrace(
     (fires, binary): (Fires, PathBuf),
     provider: &str,

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the dashboards. `dashboards.py --check` compares them with the files instead. Needs the packages in requirements.txt.
+"""Writes the JSON files of the dashboards. With `--check`, only compares the files with the dashboards in this script. Needs the
+packages in requirements.txt.
 
 A panel has a title, a unit, a description, and a legend for each expression. In an expression, `{*}` selects the job, exporter
 and node that are chosen on the dashboard, `{*,x="y"}` also selects a label, and `{@}` selects only the node, for series of the
@@ -33,8 +34,8 @@ def hourly(metric, by=""):
 
 
 def quantiles(metric, by="", window="1d"):
-    """Expressions for the median and the tail of a histogram over a day, for each node and exporter, and by a label. (An hour has
-    only six blocks.)"""
+    """Expressions for the median and the tail of a histogram over a day, for each node and exporter, and by a label. (An hour
+    would be too short for quantiles over blocks, because it has only six blocks.)"""
     grouping = ",".join(["le", "node", "instance", by]).rstrip(",")
     legend = "{{node}} {{%s}}" % by if by else "{{node}}"
     return {
@@ -621,9 +622,9 @@ INTERNALS = {
     ],
 }
 
-# The bands of the stacked graph: for each band the values of the label `from` that it sums, and its colour. More bands
-# would have colours that are hard to distinguish. The lightness increases from one band to the next (colour map
-# viridis), so people who do not see colours can distinguish the bands.
+# The bands of the graph *Mempool by fee rate*: for each band the values of the label `from` (a fee rate) whose series
+# the band sums, and the band's colour. More bands would have colours that are hard to distinguish. The lightness
+# increases from one band to the next (colour map viridis), so people who do not see colours can distinguish the bands.
 FEERATE_BANDS = {
     "from 233": ("233|377|610|987", "#fde725"),
     "89 to 233": ("89|144", "#a0da39"),

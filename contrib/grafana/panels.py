@@ -200,8 +200,8 @@ def _place(panels, top):
 
 
 def _links():
-    """Links to all dashboards. A link keeps the selected node and time range, but not the selected exporter, because dashboards differ in
-    their exporters."""
+    """Links to all dashboards. A link keeps the selected node and time range, but not the selected exporter, because the dashboards
+    show different exporters."""
     boards = {"bitcoin-fleet": "Fleet", "bitcoin-node": "Node", "bitcoin-relay": "Block relay", "bitcoin-mining": "Mining",
               "bitcoin-internals": "Internals", "bitcoin-fibre": "FIBRE", "bitcoin-propagation": "Propagation"}
     return [dashboard.DashboardLink(title).type(model.DashboardLinkType.LINK).keep_time(True)
@@ -220,7 +220,8 @@ def build(uid, title, description, job, parts, unfolded=2, one_node=False):
         board.link(link)
     if "Logs" in parts:
         board.with_variable(dashboard.DatasourceVariable("logs").label("Logs").type("loki"))
-    # The values of the variables come from the series `up`, because `up` also exists while an exporter is down.
+    # The values of the dashboard's variables come from the series `up`, because `up` also exists while an exporter is
+    # down.
     chosen = [f'job=~"{job}"']
     for name, label, every in [("job", "Job", job), ("instance", "Exporter", ".*"), ("node", "Node", ".*")]:
         query = f"label_values(up{{{','.join(chosen)}}}, {name})"

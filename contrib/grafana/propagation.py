@@ -130,7 +130,7 @@ PARTS = {
 
 
 def propagation():
-    """The dashboard."""
+    """Builds the dashboard *Propagation*."""
     board = (
         dashboard.Dashboard("Propagation").uid(UID).tags(["bitcoin"]).refresh("1m").time("now-24h", "now").timezone("browser")
         .description("How blocks spread over the nodes of a block store (--block-store), with the bounds on the errors of the clocks.")

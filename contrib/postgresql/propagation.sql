@@ -21,8 +21,9 @@ INSERT INTO propagation.version VALUES (1);
 -- of a stage that did not occur, or that the exporter does not see, is NULL. docs/fleet.md describes the columns.
 --
 -- The partition key must be a part of the primary key. The height is suitable, because the hash of a block determines
--- its height. A time is not suitable, because it differs between two exporters of one node, and after a reorganization:
--- a block could get a second row. A partition has 4,320 heights, which is a month of blocks.
+-- its height. The time of the connection is not suitable: two exporters of one node measure different times, and a
+-- reorganization can connect a block a second time, so a block could get a second row for the same node. A partition
+-- has 4,320 heights, which is a month of blocks.
 CREATE TABLE propagation.blocks (
     chain text NOT NULL,
     block_height integer NOT NULL,
@@ -75,21 +76,21 @@ END $$;
 -- owner.
 REVOKE EXECUTE ON FUNCTION propagation.ensure_partition(integer) FROM PUBLIC;
 
--- The height of the first block that a node connected at this time or later. A query of the views below should limit
--- the height with this function: it then reads only the blocks of its time range. With a condition on a time column,
--- the query would read all blocks.
+-- The height of the first block that a node connected at the time `at` or later. A query of the views below should
+-- limit the height with this function: the query then reads only the blocks of its time range. With a condition on a
+-- time column, the query would read all blocks.
 CREATE FUNCTION propagation.height_at(of_chain text, at timestamptz) RETURNS integer
 LANGUAGE sql STABLE AS $$
     SELECT block_height FROM propagation.blocks WHERE chain = of_chain AND connected_at >= at ORDER BY connected_at LIMIT 1
 $$;
 
--- The lateness of each node for each block. offset_us is the time from the moment when the first node reached the stage
--- to the moment when this node reached it, in microseconds. error_us is the bound on the error of offset_us: the sum of
--- the error bounds of the two clocks and of the two resolutions. The order of two nodes is certain only if offset_us is
--- greater than error_us. `stage` is the compared stage of the block: `connected`, which all exporters report, or
--- `complete`, which only tracepoints show. The view excludes nodes whose clock was not synchronized (see the view
--- unsynchronized), and nodes that connected the block more than an hour after the first node, because they were
--- catching up.
+-- The lateness of each node for each block. offset_us is the time from the moment when the first node reached a stage
+-- of the block to the moment when this node reached the same stage, in microseconds. error_us is the bound on the error
+-- of offset_us: the sum of the error bounds of the two clocks and of the two resolutions. The order of two nodes is
+-- certain only if offset_us is greater than error_us. `stage` is the compared stage of the block: `connected`, which
+-- all exporters report, or `complete`, which only tracepoints show. The view excludes nodes whose clock was not
+-- synchronized (see the view unsynchronized), and nodes that connected the block more than an hour after the first
+-- node, because they were catching up.
 CREATE VIEW propagation.lateness AS
 SELECT *, count(*) OVER (PARTITION BY stage, chain, block_height, block_hash) AS nodes FROM (
     SELECT stage, chain, block_height, block_hash, node, source, at,
@@ -129,8 +130,9 @@ SELECT stage, chain, block_height, block_hash, min(first_at) AS first_at, min(fi
        AND excluded.block_hash = lateness.block_hash) AS excluded
 FROM propagation.lateness GROUP BY stage, chain, block_height, block_hash;
 
--- The first node for each block, with the relay mechanism that delivered the block, and the lead over the second node.
--- The win is certain if lead_us is greater than lead_error_us.
+-- For each block and stage, the node that reached the stage first, the relay mechanism that delivered the block to this
+-- node, and the node's lead over the second node. The first place of the node is certain if lead_us is greater than
+-- lead_error_us.
 CREATE VIEW propagation.wins AS
 SELECT stage, chain, block_height, block_hash, at, node, arrival, announced_by, announced_connection, race_winner, nodes,
     lead_us, lead_error_us, lead_us > lead_error_us AS is_certain

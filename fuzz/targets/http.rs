@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use bitcoind_exporter::http::{Endpoint, Pages, WebConfig};
+use bitcoind_exporter::http::{Endpoint, EndpointScope, Pages, WebConfig};
 use bitcoind_exporter::metrics::Format;
 use bitcoind_exporter::testing::{Authenticated, GracefulShutdown, serve_connection};
 use libfuzzer_sys::fuzz_target;
@@ -21,6 +21,9 @@ impl Pages for FixedPages {
     }
     fn index(&self) -> String {
         "index".into()
+    }
+    fn status(&self) -> serde_json::Value {
+        serde_json::Value::Null
     }
 }
 
@@ -47,7 +50,7 @@ fuzz_target!(|data: &[u8]| {
                 let _ = write.shutdown().await;
             }
         };
-        let open = Endpoint::all(WebConfig::default());
+        let open = Endpoint::new(EndpointScope::Everything, WebConfig::default(), &[]);
         let graceful = GracefulShutdown::new();
         let served = async {
             // Tokio's clock is paused, and jumps to the next timeout when all tasks wait. A timeout here means that a

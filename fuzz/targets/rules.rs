@@ -1,5 +1,5 @@
-//! Fuzzes the guard with an exporter that sends arbitrary messages, and with a fake node that behaves correctly. The
-//! input selects the messages of the exporter and of the node.
+//! Fuzzes the guard (the process between a node and an exporter) with an exporter that sends arbitrary messages, and
+//! with a fake node that behaves correctly. The input selects the messages of the exporter and of the node.
 //!
 //! The fake node panics if the guard forwards a call that would change the state of a real node, or if the guard does
 //! something that would make a real node disconnect, abort or hang: a protocol violation, a cancelled call, a second
@@ -59,7 +59,7 @@ const CREATE_NEW_BLOCK: (u64, u16) = METHODS[8];
 const TEMPLATE_READS: [(u64, u16); 2] = [METHODS[9], METHODS[10]];
 const DESTROY_TEMPLATE: (u64, u16) = METHODS[11];
 
-/// A call that the fake node has received from the guard, until the guard's `Finish` message.
+/// A call that the fake node has received from the guard, and for which the guard has not sent a `Finish` message.
 struct ReceivedCall {
     method: Option<(u64, u16)>,
     target: u32,
@@ -68,7 +68,8 @@ struct ReceivedCall {
     results: Vec<u32>,
 }
 
-/// A fake node that panics if the guard violates a rule of the protocol.
+/// A fake node that panics if a message of the guard would make a real node disconnect, abort or hang, or would change
+/// the state of a real node.
 struct Node {
     socket: UnixStream,
     buffer: Vec<u8>,
@@ -78,7 +79,7 @@ struct Node {
     /// Export ID of the callback of each subscription, by the export ID of the subscription's handler.
     subscriptions: BTreeMap<u32, u32>,
     disconnected: BTreeSet<u32>,
-    /// Whether `destroy` was called on a block template, by the template's export ID.
+    /// For each block template, by its export ID: whether the guard has called `destroy` on the template.
     templates: BTreeMap<u32, bool>,
     /// Question IDs of the node's calls to which the guard has not responded.
     unanswered_calls: BTreeSet<u32>,
@@ -275,7 +276,7 @@ impl Node {
             }
         }
         if fails && method == Some(DISCONNECT) {
-            self.disconnected.remove(&target); // The guard may then call disconnect again.
+            self.disconnected.remove(&target); // After an error, the guard may call disconnect again.
         }
         let frame = build(|it| {
             let mut answer: return_::Builder = it.init_return();
@@ -411,7 +412,8 @@ fuzz_target!(|data: &[u8]| {
         if let Some(frame) = exporter_frame {
             let _ = exporter.write_all(&frame);
         }
-        // In some steps, the guard, which runs on another thread, gets time to handle the message.
+        // The input selects the steps after which the guard, which runs on another thread, gets time to handle the
+        // message.
         if c & 3 == 0 {
             std::thread::sleep(Duration::from_micros(100));
         }

@@ -1,4 +1,4 @@
-//! Repeats an action on another thread while a drill waits for alerts.
+//! Repeats an action on another thread while a drill (a fault injection test of the alerts) waits for alerts.
 
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 

@@ -1,4 +1,5 @@
-//! Drills with faults of the chain: reorganizations, chain splits, missing blocks, and nodes that are behind.
+//! Drills (fault injection tests of the alerts) with faults of the chain: reorganizations, chain splits, missing
+//! blocks, and nodes that are behind.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -18,8 +19,9 @@ fn mines_no_blocks(fleet: &Fleet) {
     fleet.network.pace.blocks.store(0, Relaxed);
 }
 
-/// Drill 10: a reorganization of four blocks. Nodes with only the Mining interface are excluded, because an exporter
-/// that gets only the tip's hash and height cannot distinguish this reorganization from a new block.
+/// Drill 10 in docs/alerts.md: a reorganization of four blocks. Nodes with only the Mining interface are excluded,
+/// because an exporter that gets only the tip's hash and height cannot distinguish this reorganization from a new
+/// block.
 pub fn reorganization_of_four_blocks_is_deep() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly, Kind::Subscribed];
     let fleet = Fleet::start("10 reorg of 4 blocks", kinds.map(Plan::new).into());
@@ -46,9 +48,9 @@ pub fn reorganization_of_four_blocks_is_deep() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinDeepReorg")], 5.0);
 }
 
-/// Drill 8: the hub, the peer of the monitored nodes, mines a block that violates BIP 68. The monitored nodes enforce
-/// BIP 68, and the hub does not. A simulated minute of this drill takes ten seconds of real time, because the exporter
-/// calls getchaintips only once a minute of real time.
+/// Drill 8 in docs/alerts.md: the hub, the peer of the monitored nodes, mines a block that violates BIP 68. The
+/// monitored nodes enforce BIP 68, and the hub does not. A simulated minute of this drill takes ten seconds of real
+/// time, because the exporter calls getchaintips only once a minute of real time.
 pub fn branch_with_more_work_that_the_node_rejects_is_critical() {
     const FACTOR: u32 = 6;
     let network = Network::start_with(FACTOR, Duration::ZERO, &["-testactivationheight=csv@100000"]);
@@ -108,7 +110,7 @@ fn divide(fleet: &Fleet, other: &Node) {
     fleet.network.pace.transactions.store(true, Relaxed);
 }
 
-/// Drill 9, tips of equal height: the alert BitcoinChainSplit fires for one of the two nodes.
+/// Drill 9 in docs/alerts.md, tips of equal height: the alert BitcoinChainSplit fires for one of the two nodes.
 pub fn two_tips_of_equal_height_are_a_split() {
     for (drill, kind) in [("9 equal heights, IPC", Kind::Rpc), ("9 equal heights, HTTP only", Kind::HttpOnly)]
     {
@@ -128,7 +130,8 @@ pub fn two_tips_of_equal_height_are_a_split() {
     }
 }
 
-/// Drill 9, tips of different heights: the alert BitcoinChainSplit fires for the node with the lower height.
+/// Drill 9 in docs/alerts.md, tips of different heights: the alert BitcoinChainSplit fires for the node with the lower
+/// height.
 pub fn two_tips_of_different_heights_are_a_split() {
     let (fleet, other) = two_sides("9 different heights", Kind::RpcOverHttp);
     fleet.quiet(2.0);
@@ -141,8 +144,8 @@ pub fn two_tips_of_different_heights_are_a_split() {
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Drills 6 and 7: the tip is three hours old, and the exporters can read its timestamp. For the nodes of drill 6, the
-/// RPC whitelist of the exporters' user lacks getnetworkinfo.
+/// Drills 6 and 7 in docs/alerts.md: the tip is three hours old, and the exporters can read its timestamp. For the
+/// nodes of drill 6, the RPC whitelist of the exporters' user lacks getnetworkinfo.
 pub fn tip_of_three_hours_ago_is_stale() {
     let methods: Vec<_> =
         bitcoind_exporter::testing::method_names().filter(|it| *it != "getnetworkinfo").collect();
@@ -174,11 +177,12 @@ pub fn tip_of_three_hours_ago_is_stale() {
     fleet.expect(fleet.since, &fleet.names(), &[warning("BitcoinTipStale")], 15.0);
 }
 
-/// Drill 7: the height does not change for two hours, and the exporters cannot read the timestamp of the tip.
+/// Drill 7 in docs/alerts.md: the height does not change for two hours, and the exporters cannot read the timestamp of
+/// the tip.
 pub fn no_new_block_for_two_hours_is_an_alert() {
     const FACTOR: u32 = 120;
     // This node has no JSON-RPC and therefore does not report its chain. The alert rules detect by the block difficulty
-    // that it is on regtest.
+    // that the node is on regtest.
     let plan = Plan::new(Kind::MiningOnly);
     let fleet = Fleet::start_scaled("7 no block for 2 h", FACTOR, vec![plan, Plan::new(Kind::Subscribed)]);
     let since = Instant::now();
@@ -186,7 +190,8 @@ pub fn no_new_block_for_two_hours_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinNoNewBlock")], 135.0);
 }
 
-/// Drill 4: the alerts about missing outbound peers and missing blocks must fire although one poll in nine fails.
+/// Drill 4 in docs/alerts.md: the alerts about missing outbound peers and missing blocks must fire although one poll in
+/// nine fails.
 pub fn conditions_alert_though_polls_fail() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
     let behind = kinds.map(|kind| Plan::new(kind).alone().without_usdt().node(&["-connect=0"]));
@@ -223,7 +228,7 @@ fn hang_each_ninth_poll(nodes: &[&Node]) {
     nodes.iter().for_each(|node| node.signal(Signal::SIGCONT));
 }
 
-/// Drill 17: the nodes are in initial block download, and their peer has no further blocks.
+/// Drill 17 in docs/alerts.md: the nodes are in initial block download, and their peer has no further blocks.
 pub fn download_without_blocks_is_stuck() {
     const FACTOR: u32 = 120;
     let network = Network::start_with(FACTOR, 72 * HOUR, &[]);

@@ -1,4 +1,5 @@
-//! A drill of the dashboards: they must count the alerts of this project, and no alerts of other projects.
+//! A drill (a fault injection test of the alerts) of the dashboards: they must count the alerts of this project, and no
+//! alerts of other projects.
 
 use std::path::Path;
 use std::time::Instant;
@@ -35,7 +36,8 @@ fn collect(value: &Value, found: &mut Vec<String>) {
     }
 }
 
-/// Drill 25: Prometheus also evaluates alert rules of another project, one of which has alerts with the label `node`.
+/// Drill 25 in docs/alerts.md: Prometheus also evaluates alert rules of another project, one of which has alerts with
+/// the label `node`.
 pub fn others_alerts_are_not_counted() {
     let mut fleet =
         Fleet::start("25 unrelated alerts", vec![Plan::new(Kind::Rpc), Plan::new(Kind::HttpOnly)]);

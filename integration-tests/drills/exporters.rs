@@ -1,4 +1,5 @@
-//! Drills with exporters that exit, do not respond or have no node, and with failures of the monitoring programs.
+//! Drills (fault injection tests of the alerts) with exporters that exit, do not respond or have no node, and with
+//! failures of the monitoring programs.
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,9 @@ use crate::harness::node::rpcauth;
 use crate::harness::{eventually, fixture};
 use crate::stack::Target;
 
-/// Drill 18: Prometheus cannot scrape the exporters of four nodes. The exporters of the first node are killed, the
-/// exporter of the second node is stopped, the third exporter requires a password, and the fourth exporter has an
-/// expired certificate.
+/// Drill 18 in docs/alerts.md: Prometheus cannot scrape the exporters of four nodes. The exporters of the first node
+/// are killed, the exporter of the second node is stopped, the third exporter requires a password, and the fourth
+/// exporter has an expired certificate.
 pub fn exporter_that_does_not_answer_is_down() {
     let authority = Authority::new();
     let web = |text: String| {
@@ -49,7 +50,8 @@ pub fn exporter_that_does_not_answer_is_down() {
     let member = fleet.member("password");
     member.plan = member.plan.clone().exporter(&["--web.config.file", &password]);
     member.restart_exporter();
-    // The test restarts the exporter, because Prometheus checks the certificate only when it opens a TLS connection.
+    // The test restarts the exporter, which closes its connections: Prometheus checks the new certificate only when it
+    // opens a new TLS connection.
     authority.write_certificate(true);
     fleet.member("certificate").restart_exporter();
     fleet.expect(since, &fleet.names(), &[critical("BitcoinExporterDown")], 8.0);
@@ -88,7 +90,7 @@ impl Authority {
     }
 }
 
-/// Drill 5: JSON-RPC over HTTP fails while IPC works.
+/// Drill 5 in docs/alerts.md: JSON-RPC over HTTP fails while IPC works.
 pub fn json_rpc_lost_beside_ipc_is_an_alert() {
     let secret = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(secret.path(), "old").unwrap();
@@ -113,8 +115,8 @@ pub fn json_rpc_lost_beside_ipc_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinRpcLost")], 12.0);
 }
 
-/// Drill 19: one USDT exporter never finds a node, and the node of a second USDT exporter is killed. The IPC exporter
-/// of the killed node is not a target of this Prometheus.
+/// Drill 19 in docs/alerts.md: one USDT exporter never finds a node, and the node of a second USDT exporter is killed.
+/// The IPC exporter of the killed node is not a target of this Prometheus.
 pub fn usdt_exporter_without_tracepoints_is_an_alert() {
     // The second node keeps its target in the scrape job of the IPC exporters, because a scrape job without targets
     // would cause another alert (BitcoinNothingScraped).
@@ -132,12 +134,13 @@ pub fn usdt_exporter_without_tracepoints_is_an_alert() {
     ];
     targets.extend(fleet.members[1].targets());
     let since = Instant::now();
-    // The new targets do not include the IPC exporter of the killed node, as if another Prometheus scraped it.
+    // The new targets do not include the IPC exporter of the killed node, as if another Prometheus server scraped this
+    // exporter.
     fleet.stack.set_targets(&targets);
     fleet.expect(since, &["lost".into(), "never".into()], &[warning("BitcoinNoProbes")], 60.0);
 }
 
-/// Drill 22: all targets of one scrape job vanish.
+/// Drill 22 in docs/alerts.md: all targets of one scrape job vanish.
 pub fn job_without_targets_is_an_alert() {
     let fleet = Fleet::start("22 targets vanish", vec![Plan::new(Kind::Rpc)]);
     // The alert BitcoinNothingScraped needs a target that existed within the last day, and reads the targets of this
@@ -150,7 +153,8 @@ pub fn job_without_targets_is_an_alert() {
     fleet.expect(since, &[String::new()], &[critical("BitcoinNothingScraped")], 15.0);
 }
 
-/// Drill 22: a rule of Prometheus fails to evaluate, then Alertmanager is stopped, and then Prometheus is stopped.
+/// Drill 22 in docs/alerts.md: a rule of Prometheus fails to evaluate, then Alertmanager is stopped, and then
+/// Prometheus is stopped.
 pub fn monitoring_watches_itself() {
     let mut fleet = Fleet::start("22 monitoring", vec![Plan::new(Kind::Rpc), Plan::new(Kind::HttpOnly)]);
     fleet.quiet(2.0);
@@ -178,7 +182,7 @@ pub fn monitoring_watches_itself() {
     eventually("the watchdog's message arrives", || came(&fleet));
 }
 
-/// Drill 28, which must cause no alert: a planned upgrade of the exporters, which restarts them.
+/// Drill 28 in docs/alerts.md: a planned upgrade of the exporters, which restarts the exporters, must cause no alert.
 pub fn upgrade_of_the_exporters_is_no_alert() {
     let mut fleet = Fleet::start("28 upgrade of exporter", Kind::REAL.map(Plan::new).into());
     fleet.quiet(2.0);

@@ -1,5 +1,5 @@
-//! Drills of the alerts about FIBRE. Instead of a FIBRE node, the drills use a program with FIBRE's tracepoints, and a
-//! fake JSON-RPC server with the responses of a FIBRE node.
+//! Drills (fault injection tests) of the alerts about FIBRE. Instead of a FIBRE node, the drills use a program with
+//! FIBRE's tracepoints, and a fake JSON-RPC server with the responses of a FIBRE node.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -47,7 +47,7 @@ impl FibreNode {
     }
 }
 
-/// Drill 20: blocks are connected, and FIBRE reconstructs none of them.
+/// Drill 20 in docs/alerts.md: blocks are connected, and FIBRE reconstructs none of them.
 pub fn fibre_without_blocks_is_silent() {
     const FACTOR: u32 = 120;
     if cannot_bpf() {
@@ -67,8 +67,9 @@ pub fn fibre_without_blocks_is_silent() {
     fleet.expect(since, &["fibre".into()], &[warning("FibreSilent")], 360.0);
 }
 
-/// Drill 20: the FIBRE peers of one group send no packets. The alert's limit of two minutes is real time. To shorten
-/// the drill, the last packet of these peers is already 100 seconds old at its start.
+/// Drill 20 in docs/alerts.md: one of two FIBRE peers, the only peer in its group (`group` in getudppeerinfo), sends no
+/// packets. The alert's limit of two minutes is real time. To shorten the drill, the last packet of this peer is
+/// already 100 seconds old when the drill starts.
 pub fn fibre_peers_that_are_silent_are_an_alert() {
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     let peer = |group: u32, heard: Duration| {

@@ -1,4 +1,5 @@
-//! The nodes of a drill, with an exporter for each node and the monitoring programs.
+//! The nodes of a drill (a fault injection test of the alerts), with an exporter for each node and the monitoring
+//! programs.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};

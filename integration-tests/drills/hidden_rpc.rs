@@ -1,6 +1,6 @@
 //! Runs the proxy of [`without_rpc`](crate::harness::without_rpc) in a separate process, not in the process of the
-//! drill. The reason is that an exporter, when its node shuts down, waits for the exit of the process that listens on
-//! the socket, and this is the process of the proxy.
+//! drill. When a node shuts down, its exporter waits for the exit of the process that listens on the node's socket.
+//! This process is the proxy's process, which a drill can kill.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -1,4 +1,5 @@
-//! Drills with faults inside a node: the building of an index or background validation makes no progress.
+//! Drills (fault injection tests of the alerts) with faults inside a node: the building of an index or background
+//! validation makes no progress.
 
 use std::time::Instant;
 
@@ -9,7 +10,7 @@ use crate::network::Network;
 use crate::preload::Faulty;
 use crate::snapshot::Snapshot;
 
-/// Drill 16: the thread that builds an index hangs.
+/// Drill 16 in docs/alerts.md: the thread that builds an index hangs.
 pub fn index_that_stands_still_is_stuck() {
     const FACTOR: u32 = 120;
     let faulty = Faulty::hanging_thread("b-txidx");
@@ -62,7 +63,7 @@ pub fn fleet_from_a_snapshot(
     fleet
 }
 
-/// Drill 16: no peer has the blocks below the snapshot.
+/// Drill 16 in docs/alerts.md: no peer has the blocks below the snapshot.
 pub fn background_validation_without_blocks_is_stuck() {
     const FACTOR: u32 = 120;
     let (network, snapshot) = network_above_a_snapshot(FACTOR);

@@ -1,4 +1,5 @@
-//! Drills with target labels that change, that are the same for two nodes, or that are missing.
+//! Drills (fault injection tests of the alerts) with labels of scrape targets that change, that are the same for two
+//! nodes, or that are missing.
 
 use std::time::Instant;
 
@@ -32,8 +33,8 @@ fn has_records(fleet: &Fleet, nodes: &[&str]) {
     assert_eq!(failures[0]["value"][1], "0", "rules failed");
 }
 
-/// Drill 23: the label `node` of one node changes, another node gets an empty chain, and two nodes at different sites
-/// have the same address.
+/// Drill 23 in docs/alerts.md: the label `node` of one node changes, another node gets an empty chain, and two nodes at
+/// different sites have the same address.
 pub fn changed_labels_disturb_no_rule() {
     let plans = vec![
         Plan::new(Kind::Rpc).named("renamed").later_named("new-name"),
@@ -70,7 +71,7 @@ pub fn changed_labels_disturb_no_rule() {
     fleet.expect(since, &down, &[critical("BitcoinNodeDown")], 12.0);
 }
 
-/// Drill 24: targets without the label `node`.
+/// Drill 24 in docs/alerts.md: targets without the label `node`.
 pub fn targets_without_names_are_told_apart() {
     let plans = ["one", "two"].map(|name| Plan::new(Kind::Rpc).named(name).without_usdt());
     let mut fleet = Fleet::start("24 no node label", plans.into());

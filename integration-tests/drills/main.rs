@@ -1,6 +1,7 @@
-//! Drills of the alerts: each drill injects a fault, and compares the alerts that a webhook receives with the alerts in
-//! the table of drills in docs/alerts.md. A drill runs nodes, both exporters, Prometheus with the shipped rules, and
-//! Alertmanager with the shipped routes. All durations of rules and routes are divided by a factor ([`scale`]).
+//! Drills (fault injection tests) of the alerts: each drill injects a fault, and compares the alerts that a webhook
+//! receives with the alerts in the table of drills in docs/alerts.md. A drill runs nodes, both exporters, Prometheus
+//! with the shipped rules, and Alertmanager with the shipped routes. All durations of rules and routes are divided by a
+//! factor ([`scale`]).
 //!
 //! With DRILLS_REPORT=FILE, the drills write the table of alerts and their times to FILE. With DRILLS=all, the drills
 //! that take more than two minutes also run.
@@ -153,7 +154,7 @@ impl Drop for Priority {
     }
 }
 
-/// A trial for a drill that takes more than two minutes. The trial is ignored without DRILLS=all.
+/// A libtest-mimic test for a drill that takes more than two minutes. Without DRILLS=all, the test is ignored.
 fn long_trial(name: &str, drill: impl FnOnce() + Send + 'static) -> Trial {
     trial(name, drill).with_ignored_flag(std::env::var_os("DRILLS").is_none_or(|it| it != "all"))
 }

@@ -1,5 +1,5 @@
-//! The P2P network of a drill. The peer of the monitored nodes is the hub: a node without exporters, which mines blocks
-//! and sends transactions.
+//! The P2P network of a drill (a fault injection test of the alerts). The peer of the monitored nodes is the hub: a
+//! node without exporters, which mines blocks and sends transactions.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! Drills with nodes that exit, hang, restart, report warnings, have a full disk or cannot build block templates.
+//! Drills (fault injection tests of the alerts) with nodes that exit, hang, restart, report warnings, have a full disk
+//! or cannot build block templates.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ fn of_all_kinds() -> Vec<Plan> {
     Kind::ALL.map(Plan::new).into()
 }
 
-/// Drill 1: nodes are killed and stay down.
+/// Drill 1 in docs/alerts.md: nodes are killed and stay down.
 pub fn killed_node_is_down() {
     let mut fleet = Fleet::start("1 node killed", of_all_kinds());
     fleet.quiet(2.0);
@@ -30,7 +31,7 @@ pub fn killed_node_is_down() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinNodeDown")], 12.0);
 }
 
-/// Drill 3: nodes hang (SIGSTOP).
+/// Drill 3 in docs/alerts.md: nodes hang (SIGSTOP).
 pub fn hanging_node_is_down() {
     let fleet = Fleet::start("3 node hangs", of_all_kinds());
     fleet.quiet(2.0);
@@ -44,7 +45,7 @@ pub fn hanging_node_is_down() {
     }
 }
 
-/// Drill 28, which must cause no alert: a planned restart of each node.
+/// Drill 28 in docs/alerts.md: a planned restart of each node must cause no alert.
 pub fn planned_restart_is_no_alert() {
     let plans = Kind::REAL.into_iter().chain([Kind::MiningOnly]).map(Plan::new);
     let mut fleet = Fleet::start("28 planned restart", plans.collect());
@@ -58,8 +59,8 @@ pub fn planned_restart_is_no_alert() {
     fleet.expect(since, &[], &[], 30.0);
 }
 
-/// Drill 28, which must cause no alert: each node is stopped, and its program is replaced with another version. The old
-/// version is Core 31 if CORE31_NODE is set.
+/// Drill 28 in docs/alerts.md: an upgrade, in which each node is stopped and its program is replaced with another
+/// version, must cause no alert. The old version is Core 31 if CORE31_NODE is set.
 pub fn upgrade_of_the_node_is_no_alert() {
     let dir = tempfile::TempDir::new().unwrap();
     let before = std::env::var_os("CORE31_NODE").map_or_else(bitcoin_node, PathBuf::from);
@@ -89,7 +90,7 @@ pub fn upgrade_of_the_node_is_no_alert() {
     assert_eq!(versions.as_array().unwrap().len(), 3, "{versions}");
 }
 
-/// Drill 2: four times, the nodes are killed, are down for seven minutes, and run for one minute.
+/// Drill 2 in docs/alerts.md: four times, the nodes are killed, are down for seven minutes, and run for one minute.
 pub fn crash_loop_is_critical() {
     const FACTOR: u32 = 20;
     let plans = Kind::REAL.into_iter().chain([Kind::MiningOnly]).map(Plan::new);
@@ -106,8 +107,8 @@ pub fn crash_loop_is_critical() {
     fleet.expect(since, &fleet.names(), &[critical("BitcoinNodeRestarts")], 30.0);
 }
 
-/// Drill 28: the nodes cannot build block templates, because their clocks are three hours behind the timestamps of the
-/// last blocks.
+/// Drill 28 in docs/alerts.md: the nodes cannot build block templates, because their clocks are three hours behind the
+/// timestamps of the last blocks.
 pub fn node_without_templates_is_an_alert() {
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::MiningOnly];
     let fleet = Fleet::start("28 templates fail", kinds.map(Plan::new).into());
@@ -120,7 +121,8 @@ pub fn node_without_templates_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinNoTemplate")], 45.0);
 }
 
-/// Drill 29: a relabel rule of Prometheus replaces the version of two nodes with a version that lacks a safety fix.
+/// Drill 29 in docs/alerts.md: a relabel rule of Prometheus replaces the version of two nodes with a version that lacks
+/// a safety fix.
 pub fn version_with_a_safety_fix_is_read_within_a_day() {
     const FACTOR: u32 = 240;
     let old = |kind: Kind| Plan::new(kind).label("version", "[0-9]+", "300100");
@@ -129,8 +131,8 @@ pub fn version_with_a_safety_fix_is_read_within_a_day() {
     fleet.expect(fleet.since, &["rpc".into(), "http-only".into()], &[info("BitcoinSafetyFix")], 1440.0);
 }
 
-/// Drill 14: the data directory's file system is nearly full. No blocks are mined, because a node without space for a
-/// block shuts down.
+/// Drill 14 in docs/alerts.md: the data directory's file system is nearly full. No blocks are mined, because a node
+/// without space for a block shuts down.
 pub fn full_disk_is_an_alert() {
     if !nix::unistd::geteuid().is_root() {
         return eprintln!("drill 14 needs root, to mount a file system");
@@ -146,7 +148,7 @@ pub fn full_disk_is_an_alert() {
     fleet.expect(since, &fleet.names(), &[warning("BitcoinDiskFull")], 30.0);
 }
 
-/// Drill 26: blocks signal a soft fork that the node does not support, and the node warns about it.
+/// Drill 26 in docs/alerts.md: blocks signal a soft fork that the node does not support, and the node warns about it.
 pub fn unknown_rules_are_a_warning() {
     // The blocks of four periods of 144 blocks signal with version bit 4, the highest bit for which the node warns.
     let network = Network::start_with(FACTOR, Duration::ZERO, &["-blockversion=536870928"]);
@@ -155,8 +157,8 @@ pub fn unknown_rules_are_a_warning() {
     fleet.expect(fleet.since, &fleet.names(), &[warning("BitcoinNodeWarns")], 15.0);
 }
 
-/// Drill 26: the text of a node's warning determines the alert. Because a real node exits after a fatal error, a fake
-/// JSON-RPC server sends recorded responses with the texts of Bitcoin Core's warnings.
+/// Drill 26 in docs/alerts.md: the text of a node's warning determines the alert. Because a real node exits after a
+/// fatal error, a fake JSON-RPC server sends recorded responses with the texts of Bitcoin Core's warnings.
 pub fn warnings_alert_by_kind() {
     let answers: Value = serde_json::from_str(include_str!("../answers/core-28.json")).unwrap();
     let with = |text: &str| {

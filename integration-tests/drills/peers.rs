@@ -1,5 +1,5 @@
-//! Drills with faults of P2P peers: missing peers, peers of one address group, peers that send no transactions, and
-//! peers that overload the node.
+//! Drills (fault injection tests of the alerts) with faults of P2P peers: missing peers, peers of one address group,
+//! peers that send no transactions, and peers that overload the node.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -19,7 +19,7 @@ use crate::harness::eventually;
 use crate::harness::peer::{Peer, unix_time};
 use crate::network::Network;
 
-/// Drill 11: the nodes lose their only outbound peer.
+/// Drill 11 in docs/alerts.md: the nodes lose their only outbound peer.
 pub fn node_without_outbound_peers_is_an_alert() {
     let fleet = Fleet::start("11 no outbound peer", Kind::REAL.map(Plan::new).into());
     fleet.quiet(2.0);
@@ -81,7 +81,8 @@ fn connect(mut client: TcpStream, target: u16) -> Option<()> {
     Some(())
 }
 
-/// Drill 11: all outbound peers of the nodes are in one /16 network, and the nodes have 12 inbound peers.
+/// Drill 11 in docs/alerts.md: all outbound peers of the nodes are in one /16 network, and the nodes have 12 inbound
+/// peers.
 pub fn outbound_peers_of_one_group_are_an_alert() {
     let network = Network::start(FACTOR);
     let socks = Socks::start(network.hub.p2p_port);
@@ -111,7 +112,8 @@ pub fn outbound_peers_of_one_group_are_an_alert() {
     drop(inbound);
 }
 
-/// Drill 12: the peer of the nodes sends no transactions. The alert must not fire for the node with -blocksonly.
+/// Drill 12 in docs/alerts.md: the peer of the nodes sends no transactions. The alert must not fire for the node with
+/// -blocksonly.
 pub fn peers_without_transactions_are_an_alert() {
     let blocks_only = Plan::new(Kind::Rpc).named("blocksonly").without_usdt().node(&["-blocksonly"]);
     let plans = Kind::REAL.into_iter().map(Plan::new).chain([blocks_only]).collect();
@@ -128,7 +130,7 @@ pub fn peers_without_transactions_are_an_alert() {
     fleet.expect(since, &names, &[warning("BitcoinNoTransactions")], 40.0);
 }
 
-/// Drill 13: the clocks of most peers are 15 minutes ahead of the node's clock.
+/// Drill 13 in docs/alerts.md: the clocks of most peers are 15 minutes ahead of the node's clock.
 pub fn clock_that_differs_from_most_peers_is_an_alert() {
     let right = Plan::new(Kind::Rpc).named("right").without_usdt();
     let fleet = Fleet::start("13 clocks", Kind::REAL.into_iter().map(Plan::new).chain([right]).collect());
@@ -146,7 +148,7 @@ pub fn clock_that_differs_from_most_peers_is_an_alert() {
     drop(peers);
 }
 
-/// Drill 27: 30 peers violate the protocol.
+/// Drill 27 in docs/alerts.md: 30 peers violate the protocol.
 pub fn peers_that_misbehave_are_an_alert() {
     let fleet = Fleet::start("27 misbehaving peers", vec![Plan::new(Kind::Rpc)]);
     fleet.quiet(2.0);
@@ -156,14 +158,15 @@ pub fn peers_that_misbehave_are_an_alert() {
         // An inv message may have at most 50,000 entries.
         let too_many = vec![bitcoin::p2p::message_blockdata::Inventory::Error; 50_001];
         peer.send(NetworkMessage::Inv(too_many));
-        // A node drops a peer's unhandled messages when the connection is closed. The node does not disconnect the
-        // misbehaving peers, because they have the permission noban.
+        // Keep the connection open until the node has handled the message, because a node drops a peer's unhandled
+        // messages when the connection is closed. The node does not disconnect the misbehaving peers, because they have
+        // the permission noban.
         peer.wait_until_handled();
     }
     fleet.expect(since, &["rpc".into()], &[warning("BitcoinPeersMisbehave")], 30.0);
 }
 
-/// Drill 27: a peer sends many addresses to each node.
+/// Drill 27 in docs/alerts.md: a peer sends many addresses to each node.
 pub fn flood_of_addresses_is_an_alert() {
     let fleet = Fleet::start("27 address flood", Kind::REAL.map(Plan::new).into());
     fleet.quiet(2.0);
@@ -192,8 +195,8 @@ fn addresses(round: u32) -> Vec<AddrV2Message> {
     (0..1000).map(address).collect()
 }
 
-/// Drill 27: each node has thousands of transactions to announce to a peer without the permission noban, to which the
-/// node announces a limited number of transactions per second.
+/// Drill 27 in docs/alerts.md: each node has thousands of transactions to announce to a peer without the permission
+/// noban, to which the node announces a limited number of transactions per second.
 pub fn backlog_of_announcements_is_an_alert() {
     let network = Network::start(FACTOR);
     let connect = format!("-connect={}", network.address());
@@ -212,15 +215,16 @@ pub fn backlog_of_announcements_is_an_alert() {
         fleet.members.iter().map(|it| Peer::connect_for_transactions(it.real().p2p_port)).collect();
     // Stop mining, because a new block would confirm most of the transactions.
     fleet.network.pace.blocks.store(0, Relaxed);
-    // The hub spends the coinbases of the first 60 blocks in its own transactions.
+    // Spend the coinbase of block 61, because the hub spends the coinbases of the first 60 blocks in other
+    // transactions.
     hub.fan_out(&hub.cli(&["getblockhash", "61"]), 9_000);
     let since = Instant::now();
     fleet.expect(since, &fleet.names(), &[warning("BitcoinInvBacklog")], 30.0);
     drop(peers);
 }
 
-/// Drill 27: two peers repeatedly request a transaction of a large block. For each request, the node reads the whole
-/// block.
+/// Drill 27 in docs/alerts.md: two peers repeatedly request a transaction of a large block. For each request, the node
+/// reads the whole block.
 pub fn message_handler_without_time_left_is_an_alert() {
     let fleet = Fleet::start("27 message handler", vec![Plan::new(Kind::Rpc).without_usdt()]);
     let (hub, node) = (&fleet.network.hub, fleet.members[0].real());

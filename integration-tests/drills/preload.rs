@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use crate::harness::node::bitcoin_node;
 
-/// A script that starts `bitcoin-node` with the library in LD_PRELOAD and with a fault.
+/// A script that starts `bitcoin-node` with the library `preload.c` in LD_PRELOAD, and with the environment variable
+/// that selects a fault.
 pub struct Faulty {
     dir: TempDir,
 }

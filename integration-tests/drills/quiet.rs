@@ -1,5 +1,6 @@
-//! Drill 30, the quiet day: situations in which no alert may fire. By default, a situation lasts 75 simulated minutes.
-//! With DRILLS_QUIET_MINUTES=1440, a situation lasts a simulated day, which takes 24 minutes of real time.
+//! Drill 30 in docs/alerts.md, the quiet day: situations in which no alert may fire. By default, a situation lasts 75
+//! simulated minutes. With DRILLS_QUIET_MINUTES=1440, a situation lasts a simulated day, which takes 24 minutes of real
+//! time.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
@@ -37,8 +38,8 @@ fn passes(fleet: &Fleet) {
 fn assert_quiet(fleet: &Fleet, since: Instant) {
     fleet.expect(since, &[], &[], minutes());
     assert_eq!(fleet.stack.alerts("firing"), BTreeSet::new(), "firing, and not sent yet or held back");
-    // The query reads the last hour, because after a failed scrape of its own metrics, Prometheus has no current sample
-    // of these series.
+    // The query reads the last hour: after a failed scrape of Prometheus' own metrics, the series have no current
+    // sample.
     let number = |series: &str| -> f64 {
         let query = format!("sum(last_over_time({series}[1h]))");
         fleet.stack.prometheus.query(&query)[0]["value"][1].as_str().unwrap().parse().unwrap()
@@ -56,8 +57,8 @@ fn assert_quiet(fleet: &Fleet, since: Instant) {
     });
 }
 
-/// Nodes with different indexes, a pruned node and a node with `-blocksonly`, each of which is connected to all other
-/// nodes.
+/// No alert may fire for nodes with different indexes, a pruned node and a node with `-blocksonly`, each of which is
+/// connected to all other nodes.
 pub fn nodes_on_main_are_quiet() {
     let plans = vec![
         Plan::new(Kind::Rpc).node(&["-txindex"]),
@@ -80,7 +81,8 @@ pub fn nodes_on_main_are_quiet() {
     }
 }
 
-/// Nodes on three different chains that all have the chain name `signet`, as nodes on signet and on private signets.
+/// No alert may fire for nodes on three different chains that all have the chain name `signet`, as nodes on signet and
+/// on private signets.
 pub fn nodes_on_signets_are_quiet() {
     let miner = |blocks: u32| {
         let miner = Node::start(&["-whitelist=noban,in,out@127.0.0.1"]);
@@ -107,7 +109,7 @@ pub fn nodes_on_signets_are_quiet() {
     assert_quiet(&fleet, since);
 }
 
-/// Nodes on regtest without peers and without blocks, and nodes with `-networkactive=0`.
+/// No alert may fire for nodes on regtest without peers and without blocks, or for nodes with `-networkactive=0`.
 pub fn nodes_without_peers_are_quiet() {
     let alone = |kind: Kind, name: &str| Plan::new(kind).named(name).alone().node(&["-connect=0"]);
     let plans = vec![
@@ -123,7 +125,7 @@ pub fn nodes_without_peers_are_quiet() {
     passes(&Fleet::start_scaled("30 regtest, -networkactive=0", FACTOR, plans));
 }
 
-/// Nodes in initial block download that receive blocks, and the time after the download.
+/// No alert may fire while nodes in initial block download receive blocks, or after the download.
 pub fn download_is_quiet() {
     let network = Network::start_with(FACTOR, Duration::from_secs(72 * 3600), &[]);
     let kinds = [Kind::Rpc, Kind::RpcOverHttp, Kind::HttpOnly];
@@ -147,7 +149,8 @@ fn in_download(fleet: &Fleet, expected: bool) {
     }
 }
 
-/// Nodes that have loaded an assumeutxo snapshot, and validate the blocks below the snapshot in the background.
+/// No alert may fire for nodes that have loaded an assumeutxo snapshot, and validate the blocks below the snapshot in
+/// the background.
 pub fn background_validation_is_quiet() {
     let (network, snapshot) = network_above_a_snapshot(FACTOR);
     let fleet = fleet_from_a_snapshot("30 assumeutxo", FACTOR, network, &snapshot);
@@ -164,7 +167,8 @@ pub fn background_validation_is_quiet() {
     assert_quiet(&fleet, since);
 }
 
-/// A FIBRE node that repeatedly gets no blocks for hours, and then connects the missed blocks without FIBRE.
+/// No alert may fire for a FIBRE node that repeatedly gets no blocks for hours, and then connects the missed blocks
+/// without FIBRE.
 pub fn fibre_that_catches_up_is_quiet() {
     if cannot_bpf() {
         return eprintln!("FIBRE needs BPF");
@@ -190,7 +194,7 @@ pub fn fibre_that_catches_up_is_quiet() {
     assert_quiet(&fleet, since);
 }
 
-/// Nodes that are restarted with -reindex, and exporters that are started before their node.
+/// No alert may fire for nodes that are restarted with -reindex, or for exporters that are started before their node.
 pub fn reindex_and_late_nodes_are_quiet() {
     // With 60 large blocks, each of the two phases of -reindex takes one and a half simulated hours. In the first phase
     // the node's header height grows, but not its block height.

@@ -1,4 +1,5 @@
-//! Drills with blocks that arrive slowly, and with compact blocks whose transactions are not in the node's mempool.
+//! Drills (fault injection tests of the alerts) with blocks that arrive slowly, and with compact blocks whose
+//! transactions are not in the node's mempool.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -17,13 +18,14 @@ use crate::network::Network;
 /// minutes of real time.
 const FACTOR: u32 = 120;
 
-/// A plan for a node whose exporter requests no block templates. If the exporter requested templates, the alert about
-/// slow templates could fire on a busy machine.
+/// The configuration of a node whose exporter requests no block templates. If the exporter requested templates, the
+/// alert about slow templates could fire on a busy machine.
 fn rpc() -> Plan {
     Plan::new(Kind::Rpc).exporter(&["--next-block", "off"])
 }
 
-/// Drill 21: because of its -minrelaytxfee, the node rejects the transactions that the hub then mines.
+/// Drill 21 in docs/alerts.md: because of its -minrelaytxfee, the node rejects the transactions that the hub then
+/// mines.
 pub fn compact_blocks_without_transactions_are_an_alert() {
     if fixture::cannot_bpf() {
         return eprintln!("drill 21 needs BPF");
@@ -36,8 +38,8 @@ pub fn compact_blocks_without_transactions_are_an_alert() {
     fleet.expect(since, &["strict".into()], &expected, 360.0);
 }
 
-/// Drill 21: a peer announces each block six seconds before the node gets the block. The alert's limit is five seconds
-/// of real time, because latencies are not divided by the factor.
+/// Drill 21 in docs/alerts.md: a peer announces each block six seconds before the node gets the block. The alert's
+/// limit is five seconds of real time, because latencies are not divided by the factor.
 pub fn blocks_that_come_slowly_are_an_alert() {
     const DELAY: Duration = Duration::from_secs(6);
     if fixture::cannot_bpf() {

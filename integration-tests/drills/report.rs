@@ -1,4 +1,5 @@
-//! The tables of the drills' results, which are written to the file in DRILLS_REPORT.
+//! The tables of the results of all drills (fault injection tests of the alerts), which are written to the file in
+//! DRILLS_REPORT.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -42,7 +43,7 @@ pub fn add(line: Line) {
     LINES.lock().unwrap().push(line);
 }
 
-/// The tables of the results of all drills that have run, in Markdown. Empty if no drill has run.
+/// The tables of the results of all drills that have run, in Markdown. The text is empty if no drill has run.
 pub fn tables() -> String {
     let tables = [table(), quiet_table()];
     tables.into_iter().filter(|it| !it.is_empty()).collect::<Vec<_>>().join("\n")

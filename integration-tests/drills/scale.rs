@@ -31,7 +31,8 @@ const SECONDS: [(&str, Unit); 15] = [
     ("tip_timestamp_seconds", Unit::Real),
     ("tip_age_seconds", Unit::Real),
     ("certificate_expiry", Unit::Real),
-    // The offsets of clocks are real time. FIBRE peers send a packet every ten seconds of real time.
+    // Differences between clocks (`offset_seconds`) are real time. FIBRE peers send a packet every ten seconds of real
+    // time (`silence_seconds`).
     ("offset_seconds", Unit::Real),
     ("silence_seconds", Unit::Real),
     ("cpu_seconds_total", Unit::Real),
@@ -280,7 +281,7 @@ fn scale_key(object: &mut Value, key: &str, factor: u32) -> Result<(), String> {
 /// Divides the intervals of all routes and the resolve timeout in a configuration of Alertmanager by the factor.
 pub fn routes(mut config: Value, factor: u32) -> Result<Value, String> {
     scale_route(&mut config["route"], factor)?;
-    let default = "5m"; // Alertmanager's default
+    let default = "5m"; // Alertmanager's default of `resolve_timeout`
     let timeout = config["global"]["resolve_timeout"].as_str().unwrap_or(default);
     config["global"]["resolve_timeout"] = duration(timeout, factor)?.into();
     Ok(config)

@@ -1,5 +1,6 @@
-//! The monitoring programs of a drill: Prometheus with the shipped rules, Alertmanager with the shipped routes, and a
-//! webhook that receives the alerts. The durations of rules and routes are divided by the drill's factor.
+//! The monitoring programs of a drill (a fault injection test of the alerts): Prometheus with the shipped rules,
+//! Alertmanager with the shipped routes, and a webhook that receives the alerts. The durations of rules and routes are
+//! divided by the drill's factor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -69,7 +70,7 @@ impl fmt::Debug for Alert {
     }
 }
 
-/// The first notification about an alert that the webhook received.
+/// An alert that the webhook has received, with the time and the contents of the first notification about this alert.
 #[derive(Clone)]
 pub struct Received {
     pub alert: Alert,
@@ -190,7 +191,8 @@ impl Stack {
         eventually("the alert about missing targets has ended", || {
             (!self.alerts("firing").iter().any(|it| it.starts_with(ALERT))).then_some(())
         });
-        // Alertmanager may send a notification about the alert after the alert has ended in Prometheus.
+        // Wait a simulated minute, because Alertmanager may send a notification about the alert after the alert has
+        // ended in Prometheus.
         std::thread::sleep(self.minutes(1.0));
         self.received();
         self.received.lock().unwrap().retain(|it| it.alert.name != ALERT);
@@ -235,8 +237,8 @@ impl Stack {
         format!("failed {failed}, slowest {slowest}, last errors {errors:#?}")
     }
 
-    /// Waits until Prometheus has scraped each target successfully at least once. On a busy machine, the targets may
-    /// not all be up at the same time.
+    /// Waits until Prometheus has scraped each target successfully at least once. The targets need not be up at the
+    /// same time, because on a busy machine some scrapes fail.
     pub fn wait_for_targets(&self, number: usize) {
         eventually("every target is scraped", || {
             let up = self.prometheus.query("count(max_over_time(up{job=~\"bitcoind-.*\"}[1m]) == 1)");

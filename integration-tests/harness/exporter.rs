@@ -36,12 +36,13 @@ impl Exporter {
         Self::spawn(command().arg(socket).args(arguments))
     }
 
-    /// Runs `command` on a free port, and waits until the exporter logs the address of its endpoint.
+    /// Runs the exporter `command` on a free port, and waits until the exporter logs the address of its HTTP endpoint.
     pub fn spawn(command: &mut Command) -> Self {
         Self::spawn_and_read(command, usize::MAX)
     }
 
-    /// Runs `command` without adding `--metrics-addr`, and waits until the exporter logs the address of its endpoint.
+    /// Runs the exporter `command` without adding `--metrics-addr`, and waits until the exporter logs the address of
+    /// its HTTP endpoint.
     pub fn spawn_without_address(command: &mut Command) -> Self {
         Self::spawn_as_it_is(command, usize::MAX)
     }
@@ -60,7 +61,8 @@ impl Exporter {
         exporter
     }
 
-    /// Runs `command`, reads about `at_most` bytes of its log, and waits until the exporter logs its address.
+    /// Runs the exporter `command`, reads about `at_most` bytes of the exporter's log, and waits until the exporter
+    /// logs the address of its HTTP endpoint.
     fn spawn_as_it_is(command: &mut Command, at_most: usize) -> Self {
         let mut child = command.stderr(Stdio::piped()).spawn().expect("the exporter starts");
         let log = Arc::new(Mutex::new(String::new()));

@@ -31,7 +31,7 @@ use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 
 use super::templates::{Outcome, Step, Templates, Watched};
 
-/// Number of the block that is the tip when the fake node starts.
+/// Number of the fake chain's block that is the tip when the fake node starts.
 const FIRST_TIP: u8 = 7;
 
 /// The current time in milliseconds since the Unix epoch.
@@ -62,8 +62,8 @@ pub struct Offers {
     pub absurd: bool,
     /// Whether the long poll (`waitTipChanged`) returns an error at once.
     pub tip_fails: bool,
-    /// Whether the fake node is still loading its chain. Until the chain is loaded, the fake node records each client
-    /// call that reads the chain as a client error.
+    /// Whether the fake node is still loading its chain. Until the chain is loaded, the fake node records a client
+    /// error for each call that reads the chain.
     pub loading: bool,
     /// Whether the node is a FIBRE node with one FIBRE peer.
     pub fibre: bool,
@@ -149,7 +149,7 @@ pub struct Counts {
     ended: AtomicBool,
     /// Number of requests for a block template that the fake node has received so far.
     pub templates: AtomicU32,
-    /// Number of calls under way to which the fake node does not respond because the test requested it.
+    /// Number of the client's unfinished calls to which the fake node does not respond, as requested by the test.
     pub hanging: AtomicU32,
 }
 
@@ -187,7 +187,7 @@ impl FakeNode {
         let listener = std::os::unix::net::UnixListener::bind(dir.path().join("node.sock")).unwrap();
         listener.set_nonblocking(true).unwrap();
         let shared = counts.clone();
-        // Core 30 does not report over IPC when its chain is loaded. The exporter therefore waits until the node's
+        // Core 30 does not report over IPC whether its chain is loaded. The exporter therefore waits until the node's
         // process has a thread with the name `b-msghand`.
         let name = if offers.loading { "b-init" } else { "b-msghand" };
         std::thread::Builder::new()
@@ -276,7 +276,7 @@ impl FakeNode {
         assert!(self.commands.send(Command::HangAt(step)).is_ok(), "the fake node runs");
     }
 
-    /// Whether a call is under way to which the fake node does not respond because the test requested it.
+    /// Whether the client has an unfinished call to which the fake node does not respond, as requested by the test.
     pub fn hangs(&self) -> bool {
         self.counts.hanging.load(Relaxed) > 0
     }
@@ -602,7 +602,7 @@ struct Fake {
 }
 
 impl Fake {
-    /// Waits while the test has set that requests for subscriptions get no response.
+    /// Waits until the test lets the fake node respond to requests for subscriptions.
     async fn subscriptions_pass(&self) {
         if *self.state.subscriptions_hang.borrow() {
             let mut call = InCall { state: self.state.clone(), answered: false };
@@ -710,8 +710,9 @@ impl mining::Server for Fake {
         let params = params.get()?;
         let mut milliseconds = params.get_timeout();
         if this.state.offers.core30 {
-            // Cap'n Proto XORs a value with its default. This project's schema has the default f64::MAX and the schema
-            // of Core 30 has none. For Core 30, the XOR must therefore be undone.
+            // Cap'n Proto sends the XOR of a value and its default. For the timeout, this project's schema has the
+            // default f64::MAX, and the schema of Core 30 has no default. To get the value that Core 30 would read, the
+            // fake node undoes the XOR with f64::MAX.
             milliseconds = f64::from_bits(milliseconds.to_bits() ^ f64::MAX.to_bits());
         }
         let timeout = Duration::from_secs_f64(milliseconds / 1000.0);
@@ -770,8 +771,8 @@ impl chain::Server for Fake {
         results.get().set_result(9);
     });
     method!(chain::relay_min_fee(_params: RelayMinFeeParams, results: RelayMinFeeResults), |this| {
-        // In a Chain interface with other ordinals, another method has the ordinal of `relayMinFee`. It returns a
-        // number, and the exporter therefore finds no data in the field for the fee rate.
+        // In a Chain interface with other ordinals, another method has the ordinal of `relayMinFee`. That method
+        // returns a number, and the exporter therefore finds no data in the field for the fee rate.
         if !this.state.offers.other_chain {
             results.get().set_result(&1000u64.to_le_bytes());
         }
@@ -859,8 +860,8 @@ impl tracing::Server for Fake {
 struct Handler {
     callback: Held,
     disconnected: Cell<bool>,
-    /// Whether the fake node calls `destroy` on the callback before it responds to `disconnect`. If false, it calls
-    /// `destroy` after the response.
+    /// Whether the fake node calls `destroy` on the callback before it responds to `disconnect`. If false, the fake
+    /// node calls `destroy` after the response.
     destroys_first: bool,
     counts: Arc<Counts>,
 }

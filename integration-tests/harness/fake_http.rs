@@ -19,8 +19,8 @@ use super::fake::FakeNode;
 pub enum Mode {
     /// Responds with the result of a correct node if the request has the cookie, and otherwise with the status 401.
     Works,
-    /// Responds with these results. The keys of the JSON object are methods, or a method and its first parameter. The
-    /// response for other methods is the error "Method not found".
+    /// Responds with the results in this JSON object. A key of the object is a method, or a method and its first
+    /// parameter. The response for other methods is the error "Method not found".
     Answers(Arc<Value>),
     /// Responds to each call with this error message.
     Error(Arc<str>),
@@ -103,7 +103,7 @@ impl FakeHttp {
         };
     }
 
-    /// Number of calls of this method so far.
+    /// Number of calls of this method that the server has received so far.
     pub fn calls_of(&self, method: &str) -> usize {
         self.seen.lock().unwrap().iter().filter(|seen| *seen == method).count()
     }
@@ -169,7 +169,7 @@ fn answer(
     None
 }
 
-/// Reads an HTTP request. Returns its JSON body, and whether the request has the valid cookie.
+/// Reads an HTTP request. Returns the request's JSON body, and whether the request has the valid cookie.
 fn read_request(input: &mut impl BufRead, cookie: &Mutex<String>) -> Option<(Value, bool)> {
     let (mut length, mut is_authorized) = (0, false);
     loop {

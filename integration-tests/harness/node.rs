@@ -169,7 +169,7 @@ impl Node {
         std::fs::read_to_string(self.dir.path().join("stderr")).unwrap()
     }
 
-    /// Calls `bitcoin-cli`. Returns its output, or its error message.
+    /// Calls `bitcoin-cli`. Returns the output or the error message of `bitcoin-cli`.
     pub fn try_cli(&self, arguments: &[&str]) -> Result<String, String> {
         let output = Command::new(bitcoin_cli())
             .args([
@@ -265,7 +265,8 @@ impl Node {
         let output: Value = serde_json::from_str(&output).expect("an output that is not spent");
         let value = Amount::from_btc(output["value"].as_f64().unwrap());
         let anyone = || ScriptBuf::from_hex("51").unwrap();
-        // With one output, the transaction would be smaller than the node's minimum size for relay.
+        // The transaction has two outputs: with one output, it would be smaller than the minimum size of the
+        // transactions that a node relays.
         let value = value.unwrap();
         let half = (value - Amount::from_sat(fee)) / 2;
         let transaction = Transaction {

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::eventually;
 
-/// The path of a program in this environment variable, which `integration-tests/run` sets.
+/// Path of a program: the value of this environment variable, which `integration-tests/run` sets.
 fn program(variable: &str) -> PathBuf {
     std::env::var_os(variable)
         .unwrap_or_else(|| panic!("{variable} is not set: use integration-tests/run"))

@@ -52,7 +52,8 @@ impl Proxy {
         }
     }
 
-    /// Forwards new connections, and those that were accepted since [`cut`](Self::cut), to the node's socket `node`.
+    /// Forwards new connections, and the connections that were accepted since [`cut`](Self::cut), to the node's socket
+    /// `node`.
     pub fn resume(&self, node: &Path) {
         self.state.lock().unwrap().node = Some(node.into());
     }

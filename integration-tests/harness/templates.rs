@@ -53,7 +53,7 @@ pub struct Templates {
 }
 
 impl Templates {
-    /// Creates the settings of a fake node that returns templates with two transactions.
+    /// Creates the block template service of a fake node, which by default returns templates with two transactions.
     pub fn new(counts: &Arc<Counts>) -> Self {
         Templates {
             outcome: Rc::new(Cell::new(Outcome::Transactions(2))),
@@ -63,7 +63,7 @@ impl Templates {
         }
     }
 
-    /// Delays a call of this kind as long as the test has set that such calls get no response.
+    /// Delays a call of this kind until the test lets the fake node respond to such calls.
     async fn passes(&self, step: Step) {
         if *self.hangs_at.borrow() == Some(step) {
             self.counts.hanging.fetch_add(1, Relaxed);

@@ -1,4 +1,5 @@
-//! Tests that the IPC exporter, with its sandbox, stores blocks in the block store of a real PostgreSQL server.
+//! Tests that the IPC exporter, with its sandbox, writes a row for each new block to the block store, a database on a
+//! real PostgreSQL server.
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -21,7 +22,7 @@ fn tips_are_stored_with_their_resolution_and_the_rank_is_shown() {
     let dir = TempDir::new().unwrap();
     let mut postgres = Postgres::start();
     let node = Node::start(&["-logtimemicros"]);
-    node.mine(1); // Initial block download ends. During it, tips are not stored.
+    node.mine(1); // Initial block download, in which the exporter stores no blocks, ends.
     let (file, password) = (dir.path().join("blocks.sqlite"), postgres.password_file());
     let url = postgres.url("sslmode=prefer");
     let arguments = ["--chain", "regtest", "--node-name", "ipc-node", "--block-log", file.to_str().unwrap()];
@@ -43,7 +44,8 @@ fn tips_are_stored_with_their_resolution_and_the_rank_is_shown() {
     let tip = tip.duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     assert!(number(&rows, 1) >= tip - 0.001, "a tip cannot be seen before it is one: {rows:?}, {tip}");
 
-    // While PostgreSQL is stopped, the row waits in the block log's file, also after the exporter has exited.
+    // While PostgreSQL is stopped, the row of the new block waits in the block log (the exporter's SQLite file), also
+    // after the exporter has exited.
     postgres.stop();
     let second = node.mine(1).remove(0);
     eventually("the row waits", || {

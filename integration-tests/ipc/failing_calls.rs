@@ -41,8 +41,8 @@ fn costly_call_without_answer_is_repeated_soon() {
     exporter.wait_for(UP, 1.0);
     assert_eq!(exporter.value(CONNECTS), Some(1.0), "the other calls work");
     http.set_method("getorphantxs", None);
-    // When a call has timed out, the exporter repeats it after a back-off of some seconds. When a call of this method
-    // has succeeded, the exporter repeats it only after a thousand times the call's duration.
+    // After a timeout of getorphantxs, the exporter repeats the call after a back-off of some seconds. After a success,
+    // the exporter repeats the call only after a thousand times the call's duration.
     exporter.wait_for("bitcoin_orphan_transactions", 1.0);
     let asked = http.calls_of("getorphantxs");
     exporter.wait_for_polls(10.0);
@@ -136,8 +136,9 @@ fn hanging_http_node_is_disconnected_as_hung() {
     assert!(failures(&exporter, "timeout") >= 1.0);
 }
 
-/// The server closes the connection after the exporter has sent its next request, and does not respond. A real node can
-/// also close an idle HTTP connection at the moment at which the exporter sends a request.
+/// The fake HTTP server closes each connection after the exporter has sent a second request, and does not respond to
+/// this request. A real node can also close an idle HTTP connection at the moment at which the exporter sends a
+/// request.
 #[test]
 fn request_on_a_closing_connection_is_repeated() {
     let http = FakeHttp::start(Mode::Closes);
@@ -363,7 +364,7 @@ fn calls_without_answer_are_not_repeated_on_their_thread() {
     node.signal(Signal::SIGSTOP);
     eventually("a call has no answer", || exporter.log().contains("no response within").then_some(()));
     // Wait for six times the call timeout. In this time, a faulty exporter would make another call on a thread of the
-    // node that has not responded to its last call.
+    // node whose last call is unfinished.
     std::thread::sleep(std::time::Duration::from_secs(3));
     node.signal(Signal::SIGCONT);
     node.mine(2);

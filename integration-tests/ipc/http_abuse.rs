@@ -161,8 +161,8 @@ fn loopback_listener_accepts_loopback_and_allowed_names() {
     eventually("the rejection is logged", || exporter.log().contains(REJECTED).then_some(()));
     let log = exporter.log();
     assert_eq!(log.matches(REJECTED).count(), 1, "{log}");
-    // An exporter that listens on a non-loopback address accepts every host name, because a check would not protect it:
-    // other machines can connect to it directly.
+    // An exporter that listens on a non-loopback address accepts every host name in the `Host` header. A check of the
+    // header would not protect this exporter, because other machines can connect to it directly.
     let open = Exporter::spawn_without_address(command().args(["--metrics-addr", "0.0.0.0:0", socket]));
     let local = format!("127.0.0.1:{}", open.address().rsplit(':').next().unwrap());
     let mut stream = TcpStream::connect(local).unwrap();

@@ -152,7 +152,8 @@ fn documented_whitelist_is_sufficient_and_minimal() {
     assert_eq!(failures.filter(|line| !line.ends_with(" 0")).collect::<Vec<_>>(), [""; 0]);
     assert!(!exporter.log().contains("(403)"), "{}", exporter.log());
 
-    // For a user without a whitelist, the exporter logs the line that adds a whitelist to bitcoin.conf.
+    // For an RPC user without a whitelist (`-rpcwhitelist`), the exporter logs the line that adds a whitelist to
+    // bitcoin.conf.
     let all = as_user("all");
     let advice = format!("add to bitcoin.conf: {}", whitelist_line("all"));
     eventually("the advice is logged", || all.log().contains(&advice).then_some(()));

@@ -38,7 +38,7 @@ fn left(node: &FakeNode) {
     eventually("the connection is closed", || (node.connections() == 0).then_some(()));
 }
 
-/// The values that [`next_block`] must have according to the node's getblocktemplate.
+/// The values that [`next_block`] must return, computed from the node's response to getblocktemplate.
 fn block_template(node: &Node) -> [Option<f64>; 4] {
     let template = node.json(&["getblocktemplate", r#"{"rules":["segwit"]}"#]);
     let transactions = template["transactions"].as_array().unwrap();

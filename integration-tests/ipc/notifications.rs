@@ -425,7 +425,7 @@ fn http_has_low_priority_and_guard_short_timeslices() {
     }
     let guard = exporter.guard().unwrap();
     assert_eq!(nice(guard)[0].1, usual);
-    // Since Linux 6.12, a process can set the length of its CPU time slice.
+    // Since Linux 6.12, a process can set the length of its CPU time slice. The guard must have a time slice of 100 µs.
     let slice = |pid: Pid| {
         let text = std::fs::read_to_string(format!("/proc/{pid}/sched")).ok()?;
         text.lines().find(|line| line.starts_with("se.slice"))?.rsplit(' ').next()?.parse::<u64>().ok()

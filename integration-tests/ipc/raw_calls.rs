@@ -1,5 +1,5 @@
-//! Tests that a guard does not forward messages that make a real node crash, or make the node close the connection
-//! during other calls. The exporter never sends such messages.
+//! Tests that a guard (the exporter's process that is connected to the node) does not forward messages that make a real
+//! node crash, or make the node close the connection during other calls. The exporter never sends such messages.
 
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::UnixStream;
@@ -18,7 +18,7 @@ use capnp_rpc::rpc_capnp::{self as rpc, cap_descriptor, message_target, return_}
 use crate::node::Node;
 
 /// A placeholder for a capability in the parameters of a call. Cap'n Proto encodes a capability as a position in the
-/// message's table of capabilities. The test never calls this client.
+/// message's table of capabilities. The test never calls the placeholder.
 fn reference<C: FromClientHook>() -> C {
     let broken = capnp_rpc::new_broken_cap(capnp::Error::failed("never called".into()));
     C::new(broken.hook)
@@ -138,7 +138,7 @@ impl RawClient {
         })
     }
 
-    /// Reads the next response. Returns the first capability in it, or an error if the connection is closed.
+    /// Reads the next response. Returns the first capability in the response, or an error if the connection is closed.
     fn response(&mut self) -> Result<Option<u32>, capnp::Error> {
         loop {
             let message = serialize::read_message(&mut self.stream, ReaderOptions::new())?;

@@ -1,5 +1,5 @@
-//! Tests that a guard in front of a real node forwards only calls that do not change the node, also if an attacker
-//! sends the exporter's messages.
+//! Tests that a guard (the exporter's process that is connected to a real node) forwards only calls that do not change
+//! the node, also if an attacker sends messages in place of the exporter.
 
 use std::os::unix::net::UnixStream as Stream;
 use std::path::Path;

@@ -669,8 +669,8 @@ fn indexes_chainstates_and_soft_forks_agree_with_bitcoin_cli() {
     assert_eq!(exporter.value("bitcoin_deployment_active{deployment=\"csv\"}"), Some(1.0));
     assert_eq!(exporter.value("bitcoin_deployment_signalling_blocks{deployment=\"csv\"}"), None);
 
-    // This node has no optional index such as txindex. At its height, the soft fork csv is not active yet, and the soft
-    // fork testdummy is in its signalling period.
+    // This node has no optional index such as txindex. At block height 200, the soft fork csv is not active yet, and
+    // the soft fork testdummy is in its signalling period.
     let node = Node::start(&["-testactivationheight=csv@2000", "-vbparams=testdummy:0:999999999999"]);
     node.mine(200);
     let exporter = Exporter::start(&node.socket(), &[]).ready();
@@ -748,7 +748,8 @@ fn node_process_metrics_are_exported() {
     let faults = exporter.value("bitcoin_node_process_page_faults_total{kind=\"minor\"}").unwrap();
     let after = (cpu(), process().stat().unwrap().minflt as f64);
     let total: f64 = shown.values().sum();
-    // The CPU times may differ by 0.02 s, because the kernel reports them in hundredths of a second.
+    // The exported CPU time may differ by 0.02 s from the CPU time that the test reads, because the kernel reports CPU
+    // times in hundredths of a second.
     assert!(before.0 - 0.02 <= total && total <= after.0 + 0.02, "{before:?} {shown:?} {after:?}");
     assert!(before.1 <= faults && faults <= after.1, "{before:?} {faults} {after:?}");
     assert!(shown["other"] > 0.0 && shown.len() == 9, "{shown:?}");

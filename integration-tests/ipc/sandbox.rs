@@ -1,5 +1,5 @@
-//! Tests of the file descriptors and the sandbox of the supervisor, the exporter and the guard. The exporter must not
-//! be able to reach the node except through its guard.
+//! Tests of the file descriptors and the sandbox of the exporter's three processes: supervisor, exporter and guard. The
+//! exporter must not be able to reach the node except through its guard.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -281,8 +281,7 @@ fn confined_guard_is_denied_all_but_its_sockets() {
     }
 }
 
-/// The sandbox cannot be installed, because a seccomp filter denies the system calls that install it, as in some
-/// containers.
+/// Simulates a container whose seccomp filter denies the system calls that install the exporter's sandbox.
 #[test]
 fn forbidden_sandbox_costs_one_log_line() {
     const TEST: &str = "sandbox::forbidden_sandbox_costs_one_log_line";

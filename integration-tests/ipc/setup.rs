@@ -22,7 +22,8 @@ const ENVIRONMENT: &str = "etc/default/bitcoind-ipc-exporter";
 const DROP_IN: &str = "etc/systemd/system/bitcoind-ipc-exporter.service.d/zz-bitcoind-ipc-exporter.conf";
 const TARGET: &str = "etc/prometheus/targets/ipc-bitcoind.yml";
 
-/// Creates the directory for use instead of `/`, with `etc/prometheus` and with an environment file of the operator.
+/// Creates the directory that `setup` uses instead of `/`. The directory has the configuration folders, and an
+/// environment file that the operator has written.
 fn root() -> TempDir {
     let root = TempDir::new().unwrap();
     for dir in ["etc/default", "etc/prometheus", "etc/systemd/system"] {
@@ -166,8 +167,8 @@ fn bitcoin_node_without_ipc_gets_a_socket() {
 #[test]
 fn check_gets_no_other_environment() {
     let (node, root) = (Node::start(&[]), root());
-    // `setup` runs the exporter with `--check`. While the node is stopped, this process waits for the node, which gives
-    // the test time to read the environment of the process.
+    // `setup` runs the exporter with `--check` in a child process. While the node is stopped, the child process waits
+    // for the node, which gives the test time to read the environment of the child process.
     node.signal(Signal::SIGSTOP);
     let mut command = setup_command(root.path(), &["--node", &node.pid().to_string()]);
     command.env("SECRET", "of root").stdout(Stdio::null()).stderr(Stdio::null());
@@ -207,7 +208,7 @@ fn configuration_file_can_name_another_data_directory() {
     assert!(text.contains(&format!("regtest in {}/regtest\n", data.display())), "{text}");
 }
 
-/// Asserts that `--write` fails with this problem, and changes nothing.
+/// Asserts that `setup --write` fails with an error message that contains `problem`, and changes no file.
 fn assert_rejected(root: &Path, node: Option<&Node>, problem: &str) {
     let before = contents(root);
     let conf = node.map(|node| fs::read(node.dir().join("bitcoin.conf")).ok());

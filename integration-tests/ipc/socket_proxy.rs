@@ -19,8 +19,8 @@ const NODE: &str = "TEST_IS_A_SOCKET_PROXY_OF";
 /// The process of a proxy: this test binary with the environment variable [`NODE`].
 struct ProxyProcess {
     child: Child,
-    /// The reading end of the pipe from the proxy's stdout. It must stay open, because Rust's test harness in the
-    /// proxy's process writes to stdout after the test.
+    /// The reading end of the pipe from the proxy's stdout. The reading end must stay open, because Rust's test harness
+    /// in the proxy's process writes to stdout after the test.
     _output: BufReader<ChildStdout>,
     socket: PathBuf,
     dir: TempDir,

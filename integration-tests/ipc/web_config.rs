@@ -198,8 +198,8 @@ fn password_guesses_delay_no_authenticated_client() {
     guessers.iter_mut().for_each(|guesser| drop(guesser.wait()));
 }
 
-/// The sandbox permits reading the folders with certificates. The exporter must also be able to read `web.yml` again if
-/// this file configures no certificate.
+/// The sandbox permits the exporter to read the folders with its certificates. If `web.yml` configures no certificate,
+/// the exporter must nevertheless be able to read `web.yml` again.
 #[test]
 fn web_config_of_users_only_is_read_in_the_sandbox() {
     let dir = TempDir::new().unwrap();

@@ -1,5 +1,6 @@
-//! Tests of all BPF programs on Debian's kernels, in virtual machines of QEMU. In each virtual machine, the exporter
-//! loads the BPF programs, attaches them to a program with all tracepoints, and counts the tracepoints' events.
+//! Tests of all BPF programs of the USDT exporter on Debian's kernels, in virtual machines of QEMU. In each virtual
+//! machine, the exporter loads the BPF programs, attaches them to a program with all tracepoints, and counts the
+//! tracepoints' events.
 //!
 //! The tests need the folder $KERNELS, which `integration-tests/kernels/fetch` creates. The tests for arm64 also need
 //! the package $DEB_ARM64, which `contrib/debian/package arm64` builds. Tests whose files are missing are skipped with
@@ -33,8 +34,8 @@ misbehaving inv message size = 50001
 standard 8 2 3 4 5000000 block text
 ";
 
-/// Samples, without the label `node`, that the exporter must export after [`COMMANDS`]. Each tracepoint has at least
-/// one sample here whose value is not 0.
+/// Samples, without the label `node`, that the exporter must export after the traced program has executed [`COMMANDS`].
+/// Each tracepoint has at least one sample here whose value is not 0.
 const SAMPLES: &str = r#"
     fibre_exporter_probes_attached 27
     fibre_exporter_errors_total{error_type="argument"} 0

@@ -53,7 +53,7 @@ def validate(resource):
     if resource["apiVersion"].startswith("monitoring.coreos.com/"):
         model = getattr(v1, resource["kind"]).model_validate(resource)
         known = model.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        # The validation of the model accepts fields that are not in the schema, but drops them.
+        # cloudcoil's model of the resource accepts unknown fields, but drops them from the result.
         assert known == resource, f"{resource['kind']} has unknown fields"
     else:
         for version in VERSIONS:

@@ -243,7 +243,7 @@ pub fn alerts_caused_by_a_down_node_are_inhibited() {
     eventually("the node's other alerts are suppressed", || {
         (kept_back() == expected.clone().into()).then_some(())
     });
-    // Each notification must be about one node, and must contain all of its alerts that are not suppressed.
+    // Each notification must be about one node, and must contain all alerts about this node that are not suppressed.
     let mut told = BTreeSet::new();
     eventually("all nodes are in messages", || {
         for message in messages.try_iter() {

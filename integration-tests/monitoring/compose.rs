@@ -26,7 +26,7 @@ pub fn compose_images_are_pinned_and_hardened() {
     );
     for (name, service) in services {
         let (image, tag) = service["image"].as_str().unwrap().rsplit_once(':').expect("a tag");
-        // A version of PostgreSQL has two numbers. The versions of the other images have three.
+        // A version of PostgreSQL has two numbers. The versions of the other images have three numbers.
         let parts = if name == "postgres" { 2 } else { 3 };
         assert!(tag.split('.').count() == parts, "{image}: {tag} is not one version");
         // `<<` is the YAML merge key: each service must contain `<<: *hardened`, the shared security settings.
@@ -72,8 +72,9 @@ pub fn compose_images_are_pinned_and_hardened() {
     }
 }
 
-/// The entrypoint of PostgreSQL's image appends to `pg_hba.conf` a line that requires a password. The first line that matches applies, and
-/// by default initdb writes lines that trust every user of the machine on loopback.
+/// By default, initdb writes lines to `pg_hba.conf` that trust every user of the machine on loopback. PostgreSQL's
+/// image appends a line that requires a password, but the first line that matches applies. The Compose file must
+/// therefore pass arguments to initdb that make every line require a password.
 pub fn postgres_trusts_no_user_of_the_machine() {
     let postgres = services()["postgres"].take();
     let arguments: Vec<_> = postgres["environment"]["POSTGRES_INITDB_ARGS"].as_str().into_iter().collect();
@@ -85,7 +86,8 @@ pub fn postgres_trusts_no_user_of_the_machine() {
 }
 
 /// In Alloy's image, the data folder belongs to the user and group 473 and has the mode 770. A new volume that is
-/// mounted on this folder gets the same owner and mode.
+/// mounted on this folder gets the same owner and mode. With the user and the capabilities in the Compose file, Alloy
+/// must be able to write to this folder and to read another user's debug.log, but not to change the debug.log.
 pub fn alloy_may_keep_its_positions_and_read_what_belongs_to_others() {
     let alloy = services()["alloy"].take();
     let (user, group) = alloy["user"].as_str().unwrap().split_once(':').expect("user:group");

@@ -100,7 +100,8 @@ fn main() -> ExitCode {
         trial("postgres_trusts_no_user_of_the_machine", compose::postgres_trusts_no_user_of_the_machine),
     ];
     trials.extend(of_store.map(|trial| trial.with_ignored_flag(no_postgres)));
-    // With the variable SCREENSHOTS, `docs/picture` creates the README's picture of the status page.
+    // The script `docs/picture` sets SCREENSHOTS, and then creates the README's picture of the status page with this
+    // test.
     if std::env::var_os("SCREENSHOTS").is_some() {
         trials.push(trial("picture_of_the_page", status_page::picture_of_the_page));
     }

@@ -8,9 +8,10 @@ use crate::{all_dashboards, panels};
 
 pub const UID: &str = "bitcoin-propagation";
 
-/// A block store with `blocks` blocks, ten minutes apart, and a row for each block and each of `nodes` nodes. The last
-/// block is a minute old. Node `n1` is the first node that gets each block. Node `n2` gets the block one millisecond
-/// after `n1`, and node `n3` two milliseconds after `n1`. The clock of the last node is not synchronized.
+/// A block store (a PostgreSQL database) with `blocks` blocks, ten minutes apart, and a row for each block and each of
+/// `nodes` nodes. The last block is a minute old. Node `n1` is the first node that gets each block. Node `n2` gets the
+/// block one millisecond after `n1`, and node `n3` two milliseconds after `n1`. The clock of the last node is not
+/// synchronized.
 fn store(nodes: u32, blocks: u32) -> Postgres {
     let postgres = Postgres::start();
     let schema = std::fs::read_to_string(contrib().join("postgresql/propagation.sql")).unwrap();
@@ -70,7 +71,8 @@ pub fn every_query_returns_data() {
         }
     }
     // The queries read the last 24 hours, which contain 144 blocks. Node n1 is certainly the first node, because its
-    // lead of 1 ms is longer than the possible error of 802 µs. The node with the unsynchronized clock is excluded.
+    // lead of 1 ms is longer than 802 µs, the maximum error of the lead. The node with the unsynchronized clock is
+    // excluded.
     assert_eq!(shown(&postgres, "First node", "connected"), [["n1", "144", "0"]]);
     assert_eq!(
         shown(&postgres, "First by mechanism", "connected"),
@@ -99,7 +101,8 @@ pub fn every_query_returns_data() {
     for hour in shown(&postgres, "FIBRE against compact blocks", "connected") {
         assert_eq!(hour[2], if hour[1] == "n1" { "0" } else { "1" }, "{hour:?}");
     }
-    // With clock errors of 600 µs, the possible error is longer than the lead of 1 ms, and the first node is uncertain.
+    // If the clock of each node can be wrong by 600 µs, the maximum error of the lead is longer than the lead of 1 ms,
+    // and the first node is uncertain.
     postgres.rows("UPDATE propagation.blocks SET clock_max_error_us = 600");
     assert_eq!(shown(&postgres, "First node", "connected"), [["n1", "0", "144"]]);
     // A node that connects a block two hours late was not running when the block was mined, and the dashboard must

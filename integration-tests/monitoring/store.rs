@@ -72,7 +72,7 @@ pub fn store_gets_all_samples_after_an_outage() {
     let ours = "{job=\"bitcoind-ipc\",__name__=~\"bitcoin_.*\"}[10m]";
     let scraped = samples(&prometheus.query(ours));
     store.start_again();
-    // VictoriaMetrics stores fewer digits than an f64 has.
+    // The comparison has a tolerance, because VictoriaMetrics stores fewer digits of a value than an f64 has.
     let is_close = |value: f64, stored: &f64| (value - stored).abs() <= 1e-9 * value.abs();
     let missing = |stored: &Samples| {
         let has = |at: &_, value: f64| stored.get(at).is_some_and(|stored| is_close(value, stored));

@@ -85,7 +85,7 @@ let
           user = defaultsTo "bitcoin" types.str;
           group = defaultsTo config.services.bitcoind.user types.str;
           rpc.users = defaultsTo { } (types.attrsOf types.raw);
-          # This option has no default value.
+          # In nix-bitcoin, this option has no default value.
           cli = option types.package;
         };
       };
@@ -289,7 +289,7 @@ in
       };
     };
   };
-  # JSON-RPC over HTTP in addition to IPC, for Bitcoin Core 30 and 31.
+  # An exporter that uses JSON-RPC over HTTP in addition to IPC, which Bitcoin Core 30 and 31 need.
   rpc-beside-ipc = evaluate {
     services.bitcoind-ipc-exporter = {
       enable = true;

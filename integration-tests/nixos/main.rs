@@ -238,7 +238,7 @@ fn nix_packages_install_what_they_should() -> Result<(), Failed> {
         let page = std::fs::read_to_string(out.path().join(format!("share/man/man1/{name}.1")))?;
         assert!(page.contains(".TH"), "{name}: {page}");
     }
-    // The systemd units are for Debian's layout, and must not be installed.
+    // The systemd units contain the paths of Debian, and the Nix packages must not install them.
     assert!(!out.path().join("lib/systemd").exists());
 
     std::fs::write(libexec.join("bitcoin-node"), "the node")?;
@@ -263,7 +263,8 @@ fn nix_flake_is_locked() -> Result<(), Failed> {
         .arg(format!("path:{}", flake.display()))
         .env("XDG_CACHE_HOME", dir.path())
         .output()?;
-    // Nix makes the files in its store read-only, and they could not be deleted.
+    // Nix makes the files in its store read-only. Without write permission, the test could not delete the temporary
+    // folder.
     Command::new("chmod").arg("-R").arg("u+w").arg(dir.path()).status()?;
     if output.status.success() {
         Ok(())

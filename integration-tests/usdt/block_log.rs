@@ -1,5 +1,6 @@
-//! Tests of the block log with a real node: that the exporter writes blocks, that the subcommand `blocks` prints them,
-//! and how the exporter handles a full disk and a corrupt file.
+//! Tests of the block log (the exporter's SQLite file with a row for each block) with a real node: that the exporter
+//! writes blocks, that the subcommand `blocks` prints them, and how the exporter handles a full disk and a corrupt
+//! file.
 
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -123,7 +124,7 @@ pub fn times_are_right_in_a_time_namespace() {
     assert!((now - 600.0..=now).contains(&time), "{time} is not within the ten minutes before {now}");
 }
 
-/// The rows of a block log as JSON objects. Empty if the file does not exist yet.
+/// The rows of a block log as JSON objects. The list is empty if the block log does not exist yet.
 fn objects_if_any(file: &Path) -> Vec<Value> {
     if file.exists() { objects(file, &[]) } else { Vec::new() }
 }

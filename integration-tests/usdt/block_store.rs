@@ -1,6 +1,6 @@
-//! Tests that the block store of a real PostgreSQL server receives one row for each block of real nodes. Rows must not
-//! be lost or stored twice when PostgreSQL stops, when an exporter is killed, when a disk is full, or when settings are
-//! wrong.
+//! Tests that the block store, a database on a real PostgreSQL server, receives one row for each block from the
+//! exporter of each real node. Rows must not be lost or stored twice when PostgreSQL stops, when an exporter is killed,
+//! when a disk is full, or when settings are wrong.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -257,8 +257,9 @@ fn page_shows_the_rank(postgres: &Postgres, exporter: &Exporter, node: &Node) {
         (newest["block_hash"] == block.as_str() && (1..=nodes).contains(&rank)).then_some(())
     });
 
-    // If the exporter cannot query the ranks, it must not report the block store as failed, because the block store
-    // still accepts rows.
+    // The exporter reads the nodes' ranks (the order in which the nodes connected a block) from the block store. If
+    // this query fails, the exporter must not report the block store as failed, because the block store still accepts
+    // rows.
     postgres.rows("ALTER VIEW propagation.lateness RENAME TO other");
     let restored = exporter.log().matches("sending rows to the block store").count();
     node.mine(1);
@@ -421,8 +422,8 @@ pub fn outbox_is_bounded_and_drops_are_counted() {
         exporter(&node, "a", dir.path(), &url, &[&password[0], &password[1], "--block-log-keep", "5"]);
     node.mine(12);
     exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 5.0);
-    // The block log keeps the last five rows. Of the first seven rows, the exporter has dropped some, and has the
-    // others in memory to send them.
+    // The block log keeps the rows of the last five of the twelve blocks. Of the rows of the first seven blocks, the
+    // exporter has dropped some, and has the others in memory to send them to PostgreSQL.
     let dropped = exporter.value("bitcoin_block_store_rows_dropped_total{node=\"a\"}").unwrap() as usize;
     assert!((1..=7).contains(&dropped), "{dropped}");
     exporter.wait_for("bitcoin_block_store_up{node=\"a\"}", 0.0);
@@ -460,8 +461,8 @@ pub fn unsent_rows_of_a_moved_block_log_are_counted() {
     is_logged(dir.path(), "a", 2);
     postgres.start_again();
     exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 0.0);
-    // The exporter had the first of the six waiting rows in memory to send them, and therefore has lost only the other
-    // waiting rows with the moved file.
+    // The exporter had read the first of the six waiting rows into memory to send them. With the moved file, the
+    // exporter has lost only the waiting rows that it had not read.
     let dropped = exporter.value("bitcoin_block_store_rows_dropped_total{node=\"a\"}").unwrap() as usize;
     assert!((1..=5).contains(&dropped), "{dropped}");
     has_rows(&postgres, 9 - dropped);

@@ -49,7 +49,7 @@ pub fn reasons_of_misbehaving_peers_are_those_in_the_log() {
     let tip = bitcoin::consensus::encode::deserialize_hex(&tip).unwrap();
     let exporter = crate::exporter(node.pid(), &["--tracepoints", "net"]);
     let misbehaving = |labels: &str| sum(&exporter, "bitcoin_connections_misbehaving_total", labels);
-    // The exporter exports a counter of 0 for each known reason.
+    // The exporter exports a counter of 0 for each known reason of misbehavior.
     assert!(exporter.metrics().contains("reason=\"mutated block\"} 0"), "{}", exporter.metrics());
     assert_eq!(misbehaving(""), 0.0);
 
@@ -216,14 +216,15 @@ pub fn evicted_connections_end_once() {
     assert_eq!(sum(&exporter, "fibre_exporter_errors_total", ""), 0.0, "{}", exporter.metrics());
 }
 
-/// The number of messages and the sum of their entries, according to the exporter's histogram.
+/// The number of messages and the total number of their entries (for example, of inventory entries), according to the
+/// exporter's histogram `metric`.
 fn entries(exporter: &Exporter, metric: &str, direction: &str) -> (f64, f64) {
     let part = |what: &str| sum(exporter, &format!("{metric}_{what}"), &format!("direction=\"{direction}\""));
     (part("count"), part("sum"))
 }
 
-/// The number of messages and the sum of their entries, according to the sizes in bytes that follow `text` in the
-/// node's debug.log. An entry has `entry` bytes.
+/// The number of messages and the total number of their entries, computed from the message sizes in bytes that follow
+/// `text` in the node's debug.log. An entry has `entry` bytes.
 fn logged_entries(node: &Node, text: &str, entry: u64) -> (f64, f64) {
     let sizes = logged(node, text).iter().map(|rest| number(rest)).collect::<Vec<_>>();
     (sizes.len() as f64, sizes.iter().map(|size| size / entry).sum::<u64>() as f64)
@@ -317,8 +318,8 @@ pub fn addr_entries_are_counted_as_the_nodes_log_them() {
     });
     let mut minutes = 0;
     let to_next = eventually("both get addresses", || {
-        // The node sends addresses every 30 seconds on average, and closes connections without messages after 20
-        // minutes.
+        // Move the node's clock forward, because the node sends addresses only every 30 seconds on average. The clock
+        // stays at most 15 minutes ahead, because the node closes connections without messages after 20 minutes.
         minutes = (minutes + 1).min(15);
         node.cli(&["setmocktime", &(unix_time() + minutes * 60).to_string()]);
         let lines = logged(&next, "Received addr: ");

@@ -62,7 +62,8 @@ pub fn counts_agree_with_a_real_node_and_its_peer() {
     // announcements, which counts only announcements of connected blocks.
     assert!(exporter.metrics().contains("\nbitcoin_block_announcements_total{"));
     assert!(!of_peer.metrics().contains("\nbitcoin_block_announcements_total{"));
-    // For each message type, the messages and bytes that one node sent must equal those that the other node received.
+    // For each message type, the messages and bytes that one node sent must equal the messages and bytes that the other
+    // node received.
     let of_type = |exporter: &Exporter, metric: &str, direction: &str, kind: &str| {
         sum(exporter, metric, &format!("direction=\"{direction}\",type=\"{kind}\""))
     };
@@ -160,12 +161,12 @@ pub fn full_table_of_rejections_removes_the_least_recent() {
         |reason: &str| sum(&exporter, "bitcoin_mempool_tx_rejected_total", &format!("reason=\"{reason}\""));
     (0..80).for_each(|number| reject(&mut fixture, &format!("reason-{number}")));
     assert_eq!((total(), of("other"), of("reason-79"), of("reason-15")), (80.0, 16.0, 1.0, 0.0));
-    // A reason whose series was removed occurs again. A new series for the reason replaces the
+    // A rejection reason whose series the exporter has removed occurs again. A new series for this reason replaces the
     // series whose last rejection is oldest.
     reject(&mut fixture, "reason-0");
     reject(&mut fixture, "reason-0");
     assert_eq!((total(), of("other"), of("reason-0"), of("reason-16")), (82.0, 17.0, 2.0, 0.0));
-    // Between two scrapes, more new reasons occur than the BPF map can hold.
+    // Between two scrapes, more new rejection reasons occur than the BPF map of the reasons can hold.
     (0..400).for_each(|number| reject(&mut fixture, &format!("another-{number}")));
     assert_eq!(total(), 482.0);
     (400..500).for_each(|number| reject(&mut fixture, &format!("another-{number}")));

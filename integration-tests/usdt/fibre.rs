@@ -9,7 +9,7 @@ const NAME_A: &str = "10.0.0.1:8334";
 
 pub fn every_fibre_metric_is_what_was_fired() {
     let (_dir, mut fixture, exporter) = fibre(&["-DDETAIL"]);
-    fixture.fire(&format!("reconstructed {NAME_A} 5 7 2 1000")); // The duration equals the bound of a bucket.
+    fixture.fire(&format!("reconstructed {NAME_A} 5 7 2 1000")); // The duration is a bound of a histogram bucket.
     fixture.fire(&format!("reconstructed {NAME_A} 6000 7000 2 1001"));
     fixture.fire("reconstructed b 1 1 1 20000000");
     fixture.fire("send");

@@ -97,7 +97,7 @@ static __attribute__((noinline)) void fire_standard(const void *hash, const char
 	     (uint32_t)n[4], hash);
 }
 
-/* Fires the tracepoint of a connected block. All bytes of its hash are equal. */
+/* Fires the tracepoint of a connected block. All bytes of the block's hash are equal. */
 static __attribute__((noinline)) void fire_block(const int64_t *n)
 {
 	unsigned char hash[32];

@@ -301,7 +301,8 @@ pub fn failed_output_does_not_end_the_exporter() {
 pub fn missing_privileges_are_reported() {
     let dir = TempDir::new().unwrap();
     let fixture = Fixture::start(&compile(dir.path(), &[]));
-    // An unprivileged user may not have access to the folder with the exporter's binary.
+    // Run a copy of the exporter, because an unprivileged user may have no access to the folder with the exporter's
+    // binary.
     std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
     let copy = dir.path().join("exporter");
     std::fs::copy(env!("CARGO_BIN_EXE_bitcoind-usdt-exporter"), &copy).unwrap();

@@ -153,7 +153,8 @@ fn restarts(arguments: &'static [&'static str], signal: Signal, upgrade: bool) {
         node.start();
         node.wait();
         if is_stopped {
-            // The new process must be three seconds old when the exporter notices the exit of the old process.
+            // Resume the exporter when the new process is three seconds old. Only then does the exporter notice the
+            // exit of the old process.
             std::thread::sleep(std::time::Duration::from_secs(3));
             exporter.signal(Signal::SIGCONT);
         }

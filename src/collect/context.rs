@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Args;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +17,7 @@ use super::peers::PeerTraffic;
 use super::thread_times::ThreadTimes;
 use super::warnings::Warnings;
 use crate::block_log::ReportQueue;
+use crate::cli::duration;
 use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::FailureCause;
 use crate::json_rpc::http::{self, HttpRpc};
@@ -45,25 +47,43 @@ pub enum NextBlockMode {
     Off,
 }
 
-/// The collector's settings.
-#[derive(Clone, Debug)]
+/// The collector's settings, of which the first ones are command line arguments of bitcoind-ipc-exporter.
+#[derive(Args, Clone, Debug)]
 pub struct Config {
-    /// Interval between the starts of two polls.
+    /// Interval between polls, e.g. 15s, 500ms or 1m. A new tip triggers a poll at once
+    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = duration, env = "BITCOIND_IPC_EXPORTER_POLL_INTERVAL")]
     pub poll_interval: Duration,
-    /// Timeout for the response to one call.
+
+    /// Timeout for one call to the node
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = duration, env = "BITCOIND_IPC_EXPORTER_CALL_TIMEOUT")]
     pub call_timeout: Duration,
-    /// When to subscribe to the UTXO cache trace.
+
+    /// Trace of the UTXO cache, for nodes with the Tracing interface. The trace slows down the connection of blocks.
+    /// With auto, a trace that exceeds its budget is disabled until the exporter restarts
+    #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE")]
     pub utxo_trace: UtxoTraceMode,
-    /// When to request block templates from the node.
-    pub next_block: NextBlockMode,
-    /// Maximum time for which the UTXO cache trace may delay the node within ten minutes.
+
+    /// Budget of --utxo-trace auto: time that the node may wait for the trace in ten minutes (the average time between
+    /// two blocks)
+    #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = duration, env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE_BUDGET")]
     pub utxo_trace_budget: Duration,
+
+    /// Periodic requests for a block template, for the metrics of the next block (needs the Mining interface). auto
+    /// requests a template at a new tip, and between tips at most once per --poll-interval
+    #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_NEXT_BLOCK")]
+    pub next_block: NextBlockMode,
+
     /// Whether the exporter exits when the node shuts down. If false, the exporter waits until the node runs again.
+    #[arg(skip)]
     pub exit_with_node: bool,
+
     /// Settings of JSON-RPC over HTTP, which is used for nodes without JSON-RPC over IPC; `None` if HTTP is disabled.
+    #[arg(skip)]
     pub http_rpc: Option<http::HttpRpcConfig>,
+
     /// Directories that may be the node's data directory. The exporter exports the size and free space of the data
     /// directory's file system.
+    #[arg(skip)]
     pub data_directory: DatadirCandidates,
 }
 

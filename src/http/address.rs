@@ -25,12 +25,10 @@ impl fmt::Display for Address {
 impl FromStr for Address {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
-        if let Some(path) = text.strip_prefix("unix:") {
-            return if path.is_empty() {
-                Err("unix: needs a path, as in unix:/run/metrics.sock".into())
-            } else {
-                Ok(Address::Unix(path.into()))
-            };
+        match text.strip_prefix("unix:") {
+            Some("") => return Err("unix: needs a path, as in unix:/run/metrics.sock".into()),
+            Some(path) => return Ok(Address::Unix(path.into())),
+            None => {}
         }
         let (host, port) = text.rsplit_once(':').ok_or("expected HOST:PORT or unix:/path")?;
         if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {

@@ -25,10 +25,6 @@ impl<S: AsyncWrite + Unpin> WriteDeadline<S> {
         WriteDeadline { stream, time, due: None }
     }
 
-    fn stream(&mut self) -> Pin<&mut S> {
-        Pin::new(&mut self.stream)
-    }
-
     /// Returns `result`, or a timeout error if `result` is pending and the deadline of the response has passed.
     fn in_time<T>(&mut self, cx: &mut Context<'_>, result: Poll<Result<T>>) -> Poll<Result<T>> {
         let due = self.due.get_or_insert_with(|| Box::pin(sleep(self.time)));
@@ -48,7 +44,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for WriteDeadline<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
-        let written = self.stream().poll_write(cx, bytes);
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
         self.in_time(cx, written)
     }
 
@@ -57,7 +53,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<S> {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<Result<usize>> {
-        let written = self.stream().poll_write_vectored(cx, pieces);
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, pieces);
         self.in_time(cx, written)
     }
 
@@ -67,7 +63,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<S> {
 
     /// hyper flushes the stream after each response, so a completed flush ends the deadline of the response.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let flushed = self.stream().poll_flush(cx);
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         if flushed.is_ready() {
             self.due = None;
             return flushed;
@@ -76,7 +72,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<S> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let ended = self.stream().poll_shutdown(cx);
+        let ended = Pin::new(&mut self.stream).poll_shutdown(cx);
         self.in_time(cx, ended)
     }
 }

@@ -6,7 +6,6 @@
 //! and the names in `--web.allowed-host` are therefore rejected.
 
 use std::net::IpAddr;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use hyper::header::HOST;
@@ -15,53 +14,41 @@ use tracing::warn;
 
 use crate::text;
 
-/// A host name or IP address from `--web.allowed-host`, in lower case, without scheme and port.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HostName(String);
-
-impl FromStr for HostName {
-    type Err = String;
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, port) = split_port(text);
-        if port.is_some_and(|port| port.parse::<u16>().is_err()) {
-            return Err(
-                "the port is not a number up to 65535; leave it out: names are allowed with any port".into(),
-            );
-        }
-        let is_name = !name.is_empty()
-            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-        if !is_name && name.parse::<IpAddr>().is_err() {
-            return Err("expected a host name without a scheme, like metrics.example.com".into());
-        }
-        Ok(HostName(name.to_ascii_lowercase()))
+/// Parses a host name or IP address for `--web.allowed-host`. The result has no port.
+///
+/// # Errors
+/// The reason why the text is invalid.
+pub fn host_name(text: &str) -> Result<String, String> {
+    let (name, port) = split_port(text);
+    if port.is_some_and(|port| port.parse::<u16>().is_err()) {
+        return Err(
+            "the port is not a number up to 65535; leave it out: names are allowed with any port".into()
+        );
     }
+    let is_name =
+        !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
+    if !is_name && name.parse::<IpAddr>().is_err() {
+        return Err("expected a host name without a scheme, like metrics.example.com".into());
+    }
+    Ok(name.into())
 }
 
 /// The set of host names for which a listener serves requests.
 #[derive(Default)]
 pub struct AllowedHosts {
-    any: bool,
-    names: Vec<HostName>,
+    names: Vec<String>,
     has_logged: AtomicBool,
 }
 
 impl AllowedHosts {
     /// Allows requests for `localhost`, for loopback addresses, and for the host names in `names`.
-    pub fn loopback_and(names: Vec<HostName>) -> Self {
+    pub fn loopback_and(names: Vec<String>) -> Self {
         AllowedHosts { names, ..Self::default() }
-    }
-
-    /// Allows every host name, for a listener that is not on a loopback address.
-    pub fn any() -> Self {
-        AllowedHosts { any: true, ..Self::default() }
     }
 
     /// Whether the host name of a request is allowed. A request without a host name is allowed, because it does not
     /// come from a browser. Logs the first host name that is rejected.
     pub fn permit(&self, uri: &Uri, headers: &HeaderMap) -> bool {
-        if self.any {
-            return true;
-        }
         let of_uri = uri.authority().map(|authority| authority.as_str().as_bytes());
         let of_headers = headers.get_all(HOST).iter().map(|value| value.as_bytes());
         let rejected = of_uri.into_iter().chain(of_headers).find(|host| !self.allows(host));
@@ -78,17 +65,12 @@ impl AllowedHosts {
 
     fn allows(&self, host: &[u8]) -> bool {
         let Ok(host) = str::from_utf8(host) else { return false };
-        let name = host_name(host);
+        let (name, _) = split_port(host);
         name.is_empty()
             || name.eq_ignore_ascii_case("localhost")
             || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
-            || self.names.iter().any(|allowed| name.eq_ignore_ascii_case(&allowed.0))
+            || self.names.iter().any(|allowed| name.eq_ignore_ascii_case(allowed))
     }
-}
-
-/// Returns the host name or address in `NAME:PORT`.
-fn host_name(host: &str) -> &str {
-    split_port(host).0
 }
 
 /// Splits `HOST:PORT`. Returns the host name or address, without the brackets of an IPv6 address and without a trailing
@@ -161,15 +143,14 @@ mod tests {
     #[test]
     fn other_names_are_answered_where_they_are_allowed() {
         let names = ["Metrics.Example.com", "[2001:db8::1]", "192.0.2.1"];
-        let hosts = AllowedHosts::loopback_and(names.map(|name| name.parse().unwrap()).into());
+        let hosts = AllowedHosts::loopback_and(names.map(|name| host_name(name).unwrap()).into());
         for name in
             ["metrics.example.com:443", "METRICS.example.com.", "[2001:db8::1]:80", "192.0.2.1", "localhost"]
         {
             assert!(permits(&hosts, "/", &[name]), "{name}");
         }
         assert!(!permits(&hosts, "/", &["evil.metrics.example.com"]));
-        assert!(permits(&AllowedHosts::any(), "http://evil.example/", &["evil.example"]));
-        assert_eq!("x:65535".parse(), Ok(HostName("x".into())));
+        assert_eq!(host_name("x:65535"), Ok("x".into()));
         for wrong in [
             "",
             ".",
@@ -183,7 +164,7 @@ mod tests {
             "[2001:db8::1]:99999",
             "[2001:db8::1]:http",
         ] {
-            assert!(wrong.parse::<HostName>().is_err(), "{wrong}");
+            assert!(host_name(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -26,23 +26,13 @@ pub fn remove_stale_socket(path: &Path) -> io::Result<()> {
 pub enum Listener {
     /// A TCP socket.
     Tcp(TcpListener),
-    /// A Unix socket, and the identity of its file if this process created the file.
-    Unix(UnixListener, Option<SocketFile>),
+    /// A Unix socket, and if this process created the socket's file, the path and the [`identity`] of the file.
+    Unix(UnixListener, Option<(PathBuf, (u64, u64))>),
 }
 
-/// The identity of a Unix socket's file: path, device and inode.
-#[derive(PartialEq)]
-pub struct SocketFile {
-    path: PathBuf,
-    device: u64,
-    inode: u64,
-}
-
-impl SocketFile {
-    fn at(path: &Path) -> io::Result<Self> {
-        let file = path.symlink_metadata()?;
-        Ok(SocketFile { path: path.to_path_buf(), device: file.dev(), inode: file.ino() })
-    }
+/// The device and the inode of a file.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    path.symlink_metadata().map(|file| (file.dev(), file.ino()))
 }
 
 impl Listener {
@@ -51,24 +41,16 @@ impl Listener {
     /// # Errors
     /// The process cannot listen on the address, for example because another process listens on it.
     pub fn bind(address: &Address) -> Result<Self> {
+        const ADVICE: &str = "choose another address with --metrics-addr";
         match address {
-            Address::Tcp(address) => {
-                let listener = TcpListener::bind(address).with_context(|| {
-                    format!(
-                        "cannot listen on {address} (choose another address with --metrics-addr HOST:PORT)"
-                    )
-                })?;
-                Ok(Listener::Tcp(listener))
-            }
+            Address::Tcp(address) => TcpListener::bind(address)
+                .map(Listener::Tcp)
+                .with_context(|| format!("cannot listen on {address} ({ADVICE} HOST:PORT)")),
             Address::Unix(path) => {
                 remove_stale_socket(path)?;
-                let listener = UnixListener::bind(path).with_context(|| {
-                    format!(
-                        "cannot listen on {} (choose another address with --metrics-addr)",
-                        path.display()
-                    )
-                })?;
-                Ok(Listener::Unix(listener, Some(SocketFile::at(path)?)))
+                let listener = UnixListener::bind(path)
+                    .with_context(|| format!("cannot listen on {} ({ADVICE})", path.display()))?;
+                Ok(Listener::Unix(listener, Some((path.clone(), identity(path)?))))
             }
         }
     }
@@ -109,10 +91,10 @@ impl Listener {
 
     /// Removes the file of a Unix socket if this process created the file, and no other file has replaced the file.
     pub fn remove_file(&self) {
-        if let Listener::Unix(_, Some(file)) = self
-            && SocketFile::at(&file.path).is_ok_and(|present| present == *file)
+        if let Listener::Unix(_, Some((path, created))) = self
+            && identity(path).is_ok_and(|present| present == *created)
         {
-            let _ = std::fs::remove_file(&file.path);
+            let _ = std::fs::remove_file(path);
         }
     }
 

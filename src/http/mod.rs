@@ -4,8 +4,8 @@
 //! response to the node.
 //!
 //! - `address` parses addresses, and `listener` opens the listening sockets.
-//! - `server` accepts connections and handles requests; `routes` builds the response for each path; `negotiate` selects
-//!   the exposition format, and `compression` compresses responses.
+//! - `server` accepts connections and handles requests; `routes` builds the response for each path and compresses it;
+//!   `negotiate` selects the exposition format and compression.
 //! - `web_config` reads `--web.config.file`: TLS and passwords.
 //!
 //! The table lists the attacks that the endpoint defends against, the code that prevents each attack, and the test of
@@ -22,7 +22,6 @@
 //! | finding valid user names by the response time | `web_config::basic_auth`: passwords of unknown users are checked against another user's hash | `basic_auth::tests` |
 
 mod address;
-mod compression;
 pub(crate) mod connections;
 mod deadline;
 mod host;
@@ -33,9 +32,9 @@ pub(crate) mod server;
 mod web_config;
 
 pub use address::Address;
-pub use host::HostName;
+pub use host::host_name;
 pub use listener::Listener;
 pub(crate) use listener::remove_stale_socket;
-pub use routes::Pages;
-pub use server::{Endpoint, HttpServerHandle, serve_on_thread};
+pub use routes::{EndpointScope, Pages};
+pub use server::{Endpoint, HttpServerHandle, max_connections, serve_on_thread};
 pub use web_config::WebConfig;

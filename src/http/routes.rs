@@ -1,5 +1,9 @@
 //! The paths of the HTTP endpoint, and the response for each path.
 
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
@@ -9,8 +13,7 @@ use hyper::header::{
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::Value;
 
-use super::compression::{accepts_gzip, compress};
-use super::negotiate::negotiate;
+use super::negotiate::{accepts_gzip, negotiate};
 use crate::metrics::Format;
 
 /// The contents of the HTTP endpoint's pages, which each of the two exporters implements.
@@ -24,10 +27,8 @@ pub trait Pages: Send + Sync + 'static {
     fn ready(&self) -> Result<(), String>;
     /// Body of `/`, the HTML status page.
     fn index(&self) -> String;
-    /// Body of `/status.json`, the data that the page at `/` shows; `None` if the page needs no data.
-    fn status(&self) -> Option<Value> {
-        None
-    }
+    /// Body of `/status.json`, the data that the page at `/` shows.
+    fn status(&self) -> Value;
 }
 
 /// The set of paths that a listener serves.
@@ -39,33 +40,13 @@ pub enum EndpointScope {
     Health,
 }
 
-/// The resource of the HTTP endpoint that a request's path names. A path and its alias name the same resource.
-#[derive(Clone, Copy, PartialEq)]
-enum Route {
-    Index,
-    Metrics,
-    Status,
-    Live,
-    Ready,
-}
-
-impl Route {
-    fn from_path(path: &str) -> Option<Self> {
-        match path {
-            "/" => Some(Route::Index),
-            "/metrics" => Some(Route::Metrics),
-            "/status.json" => Some(Route::Status),
-            "/livez" | "/health" => Some(Route::Live),
-            "/readyz" | "/ready" => Some(Route::Ready),
-            _ => None,
-        }
-    }
-
-    fn is_for(self, access: EndpointScope) -> bool {
-        access == EndpointScope::Everything || matches!(self, Route::Live | Route::Ready)
-    }
-}
-
+/// Paths that every listener serves.
+const HEALTH_PATHS: [&str; 4] = ["/livez", "/health", "/readyz", "/ready"];
+/// Paths that only a listener with [`EndpointScope::Everything`] serves.
+const OTHER_PATHS: [&str; 3] = ["/", "/metrics", "/status.json"];
+/// Smallest response body that is compressed, in bytes. A smaller body fits into one network packet without
+/// compression.
+const MIN_COMPRESSED_BYTES: usize = 1024;
 const TEXT: &str = "text/plain; charset=utf-8";
 /// Content security policy of the page at `/`: the browser runs the page's inline script, which may connect only to
 /// this server.
@@ -78,12 +59,14 @@ pub fn answer(
     access: EndpointScope,
     pages: &impl Pages,
 ) -> Response<Full<Bytes>> {
-    let Some(route) = Route::from_path(request.uri().path()).filter(|route| route.is_for(access)) else {
-        return not_found(access);
-    };
-    let status = if route == Route::Status { pages.status() } else { None };
-    if route == Route::Status && status.is_none() {
-        return not_found(access);
+    let path = request.uri().path();
+    let is_page = access == EndpointScope::Everything && OTHER_PATHS.contains(&path);
+    if !is_page && !HEALTH_PATHS.contains(&path) {
+        let text = match access {
+            EndpointScope::Everything => "not found; try /metrics\n",
+            EndpointScope::Health => "not found; this port serves only /health and /ready\n",
+        };
+        return respond(StatusCode::NOT_FOUND, TEXT, text.into());
     }
     if ![Method::GET, Method::HEAD].contains(request.method()) {
         let mut response =
@@ -91,33 +74,23 @@ pub fn answer(
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    match route {
-        Route::Metrics => {
-            let format = negotiate(values(request, &ACCEPT));
-            respond_compressed(request, format.content_type(), pages.metrics(format))
-        }
-        Route::Status => {
-            respond_compressed(request, "application/json", status.unwrap_or_default().to_string())
-        }
-        Route::Live => respond(StatusCode::OK, TEXT, "ok\n".into()),
-        Route::Ready => match pages.ready() {
+    match path {
+        "/livez" | "/health" => respond(StatusCode::OK, TEXT, "ok\n".into()),
+        "/readyz" | "/ready" => match pages.ready() {
             Ok(()) => respond(StatusCode::OK, TEXT, "ok\n".into()),
             Err(why) => respond(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{why}\n")),
         },
-        Route::Index => {
+        "/metrics" => {
+            let format = negotiate(values(request, &ACCEPT));
+            respond_compressed(request, format.content_type(), pages.metrics(format))
+        }
+        "/status.json" => respond_compressed(request, "application/json", pages.status().to_string()),
+        _ => {
             let mut response = respond_compressed(request, "text/html; charset=utf-8", pages.index());
             response.headers_mut().insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(ONLY_OURS));
             response
         }
     }
-}
-
-fn not_found(access: EndpointScope) -> Response<Full<Bytes>> {
-    let text = match access {
-        EndpointScope::Everything => "not found; try /metrics\n",
-        EndpointScope::Health => "not found; this port serves only /health and /ready\n",
-    };
-    respond(StatusCode::NOT_FOUND, TEXT, text.into())
 }
 
 /// The values of all headers of the request that have this name.
@@ -135,6 +108,18 @@ fn respond_compressed(request: &Request<Incoming>, kind: &str, body: String) -> 
         *response.body_mut() = Full::from(compressed);
     }
     response
+}
+
+/// Compresses the body with gzip. Returns `None` if the body has less than `MIN_COMPRESSED_BYTES`.
+fn compress(body: &str) -> Option<Bytes> {
+    if body.len() < MIN_COMPRESSED_BYTES {
+        return None;
+    }
+    // The fastest compression level is used. All other levels take several times as long, and save only a few percent
+    // of the size.
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 8), Compression::fast());
+    encoder.write_all(body.as_bytes()).ok()?;
+    encoder.finish().ok().map(Bytes::from)
 }
 
 fn respond(status: StatusCode, kind: &str, body: String) -> Response<Full<Bytes>> {
@@ -172,4 +157,17 @@ pub fn unauthorized() -> Response<Full<Bytes>> {
         .header(WWW_AUTHENTICATE, "Basic realm=\"metrics\", charset=\"UTF-8\"")
         .body(Full::from("a user name and a password are required\n"))
         .expect("these headers are valid")
+}
+
+#[cfg(test)]
+#[test]
+fn large_bodies_are_compressed_without_loss() {
+    use std::io::Read;
+    let page: String = (0..2000).map(|n| format!("bitcoin_metric{{label=\"{n}\"}} {n}\n")).collect();
+    let compressed = compress(&page).unwrap();
+    assert!(compressed.len() * 4 < page.len(), "{}", compressed.len());
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(&compressed[..]).read_to_string(&mut text).unwrap();
+    assert_eq!(text, page);
+    assert_eq!(compress("ok\n"), None);
 }

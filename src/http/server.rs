@@ -2,12 +2,12 @@
 
 use std::convert::Infallible;
 use std::os::fd::AsFd;
-use std::pin::Pin;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
+use futures::FutureExt;
 use futures::future::join_all;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -28,7 +28,7 @@ use super::deadline::WriteDeadline;
 use super::host::AllowedHosts;
 use super::routes::{EndpointScope, answer, busy, misdirected, unauthorized};
 use super::web_config::AuthResult;
-use super::{HostName, Listener, Pages, WebConfig};
+use super::{Listener, Pages, WebConfig};
 use crate::scheduling;
 use crate::systemd::Heartbeat;
 
@@ -64,25 +64,15 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 pub struct Endpoint {
     web_config: WebConfig,
     access: EndpointScope,
-    hosts: AllowedHosts,
+    /// The host names that requests may have; `None` if every host name is allowed.
+    hosts: Option<AllowedHosts>,
 }
 
 impl Endpoint {
-    /// Creates the configuration of a listener that serves all paths, with the TLS settings and users of the web
-    /// configuration.
-    pub fn all(web_config: WebConfig) -> Self {
-        Endpoint { web_config, access: EndpointScope::Everything, hosts: AllowedHosts::default() }
-    }
-
-    /// Creates the configuration of a listener that serves only the health checks, over TLS if the web configuration
-    /// has a certificate.
-    pub fn health(web_config: WebConfig) -> Self {
-        Endpoint { web_config, access: EndpointScope::Health, hosts: AllowedHosts::default() }
-    }
-
-    /// Also allows requests for these host names, if the listener has a loopback address.
-    pub fn with_allowed_hosts(self, names: &[HostName]) -> Self {
-        Endpoint { hosts: AllowedHosts::loopback_and(names.to_vec()), ..self }
+    /// Creates the configuration of a listener that serves these paths, with the TLS settings and users of the web
+    /// configuration. If the listener has a loopback address, requests for the host names in `names` are also allowed.
+    pub fn new(access: EndpointScope, web_config: WebConfig, names: &[String]) -> Self {
+        Endpoint { web_config, access, hosts: Some(AllowedHosts::loopback_and(names.to_vec())) }
     }
 
     fn announce(&self, listener: &Listener) {
@@ -122,14 +112,6 @@ impl HttpServerHandle {
 /// # Errors
 /// The runtime or the thread cannot be created, or a listener cannot be used.
 pub fn serve_on_thread(
-    listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
-    pages: Arc<impl Pages>,
-    heartbeat: Heartbeat,
-) -> Result<HttpServerHandle> {
-    serve_on_thread_with(max_connections(), listeners, pages, heartbeat)
-}
-
-fn serve_on_thread_with(
     max_connections: usize,
     listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
     pages: Arc<impl Pages>,
@@ -137,28 +119,28 @@ fn serve_on_thread_with(
 ) -> Result<HttpServerHandle> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let end = CancellationToken::new();
-    let mut servers: Vec<Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+    let mut servers = Vec::new();
     {
         let _runtime = runtime.enter();
         for (listener, mut endpoint) in listeners {
             endpoint.announce(&listener);
             if !listener.is_on_loopback() {
-                endpoint.hosts = AllowedHosts::any();
+                endpoint.hosts = None;
             }
             let connections = Connections::new(connection_limit(max_connections, endpoint.access));
             let (endpoint, pages, end) = (Arc::new(endpoint), pages.clone(), end.clone());
-            match &*listener {
+            servers.push(match &*listener {
                 Listener::Tcp(listener) => {
                     listener.set_nonblocking(true)?;
                     let listener = TcpListener::from_std(listener.try_clone()?)?;
-                    servers.push(Box::pin(serve(listener, connections, endpoint, pages, end)));
+                    serve(listener, connections, endpoint, pages, end).boxed()
                 }
                 Listener::Unix(listener, _) => {
                     listener.set_nonblocking(true)?;
                     let listener = UnixListener::from_std(listener.try_clone()?)?;
-                    servers.push(Box::pin(serve(listener, connections, endpoint, pages, end)));
+                    serve(listener, connections, endpoint, pages, end).boxed()
                 }
-            }
+            });
         }
     }
     let (alive, ended) = mpsc::channel();
@@ -214,7 +196,7 @@ async fn serve<L>(
 
 /// The maximum number of HTTP connections of the process: [`MAX_CONNECTIONS`], or fewer if the process's limit on open
 /// files is low.
-fn max_connections() -> usize {
+pub fn max_connections() -> usize {
     let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1024, 1024));
     limit.saturating_sub(OTHER_FILES).clamp(2, MAX_CONNECTIONS) as usize
 }
@@ -264,21 +246,21 @@ pub async fn serve_connection(
 ) -> Result<()> {
     let web_config = &endpoint.web_config;
     let answer = service_fn(async |request: Request<Incoming>| {
-        let mut response = if endpoint.hosts.permit(request.uri(), request.headers()) {
-            match web_config.users().permit(request.headers()).await {
+        let (uri, headers) = (request.uri(), request.headers());
+        let is_host_allowed = endpoint.hosts.as_ref().is_none_or(|hosts| hosts.permit(uri, headers));
+        let mut response = match &web_config.users {
+            _ if !is_host_allowed => misdirected(),
+            None => answer(&request, endpoint.access, pages),
+            Some(users) => match users.permit(headers).await {
                 AuthResult::Permitted => {
-                    if !web_config.users().is_empty() {
-                        authenticated.store(true, Relaxed);
-                    }
+                    authenticated.store(true, Relaxed);
                     answer(&request, endpoint.access, pages)
                 }
                 AuthResult::Rejected => unauthorized(),
                 AuthResult::Busy => busy(),
-            }
-        } else {
-            misdirected()
+            },
         };
-        response.headers_mut().extend(web_config.headers().clone());
+        response.headers_mut().extend(web_config.headers.clone());
         Ok::<_, Infallible>(response)
     });
     // With `half_close`, a client that shuts down its sending side after the request still receives the response.
@@ -312,6 +294,9 @@ mod tests {
         fn index(&self) -> String {
             "index".into()
         }
+        fn status(&self) -> serde_json::Value {
+            serde_json::Value::Null
+        }
     }
 
     fn listener() -> (Arc<Listener>, SocketAddr) {
@@ -340,11 +325,10 @@ mod tests {
     #[test]
     fn connections_for_health_checks_close_no_scrapers() {
         let [(metrics, metrics_at), (health, health_at)] = [listener(), listener()];
-        let listeners = [
-            (metrics, Endpoint::all(WebConfig::default())),
-            (health, Endpoint::health(WebConfig::default())),
-        ];
-        let serving = serve_on_thread_with(6, listeners, Arc::new(FixedPages), Heartbeat::default()).unwrap();
+        let endpoint = |access| Endpoint::new(access, WebConfig::default(), &[]);
+        let listeners =
+            [(metrics, endpoint(EndpointScope::Everything)), (health, endpoint(EndpointScope::Health))];
+        let serving = serve_on_thread(6, listeners, Arc::new(FixedPages), Heartbeat::default()).unwrap();
         let mut scrapers: Vec<_> = (0..5).map(|_| TcpStream::connect(metrics_at).unwrap()).collect();
         assert!(scrapers.iter_mut().all(is_answered));
         let mut checks: Vec<_> = (0..30).map(|_| TcpStream::connect(health_at).unwrap()).collect();

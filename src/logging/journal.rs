@@ -55,13 +55,9 @@ impl<S: Subscriber> Layer<S> for JournalLayer {
 
 /// Connects to the journal. Blocks while the journal's socket is full.
 fn connect() -> io::Result<Dispatch> {
-    let priorities = PriorityMappings {
-        error: Priority::Error,
-        warn: Priority::Warning,
-        info: Priority::Informational,
-        debug: Priority::Debug,
-        trace: Priority::Debug,
-    };
+    // By default, tracing_journald gives info and debug the priorities notice and info.
+    let priorities =
+        PriorityMappings { info: Priority::Informational, debug: Priority::Debug, ..PriorityMappings::new() };
     // Field names get no prefix, so `journalctl BLOCK_HEIGHT=800000` finds them. Levels are mapped to syslog
     // priorities.
     let journal = tracing_journald::layer()?.with_field_prefix(None).with_priority_mappings(priorities);

@@ -1,6 +1,6 @@
 //! A log file that is reopened when its path refers to another file, for example after logrotate.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -28,18 +28,14 @@ impl LogFile {
         Ok(LogFile { path: path.into(), file: files::append_to(path)?, checked: None })
     }
 
-    fn is_in_place(&self) -> io::Result<bool> {
-        let (opened, named) = (self.file.metadata()?, self.path.metadata()?);
-        Ok((opened.dev(), opened.ino()) == (named.dev(), named.ino()))
-    }
-
     /// Reopens the file if its path refers to another file. If the other file cannot be opened, keeps the open file.
     fn reopen_if_moved(&mut self) {
         if self.checked.is_some_and(|checked| checked.elapsed() < CHECK_INTERVAL) {
             return;
         }
         self.checked = Some(Instant::now());
-        if !self.is_in_place().unwrap_or(false)
+        let identity = |file: io::Result<Metadata>| file.map(|file| (file.dev(), file.ino())).ok();
+        if identity(self.file.metadata()) != identity(self.path.metadata())
             && let Ok(file) = files::append_to(&self.path)
         {
             self.file = file;

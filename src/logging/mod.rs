@@ -70,12 +70,8 @@ pub struct Logging {
 /// # Errors
 /// RUST_LOG is invalid, or the file cannot be opened.
 pub fn start(log: LogTarget, level: LogLevel, file: Option<&Path>) -> Result<Logging> {
-    let filter = match std::env::var(EnvFilter::DEFAULT_ENV) {
-        Ok(directives) => {
-            EnvFilter::try_new(&directives).with_context(|| format!("RUST_LOG={directives}"))?
-        }
-        Err(_) => EnvFilter::new(level.directives()),
-    };
+    let directives = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or(level.directives().into());
+    let filter = EnvFilter::try_new(&directives).with_context(|| format!("RUST_LOG={directives}"))?;
     let to_journal =
         matches!(log, LogTarget::Journal) || (matches!(log, LogTarget::Auto) && stderr_is_the_journal());
     let (layer, writer) = if to_journal {

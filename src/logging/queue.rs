@@ -22,13 +22,8 @@ pub fn dropped_lines() -> u64 {
 }
 
 /// The sending end of an output queue. Pushing a line never blocks.
+#[derive(Clone)]
 pub struct LineQueue<T>(SyncSender<Option<T>>);
-
-impl<T> Clone for LineQueue<T> {
-    fn clone(&self) -> Self {
-        LineQueue(self.0.clone())
-    }
-}
 
 impl<T> LineQueue<T> {
     pub fn push(&self, line: T) {

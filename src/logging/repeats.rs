@@ -1,7 +1,6 @@
 //! Rate limit for repeated log lines: each text is logged at most once a minute, with the number of repetitions.
 
 use std::cell::RefCell;
-use std::fmt;
 use std::time::{Duration, Instant};
 
 /// Minimum time between two log lines with the same text.
@@ -21,28 +20,15 @@ struct LoggedText {
     suppressed: u64,
 }
 
-/// Number of times that a text was suppressed since its last line. The number is displayed at the end of the next
-/// line, unless it is zero.
-#[derive(Debug, PartialEq)]
-pub struct Suppressed(u64);
-
-impl fmt::Display for Suppressed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            0 => Ok(()),
-            times => write!(f, " ({times} more times since the last log line)"),
-        }
-    }
-}
-
 impl RepeatLimiter {
     /// Decides whether to log this text now; `None` if the text was logged less than a minute ago, or if [`MAX_TEXTS`]
-    /// other texts were logged in the last minute.
-    pub fn admit(&self, text: &str) -> Option<Suppressed> {
+    /// other texts were logged in the last minute. The returned text is the end of the log line: the number of times
+    /// that the text was suppressed, or an empty text if it was not suppressed.
+    pub fn admit(&self, text: &str) -> Option<String> {
         self.admit_at(text, Instant::now())
     }
 
-    fn admit_at(&self, text: &str, now: Instant) -> Option<Suppressed> {
+    fn admit_at(&self, text: &str, now: Instant) -> Option<String> {
         let mut texts = self.0.borrow_mut();
         let is_recent = |it: &LoggedText| now.saturating_duration_since(it.logged) < REPEAT_INTERVAL;
         if let Some(entry) = texts.iter_mut().find(|it| it.text == text) {
@@ -51,14 +37,17 @@ impl RepeatLimiter {
                 return None;
             }
             entry.logged = now;
-            return Some(Suppressed(std::mem::take(&mut entry.suppressed)));
+            return Some(match std::mem::take(&mut entry.suppressed) {
+                0 => String::new(),
+                times => format!(" ({times} more times since the last log line)"),
+            });
         }
         if texts.len() == MAX_TEXTS {
             let oldest = texts.iter().position(|it| !is_recent(it))?;
             texts.remove(oldest);
         }
         texts.push(LoggedText { text: text.into(), logged: now, suppressed: 0 });
-        Some(Suppressed(0))
+        Some(String::new())
     }
 }
 
@@ -69,10 +58,7 @@ mod tests {
     #[test]
     fn each_text_is_logged_once_a_minute_with_its_count() {
         let (repeats, start) = (RepeatLimiter::default(), Instant::now());
-        let at = |second, text: &str| {
-            let admitted = repeats.admit_at(text, start + Duration::from_secs(second));
-            admitted.map(|suppressed| suppressed.to_string())
-        };
+        let at = |second, text: &str| repeats.admit_at(text, start + Duration::from_secs(second));
         assert_eq!(at(0, "refused"), Some(String::new()));
         assert_eq!((1..40).filter_map(|second| at(second, "refused")).count(), 0);
         assert_eq!(at(1, "timeout"), Some(String::new()), "another state");

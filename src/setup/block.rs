@@ -266,12 +266,10 @@ pub fn undo(root: &Path) -> Result<Vec<Change>> {
     manifest.new = None;
     changes.push(manifest);
     commit(&changes)?;
-    for dir in changes.iter().filter(|change| change.new.is_none()).filter_map(|change| change.path.parent())
-    {
-        if ["service.d", "bitcoind-ipc-exporter", "targets"]
-            .iter()
-            .any(|end| dir.to_string_lossy().ends_with(end))
-        {
+    let removed = changes.iter().filter(|change| change.new.is_none());
+    for dir in removed.filter_map(|change| change.path.parent()) {
+        let ends = ["service.d", "bitcoind-ipc-exporter", "targets"];
+        if ends.iter().any(|end| dir.to_string_lossy().ends_with(end)) {
             let _ = fs::remove_dir(dir); // fails if it is not empty
         }
     }

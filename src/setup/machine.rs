@@ -15,8 +15,7 @@ use procfs::process::{FDTarget, Process, all_processes};
 use super::block;
 use super::plan::DROP_IN;
 use super::settings::Settings;
-use crate::bitcoin_core::BINARIES;
-use crate::bitcoin_core::{CHAINS, ChainParams};
+use crate::bitcoin_core::{BINARIES, CHAINS, ChainParams};
 use crate::files;
 use crate::node_process::without_mark;
 
@@ -84,30 +83,27 @@ impl Exporter {
         exporter.has_credentials = credentials
             .iter()
             .any(|option| command.contains(option) || exporter.environment.contains(option));
-        let others = texts(&root.join("etc/default"), |name| name.starts_with("bitcoind-ipc-exporter-"));
-        let others = others.into_iter().filter(|(path, _)| !path.ends_with(exporter.environment_file()));
-        let address = |line: &str| {
+        let own = exporter.environment_file();
+        let is_other =
+            |name: &str| name.starts_with("bitcoind-ipc-exporter-") && own != format!("etc/default/{name}");
+        let port = |line: &str| {
             line.strip_prefix("BITCOIND_IPC_EXPORTER_METRICS_ADDR=")?.rsplit(':').next()?.parse().ok()
         };
-        exporter.ports =
-            others.flat_map(|(_, text)| text.lines().filter_map(address).collect::<Vec<_>>()).collect();
+        let others = texts(&root.join("etc/default"), is_other);
+        exporter.ports = others.iter().flat_map(|text| text.lines()).filter_map(port).collect();
         exporter
     }
 
     /// Name of the exporter's unit.
     pub fn unit(&self) -> String {
-        match &self.instance {
-            Some(instance) => format!("bitcoind-ipc-exporter@{instance}.service"),
-            None => "bitcoind-ipc-exporter.service".into(),
-        }
+        let instance = self.instance.as_ref().map(|name| format!("@{name}")).unwrap_or_default();
+        format!("bitcoind-ipc-exporter{instance}.service")
     }
 
     /// Path of the unit's environment file, relative to the root directory.
     pub fn environment_file(&self) -> String {
-        match &self.instance {
-            Some(instance) => format!("etc/default/bitcoind-ipc-exporter-{instance}"),
-            None => "etc/default/bitcoind-ipc-exporter".into(),
-        }
+        let instance = self.instance.as_ref().map(|name| format!("-{name}")).unwrap_or_default();
+        format!("etc/default/bitcoind-ipc-exporter{instance}")
     }
 }
 
@@ -190,12 +186,10 @@ impl Machine {
     pub fn inspect(root: &Path, selected: Option<&str>) -> Result<Self> {
         let processes = all_processes().context("cannot list the processes; is /proc mounted?")?;
         let etc = root.join("etc");
-        let targets = || {
-            texts(&etc.join("prometheus/targets"), |name| name.starts_with("ipc") && name.ends_with(".yml"))
-        };
+        let is_target = |name: &str| name.starts_with("ipc") && name.ends_with(".yml");
         let prometheus = etc.join("prometheus").is_dir().then(|| Prometheus {
             config: files::read_text(&etc.join("prometheus/prometheus.yml")).unwrap_or_default(),
-            targets: targets().into_iter().map(|(_, text)| text).collect(),
+            targets: texts(&etc.join("prometheus/targets"), is_target).concat(),
         });
         Ok(Machine {
             root: root.into(),
@@ -217,55 +211,32 @@ fn read_split(path: &Path) -> (String, Option<String>) {
     block::split(&files::read_text(path).unwrap_or_default()).unwrap_or_default()
 }
 
-/// For each file of the directory whose name `is_wanted` accepts, the path of the file and the operator's lines in it.
-fn texts(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Vec<(PathBuf, String)> {
+/// The operator's lines in each file of the directory whose name `is_wanted` accepts.
+fn texts(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let wanted =
-        entries.filter(|entry| entry.file_name().to_str().is_some_and(&is_wanted)).map(|entry| entry.path());
-    wanted.map(|path| (path.clone(), read_split(&path).0)).collect()
+    let wanted = entries.filter(|entry| entry.file_name().to_str().is_some_and(&is_wanted));
+    wanted.map(|entry| read_split(&entry.path()).0).collect()
 }
 
-/// Files and sockets that a process has open.
-#[derive(Default)]
-struct OpenFiles {
-    paths: Vec<PathBuf>,
-    sockets: Vec<PathBuf>,
-}
-
-impl OpenFiles {
-    fn of_process(process: &Process) -> Option<Self> {
-        let mut open = OpenFiles::default();
-        let listening = process.unix().unwrap_or_default();
-        for descriptor in process.fd().ok()?.flatten() {
-            match descriptor.target {
-                FDTarget::Path(path) => open.paths.push(path),
-                FDTarget::Socket(inode) => open.sockets.extend(
-                    listening
-                        .iter()
-                        .filter(|entry| entry.inode == inode && entry.state == UnixState::UNCONNECTED)
-                        .filter_map(|entry| entry.path.clone())
-                        .filter(|path| path.is_absolute()),
-                ),
-                _ => {}
+/// The paths of the files that a process has open, and of the Unix sockets on which it listens; `None` if this process
+/// has no permission to inspect it.
+fn open_files(process: &Process) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
+    let mut listening = process.unix().unwrap_or_default();
+    listening.retain(|socket| socket.state == UnixState::UNCONNECTED);
+    let (mut paths, mut sockets) = (Vec::new(), Vec::new());
+    for descriptor in process.fd().ok()?.flatten() {
+        match descriptor.target {
+            FDTarget::Path(path) => paths.push(path),
+            FDTarget::Socket(inode) => {
+                let entries = listening.iter().filter(|socket| socket.inode == inode);
+                sockets.extend(entries.filter_map(|socket| socket.path.clone()));
             }
+            _ => {}
         }
-        open.sockets.sort();
-        Some(open)
     }
-
-    /// The directory of the chain, in which the node has the file `.lock` open. The second open `.lock` file, in the
-    /// directory of the blocks, is ignored.
-    fn chain_dir(&self) -> Option<PathBuf> {
-        let locks = self.paths.iter().filter(|path| path.ends_with(".lock"));
-        locks.filter_map(|path| path.parent()).find(|dir| !dir.ends_with("blocks")).map(Path::to_path_buf)
-    }
-
-    fn wallets(&self) -> Vec<PathBuf> {
-        let mut wallets: Vec<_> =
-            self.paths.iter().filter(|path| path.ends_with("wallet.dat")).cloned().collect();
-        wallets.dedup();
-        wallets
-    }
+    sockets.retain(|path| path.is_absolute());
+    sockets.sort();
+    Some((paths, sockets))
 }
 
 impl Node {
@@ -276,17 +247,19 @@ impl Node {
         if !BINARIES.iter().any(|name| binary.ends_with(name)) {
             return None;
         }
-        let open = OpenFiles::of_process(process);
+        let open = open_files(process);
         let is_accessible = open.is_some();
-        let open = open.unwrap_or_default();
+        let (files, sockets) = open.unwrap_or_default();
         let arguments = process.cmdline().unwrap_or_default();
         let uid = status.euid;
         let user = User::from_uid(Uid::from_raw(uid)).ok().flatten();
-        let started_with = datadir_at_start(process, &arguments, user.as_ref());
-        let (chain, chain_dir, datadir) = directories(&arguments, open.chain_dir(), &started_with);
-        let conf =
-            Settings::new(&arguments, "", chain.name).value("conf").unwrap_or("bitcoin.conf").to_string();
-        let conf = started_with.join(conf);
+        let given = Settings::new(&arguments, "", "main");
+        let started_with = datadir_at_start(process, &given, user.as_ref());
+        let (chain, chain_dir, datadir) = directories(&given, &files, &started_with);
+        let mut wallets = files;
+        wallets.retain(|path| path.ends_with("wallet.dat"));
+        wallets.dedup();
+        let conf = started_with.join(given.value("conf").unwrap_or("bitcoin.conf"));
         let (text, previous) = read_split(&conf);
         let unit = service(process).filter(|_| root == Path::new("/"));
         let unit = unit.and_then(|name| Some(Unit::parse(&name, &unit_text(&name)?)));
@@ -308,8 +281,8 @@ impl Node {
             node_binary,
             tracepoints: tracepoints(process.pid),
             settings: Settings::new(&arguments, &text, chain.name),
-            sockets: open.sockets.clone(),
-            wallets: open.wallets(),
+            sockets,
+            wallets,
             check: Err("setup does not query this node".into()),
             binary,
             chain,
@@ -347,25 +320,26 @@ impl Node {
         format!("http://127.0.0.1:{}", self.rpc_port())
     }
 
+    /// The rest of the first line with this prefix in the output of `--check`.
+    fn checked(&self, prefix: &str) -> Option<&str> {
+        self.check.as_deref().ok()?.lines().find_map(|line| line.strip_prefix(prefix))
+    }
+
     /// Whether the node has this interface over IPC; `None` if the node could not be queried over IPC.
     pub fn has_interface(&self, name: &str) -> Option<bool> {
-        let lines = self.check.as_deref().ok()?.lines();
-        let line =
-            lines.filter_map(|line| line.strip_prefix("interface ")).find(|line| line.starts_with(name))?;
-        Some(line.trim_start_matches(name).trim_start().starts_with("yes"))
+        let offered = self.checked(&format!("interface {name} "))?;
+        Some(offered.trim_start().starts_with("yes"))
     }
 
     /// The reason why `--check` could not use JSON-RPC over HTTP in addition to IPC; `None` if it used HTTP or did not
     /// need it.
     pub fn http_error(&self) -> Option<&str> {
-        let mut lines = self.check.as_deref().ok()?.lines();
-        lines.find_map(|line| line.strip_prefix("JSON-RPC over HTTP is not used: "))
+        self.checked("JSON-RPC over HTTP is not used: ")
     }
 
     /// The version of the node, for example `320000`; `None` if the output of `--check` does not contain it.
     pub fn version(&self) -> Option<u32> {
-        let node = self.check.as_deref().ok()?.lines().find_map(|line| line.strip_prefix("node: "))?;
-        let label = node.split(',').find_map(|label| label.strip_prefix("version="))?;
+        let label = self.checked("node: ")?.split(',').find_map(|label| label.strip_prefix("version="))?;
         label.trim_matches('"').parse().ok()
     }
 
@@ -385,24 +359,19 @@ impl Node {
     /// program.
     fn compare(&self, bitcoin_node: &Path, process: &Process) -> Option<String> {
         let bitcoind = self.unit.as_ref()?.program().filter(|program| program.ends_with("/bitcoind"))?;
-        let version = |program: &Path| {
+        let version = |program: &Path| -> Result<String, String> {
             let mut command = self.command_as_user(program);
             // Without these options, -version would create a data directory in the home of the user, and replace
             // settings.json.
             command
                 .args(["-version", "-datadir=/", "-nosettings"])
                 .envs(process.environ().unwrap_or_default());
-            let output = command.output().map_err(|error| error.to_string())?;
-            let text = String::from_utf8_lossy(&output.stdout);
+            let text = output(&mut command)
+                .map_err(|error| error.lines().next().unwrap_or("no output").to_string())?;
+            let line = text.lines().next().ok_or("no output")?;
             // In some versions of Bitcoin Core, the line with the version ends with the name of the program.
-            let version = |line: &str| {
-                let name = BINARIES.iter().find_map(|name| line.strip_suffix(name));
-                name.unwrap_or(line).trim().to_string()
-            };
-            let line = text.lines().next().map(version);
-            line.filter(|_| output.status.success()).ok_or_else(|| {
-                String::from_utf8_lossy(&output.stderr).lines().next().unwrap_or("no output").to_string()
-            })
+            let name = BINARIES.iter().find_map(|name| line.strip_suffix(name));
+            Ok(name.unwrap_or(line).trim().to_string())
         };
         let at = bitcoin_node.display();
         match (version(Path::new(bitcoind)), version(bitcoin_node)) {
@@ -419,21 +388,14 @@ impl Node {
     fn run_check(&self) -> Result<String, String> {
         let cookie = self.settings.value("rpccookiefile").unwrap_or(".cookie");
         let mut command = self.command_as_user(Path::new("/proc/self/exe"));
-        command
-            .env_clear()
-            .envs(CONTAINER_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
+        command.envs(CONTAINER_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         let cookie = self.chain_dir.join(cookie);
         command.args(self.sockets.first()).args(["--check", "--chain", self.chain.name]);
         // If this node has no socket, `--check` would otherwise look for a socket in ~/.bitcoin, which may be of
         // another node.
         command.arg("--datadir").arg(&self.datadir);
         command.arg("--rpc-url").arg(self.rpc_url()).arg("--rpc-cookie-file").arg(cookie);
-        let output = command.output().map_err(|error| error.to_string())?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_string();
-        if output.status.success() {
-            return Ok(text(&output.stdout));
-        }
-        Err(text(&output.stderr).lines().next_back().unwrap_or("no output").to_string())
+        output(&mut command).map_err(|error| error.lines().next_back().unwrap_or("no output").to_string())
     }
 
     /// Describes the node, one fact per line.
@@ -449,9 +411,7 @@ impl Node {
         if !self.is_accessible || !self.is_selected {
             return text;
         }
-        let check = self.check.as_deref().unwrap_or_default();
-        let node = check.lines().find_map(|line| line.strip_prefix("node: "));
-        fact("version", node.unwrap_or("unknown").to_string());
+        fact("version", self.checked("node: ").unwrap_or("unknown").to_string());
         fact("chain", format!("{} in {}", self.chain.name, self.chain_dir.display()));
         let is_missing = if self.conf.exists() { "" } else { " (does not exist)" };
         fact("configuration", format!("{}{is_missing}", self.conf.display()));
@@ -463,9 +423,11 @@ impl Node {
         let offered = |name: &&str| self.has_interface(name) == Some(true);
         let interfaces: Vec<_> =
             ["mining", "rpc", "chain", "node", "tracing", "http-rpc"].into_iter().filter(offered).collect();
-        let metrics = check.lines().filter(|line| line.starts_with("  bitcoin_")).count();
         match &self.check {
-            Ok(_) => fact("provides", format!("{metrics} metrics now, over {}", interfaces.join(", "))),
+            Ok(check) => {
+                let metrics = check.lines().filter(|line| line.starts_with("  bitcoin_")).count();
+                fact("provides", format!("{metrics} metrics now, over {}", interfaces.join(", ")));
+            }
             Err(error) => fact("provides", format!("unknown: {error}")),
         }
         fact("tracepoints", self.tracepoints.map_or("unknown".into(), |sites| sites.to_string()));
@@ -478,35 +440,36 @@ impl Node {
 
 /// The directory that contains `bitcoin.conf`: the data directory on the command line, or the default data directory.
 /// The setting `datadir` in `bitcoin.conf` can select another data directory.
-fn datadir_at_start(process: &Process, arguments: &[String], user: Option<&User>) -> PathBuf {
+fn datadir_at_start(process: &Process, given: &Settings, user: Option<&User>) -> PathBuf {
     let home = || {
         let variable = process.environ().ok().and_then(|mut variables| variables.remove(OsStr::new("HOME")));
         variable.map(PathBuf::from).or_else(|| Some(user?.dir.clone())).unwrap_or("/".into())
     };
-    let settings = Settings::new(arguments, "", "main");
-    match settings.value("datadir").map(Path::new) {
+    match given.value("datadir").map(Path::new) {
         Some(path) if path.is_absolute() => path.into(),
         Some(path) => process.cwd().unwrap_or_default().join(path),
         None => home().join(".bitcoin"),
     }
 }
 
-/// The node's chain, the directory of the chain and the data directory. The result is derived from `locked`, the
-/// directory in which the node has the file `.lock` open, or if `locked` is `None`, from the node's arguments.
+/// The node's chain, the directory of the chain and the data directory. The result is derived from the directory in
+/// which the node has the file `.lock` open, or if the node has none, from the node's arguments.
 fn directories(
-    arguments: &[String],
-    locked: Option<PathBuf>,
+    given: &Settings,
+    files: &[PathBuf],
     started_with: &Path,
 ) -> (&'static ChainParams, PathBuf, PathBuf) {
-    if let Some(dir) = locked {
-        let by_folder = ChainParams::from_path(&dir.join(".lock"));
-        let datadir = by_folder.and_then(|_| dir.parent()).unwrap_or(&dir).to_path_buf();
-        return (by_folder.unwrap_or(&CHAINS[0]), dir, datadir);
+    // The second open `.lock` file, in the directory of the blocks, is ignored.
+    let mut locks = files.iter().filter(|path| path.ends_with(".lock"));
+    if let Some(lock) = locks.find(|path| !path.ends_with("blocks/.lock")) {
+        let by_folder = ChainParams::from_path(lock);
+        let dir = lock.parent().unwrap_or(Path::new("/"));
+        let datadir = by_folder.and_then(|_| dir.parent()).unwrap_or(dir);
+        return (by_folder.unwrap_or(&CHAINS[0]), dir.into(), datadir.into());
     }
-    let settings = Settings::new(arguments, "", "main");
     let flags = [("testnet", "test"), ("testnet4", "testnet4"), ("signet", "signet"), ("regtest", "regtest")];
-    let by_flag = flags.iter().find(|(flag, _)| settings.value(flag).is_some()).map(|(_, name)| *name);
-    let chain = ChainParams::from_name(settings.value("chain").or(by_flag).unwrap_or("main"));
+    let by_flag = flags.iter().find(|(flag, _)| given.value(flag).is_some()).map(|(_, name)| *name);
+    let chain = ChainParams::from_name(given.value("chain").or(by_flag).unwrap_or("main"));
     (chain, chain.folder(started_with), started_with.into())
 }
 
@@ -525,18 +488,23 @@ fn service(process: &Process) -> Option<String> {
 }
 
 fn systemd_version() -> Option<u32> {
-    let output = Command::new("systemctl").arg("--version").output().ok()?;
     let runs = Path::new("/run/systemd/system").exists();
-    String::from_utf8_lossy(&output.stdout).split(' ').nth(1)?.parse().ok().filter(|_| runs)
+    let text = output(Command::new("systemctl").arg("--version")).ok().filter(|_| runs)?;
+    text.split(' ').nth(1)?.parse().ok()
+}
+
+/// Runs a command. Returns its output, or if it fails, its error output or the reason why it cannot be started.
+fn output(command: &mut Command) -> Result<String, String> {
+    let output = command.output().map_err(|error| error.to_string())?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_string();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
 /// The text of a unit with its drop-ins, each after a comment with its path; `None` if there is no such unit.
 /// `systemctl cat` is not used, because it fails if a drop-in was removed and systemd has not been reloaded.
 fn unit_text(name: &str) -> Option<String> {
     let arguments = ["show", "--property=FragmentPath,DropInPaths", "--", name];
-    let output =
-        Command::new("systemctl").args(arguments).output().ok().filter(|output| output.status.success())?;
-    let output = String::from_utf8_lossy(&output.stdout).into_owned();
+    let output = output(Command::new("systemctl").args(arguments)).ok()?;
     let property = |name: &str| output.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
     let unit = Some(property("FragmentPath=")).filter(|path| !path.is_empty())?;
     let drop_ins = property("DropInPaths=").split(' ').filter(|path| !path.is_empty());

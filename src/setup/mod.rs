@@ -83,11 +83,10 @@ impl SetupCommand {
         let changes = block::undo(&self.root)?;
         let mut text: String =
             changes.iter().map(|change| format!("{}d {}\n", change.verb(), change.path.display())).collect();
-        text += match changes.is_empty() {
-            true => "There is nothing to undo.\n",
-            false => {
-                "Next: systemctl daemon-reload, and restart the exporter. The node uses its earlier settings after its next restart.\n"
-            }
+        text += if changes.is_empty() {
+            "There is nothing to undo.\n"
+        } else {
+            "Next: systemctl daemon-reload, and restart the exporter. The node uses its earlier settings after its next restart.\n"
         };
         cli::print(&text)?;
         Ok(ExitCode::SUCCESS)
@@ -108,10 +107,8 @@ fn describe(plan: &Plan, lines: &str, is_written: bool) -> String {
     let mut text = list("Problems", &plan.problems) + &list("Notes", &plan.notes);
     if !lines.is_empty() {
         let title = if is_written { "Changed files" } else { "Lines to add at the beginning of these files" };
-        let _ = writeln!(text, "{title}:\n{lines}");
-    }
-    if !lines.is_empty() {
-        let _ = writeln!(text, "Then run:\n{}", indented(&plan.commands.join("\n")));
+        let commands = indented(&plan.commands.join("\n"));
+        let _ = writeln!(text, "{title}:\n{lines}\nThen run:\n{commands}");
     }
     text += match (plan.problems.is_empty(), lines.is_empty(), is_written) {
         (false, ..) => "Nothing was changed. Solve the problems, and run setup again.\n",

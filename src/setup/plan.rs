@@ -77,7 +77,8 @@ impl Plan {
             Ok(node) => node,
             Err(problem) => return Plan { problems: vec![problem], ..Plan::default() },
         };
-        let mut planner = Planner { machine, node, binary: node.named_binary.clone(), plan: Plan::default() };
+        let binary = node.named_binary.clone();
+        let mut planner = Planner { machine, node, binary, needs_restart: false, plan: Plan::default() };
         planner.check_machine();
         if node.is_accessible && !node.is_in_container {
             planner.plan_all(Secret::of_earlier_setup(node).unwrap_or(secret));
@@ -104,16 +105,18 @@ struct Planner<'a> {
     node: &'a Node,
     /// Path of the binary that the node runs after the changes.
     binary: PathBuf,
+    /// Whether the node has to be restarted, because its unit or `bitcoin.conf` changes.
+    needs_restart: bool,
     plan: Plan,
 }
 
 impl Planner<'_> {
-    fn problem(&mut self, text: String) {
-        self.plan.problems.push(text);
+    fn problem(&mut self, text: impl Into<String>) {
+        self.plan.problems.push(text.into());
     }
 
-    fn note(&mut self, text: String) {
-        self.plan.notes.push(text);
+    fn note(&mut self, text: impl Into<String>) {
+        self.plan.notes.push(text.into());
     }
 
     /// Plans to add `text` to the file at `path`, which is relative to the root directory.
@@ -132,14 +135,11 @@ impl Planner<'_> {
             ));
         }
         if node.is_in_container {
-            self.problem(
-                "the node runs in a container, which setup cannot change; see docs/containers.md".into(),
-            );
+            self.problem("the node runs in a container, which setup cannot change; see docs/containers.md");
         }
         if self.machine.systemd.is_none() {
             self.problem(
-                "this machine does not run systemd; start the exporter in another way (docs/connection.md)"
-                    .into(),
+                "this machine does not run systemd; start the exporter in another way (docs/connection.md)",
             );
         }
         let binary = node.node_binary.as_ref().map(|binary| &binary.path);
@@ -149,11 +149,11 @@ impl Planner<'_> {
                 "{path:?} has a character that setup cannot write to a unit; write the drop-ins by hand"
             ));
         }
-        if node.settings.includes_files() {
+        if node.settings.includes_files {
             self.note(format!("{} includes other files, which setup does not read", node.conf.display()));
         }
         if !node.wallets.is_empty() {
-            self.note("the node has open wallets. The exporter cannot use them. A restart locks encrypted wallets, and closes those that are not loaded at startup".into());
+            self.note("the node has open wallets. The exporter cannot use them. A restart locks encrypted wallets, and closes those that are not loaded at startup");
         }
     }
 
@@ -162,14 +162,15 @@ impl Planner<'_> {
         let socket = self.connection(&mut conf);
         let uses_http = self.http(socket.is_some(), &secret, &mut conf);
         if !conf.is_empty() {
+            self.needs_restart = true;
             let text = conf.join("\n") + "\n";
             let node = Some((self.node.uid, self.node.gid));
             self.plan.blocks.push(Block { path: self.node.conf.clone(), text, node, is_secret: false });
         }
         self.exporter(socket.as_deref(), uses_http, &secret);
+        self.commands();
         self.usdt_exporter();
         self.prometheus();
-        self.commands();
     }
 
     /// The IPC socket that the node has, or will have after the changes; `None` if the node stays without IPC. Adds
@@ -187,7 +188,7 @@ impl Planner<'_> {
             return Some(socket.clone());
         }
         if node.settings.value("ipcbind") == Some("0") {
-            self.note("the exporter will poll this node over HTTP only, because -noipcbind is set".into());
+            self.note("the exporter will poll this node over HTTP only, because -noipcbind is set");
             return None;
         }
         if let Some(value) = node.settings.value("ipcbind").filter(|_| !has_drop_in) {
@@ -197,6 +198,7 @@ impl Planner<'_> {
         match node.unit.as_ref().map(|unit| (unit, drop_in(unit, node.node_binary.as_ref()))) {
             Some((unit, Ok((text, socket)))) => {
                 self.replace_binary(unit);
+                self.needs_restart = true;
                 self.add(&format!("etc/systemd/system/{}.d/{DROP_IN}", unit.name), text);
                 return Some(socket);
             }
@@ -209,7 +211,7 @@ impl Planner<'_> {
             }
             return Some(node.chain_dir.join("node.sock"));
         }
-        self.note("the exporter will poll this node over HTTP only, because bitcoind has no IPC. For IPC, start bitcoin-node -ipcbind=unix (Bitcoin Core 30 or later) in its place".into());
+        self.note("the exporter will poll this node over HTTP only, because bitcoind has no IPC. For IPC, start bitcoin-node -ipcbind=unix (Bitcoin Core 30 or later) in its place");
         None
     }
 
@@ -250,16 +252,13 @@ impl Planner<'_> {
             return false;
         }
         if node.exporter.has_credentials {
-            self.note("the exporter's unit or environment file has credentials for JSON-RPC already; setup adds none".into());
+            self.note("the exporter's unit or environment file has credentials for JSON-RPC already; setup adds none");
             return true;
         }
         if node.settings.value("server") == Some("0") {
             let why = "the node has no JSON-RPC over HTTP, because server=0 is set; with server=1 the exporter has more metrics";
-            if has_ipc {
-                self.note(why.into())
-            } else {
-                self.problem(why.into())
-            }
+            let list = if has_ipc { &mut self.plan.notes } else { &mut self.plan.problems };
+            list.push(why.into());
             return false;
         }
         for name in ["rpcauth", "rpcwhitelist"] {
@@ -289,26 +288,21 @@ impl Planner<'_> {
         let by_path = exporter.instance.is_some()
             || self.machine.systemd.is_some_and(|version| version < OPEN_FILE)
             || (uses_http && !is_default_port);
-        let mut options = vec![("CHAIN", node.chain.name.to_string())];
-        if let Some(socket) = socket.filter(|_| by_path) {
-            options.push(("SOCKET_PATH", socket.display().to_string()));
-        }
-        if exporter.instance.is_some() {
-            options.push(("METRICS_ADDR", self.address()));
-        }
-        if socket.is_none() {
-            options.push(("RPC", "on".into()));
-        }
-        if uses_http && (socket.is_none() || !is_default_port) {
-            options.push(("RPC_URL", node.rpc_url()));
-        }
-        if uses_http && !exporter.has_credentials {
-            options.push(("RPC_USER", RPC_USER.into()));
-            options.push(("RPC_PASSWORD", secret.password.clone()));
-        }
+        let needs_url = uses_http && (socket.is_none() || !is_default_port);
+        let needs_user = uses_http && !exporter.has_credentials;
+        let options = [
+            ("CHAIN", Some(node.chain.name.to_string())),
+            ("SOCKET_PATH", socket.filter(|_| by_path).map(|path| path.display().to_string())),
+            ("METRICS_ADDR", exporter.instance.as_ref().map(|_| self.address())),
+            ("RPC", socket.is_none().then(|| "on".into())),
+            ("RPC_URL", needs_url.then(|| node.rpc_url())),
+            ("RPC_USER", needs_user.then(|| RPC_USER.into())),
+            ("RPC_PASSWORD", needs_user.then(|| secret.password.clone())),
+        ];
         let marker = format!("# For the node with the data directory {}\n", node.datadir.display());
         let mut text = marker.clone();
         for (name, value) in options {
+            let Some(value) = value else { continue };
             let name = format!("BITCOIND_IPC_EXPORTER_{name}");
             match exporter.environment.lines().find_map(|line| line.strip_prefix(&name)?.strip_prefix('=')) {
                 Some(other) if other != value => self.problem(format!(
@@ -362,7 +356,7 @@ impl Planner<'_> {
             Some(prometheus) if prometheus.targets.contains(&address) => {}
             Some(prometheus) => {
                 if !prometheus.config.contains("targets/ipc") {
-                    self.note("add this job to /etc/prometheus/prometheus.yml:\n- job_name: bitcoind-ipc\n  file_sd_configs:\n    - files: [/etc/prometheus/targets/ipc*.yml]".into());
+                    self.note("add this job to /etc/prometheus/prometheus.yml:\n- job_name: bitcoind-ipc\n  file_sd_configs:\n    - files: [/etc/prometheus/targets/ipc*.yml]");
                 }
                 self.add(&format!("etc/prometheus/targets/ipc-{}.yml", name.unwrap_or("bitcoind")), target);
             }
@@ -371,18 +365,15 @@ impl Planner<'_> {
 
     /// Plans the commands that activate the changes, in the order in which the operator has to run them.
     fn commands(&mut self) {
-        let exporter = &self.node.exporter;
-        let mut commands = vec!["systemctl daemon-reload".to_string()];
-        let unit = self.node.unit.as_ref().map(|unit| &unit.name);
-        let node_dir = unit.map(|unit| format!("{unit}.d"));
-        let is_of_node = |block: &Block| {
-            block.node.is_some()
-                || node_dir.as_ref().is_some_and(|dir| block.path.iter().any(|part| part == dir.as_str()))
-        };
-        if self.plan.blocks.iter().any(is_of_node) {
-            commands.push(unit.map_or("# restart the node when that is convenient".into(), |unit| {
-                format!("systemctl restart {unit}   # restarts the node: choose the time")
-            }));
+        let (exporter, address) = (&self.node.exporter, self.address());
+        let commands = &mut self.plan.commands;
+        commands.push("systemctl daemon-reload".into());
+        match &self.node.unit {
+            Some(Unit { name, .. }) if self.needs_restart => {
+                commands.push(format!("systemctl restart {name}   # restarts the node: choose the time"));
+            }
+            None if self.needs_restart => commands.push("# restart the node when that is convenient".into()),
+            _ => {}
         }
         match &exporter.instance {
             Some(_) => {
@@ -400,10 +391,8 @@ impl Planner<'_> {
             }
         }
         commands.push(format!(
-            "curl http://{}/metrics   # the first scrape starts the exporter; if bitcoin_up is 0, repeat it",
-            self.address()
+            "curl http://{address}/metrics   # the first scrape starts the exporter; if bitcoin_up is 0, repeat it"
         ));
-        self.plan.commands.splice(..0, commands);
     }
 }
 

@@ -3,18 +3,19 @@
 /// The settings of a node, from its command line and its `bitcoin.conf`, for one chain.
 #[derive(Default)]
 pub struct Settings {
-    arguments: Vec<(String, String)>,
-    /// The lines of the configuration file: section, name and value.
-    file: Vec<(String, String, String)>,
-    chain: String,
+    /// Names and values of the settings, the effective value first.
+    values: Vec<(String, String)>,
+    /// Whether the configuration file includes other files, which setup does not read.
+    pub includes_files: bool,
 }
 
 impl Settings {
     /// The settings in the arguments and in `conf`, the text of `bitcoin.conf`, for this chain.
     pub fn new(arguments: &[String], conf: &str, chain: &str) -> Self {
-        let arguments = arguments.iter().filter_map(|argument| argument.strip_prefix('-'));
-        let arguments = arguments.map(|text| pair(text.strip_prefix('-').unwrap_or(text))).collect();
-        let (mut section, mut file) = (String::new(), Vec::new());
+        let arguments = arguments.iter().rev().filter_map(|argument| argument.strip_prefix('-'));
+        let arguments = arguments.map(|text| pair(text.strip_prefix('-').unwrap_or(text)));
+        let (mut section, mut of_chain, mut of_all) = (String::new(), Vec::new(), Vec::new());
+        let mut includes_files = false;
         for line in conf.lines() {
             let line = line.split('#').next().unwrap_or_default().trim();
             if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
@@ -22,32 +23,27 @@ impl Settings {
             } else if !line.is_empty() {
                 let (name, value) = pair(line);
                 let (section, name) = name.split_once('.').unwrap_or((&section, &name));
-                file.push((section.to_string(), name.to_string(), value));
+                includes_files |= name == "includeconf";
+                // On chains other than mainnet, Bitcoin Core uses only an `rpcport` in the chain's section.
+                let is_for_all = section.is_empty() && (chain == "main" || name != "rpcport");
+                if section == chain {
+                    of_chain.push((name.to_string(), value));
+                } else if is_for_all {
+                    of_all.push((name.to_string(), value));
+                }
             }
         }
-        Settings { arguments, file, chain: chain.into() }
+        Settings { values: arguments.chain(of_chain).chain(of_all).collect(), includes_files }
     }
 
     /// All values of this setting, the effective one first.
     pub fn all(&self, name: &str) -> Vec<&str> {
-        let arguments = self.arguments.iter().rev().filter(|(key, _)| key == name).map(|(_, value)| value);
-        let of_section = |wanted: &str| -> Vec<&String> {
-            let lines = self.file.iter().filter(|(section, key, _)| section == wanted && key == name);
-            lines.map(|(_, _, value)| value).collect()
-        };
-        // On chains other than mainnet, Bitcoin Core uses only an `rpcport` in the chain's section.
-        let default = if self.chain == "main" || name != "rpcport" { of_section("") } else { Vec::new() };
-        arguments.chain(of_section(&self.chain)).chain(default).map(String::as_str).collect()
+        self.values.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str()).collect()
     }
 
     /// The effective value of a setting; `None` if it is not set.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.all(name).first().copied()
-    }
-
-    /// Whether the configuration file includes other files, which setup does not read.
-    pub fn includes_files(&self) -> bool {
-        self.file.iter().any(|(_, name, _)| name == "includeconf")
     }
 }
 

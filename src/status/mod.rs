@@ -106,7 +106,7 @@ impl Pages for Status {
         page(include_str!("page.html"))
     }
 
-    fn status(&self) -> Option<Value> {
+    fn status(&self) -> Value {
         let (ready, text, node) = match self.state() {
             ConnectionState::Polled { interfaces, node } => {
                 let node = node.unwrap_or("unknown version".into());
@@ -116,7 +116,7 @@ impl Pages for Status {
                 (false, why, String::new())
             }
         };
-        Some(json!({
+        json!({
             "now": now(),
             "version": format!("bitcoind-ipc-exporter {VERSION}"),
             "state": {"ready": ready, "text": text},
@@ -124,7 +124,7 @@ impl Pages for Status {
             "blocks": self.last_blocks.all(),
             "ranks": block_store::ranks(),
             "history": self.history.json(),
-        }))
+        })
     }
 }
 
@@ -142,7 +142,7 @@ fn pages_stay_small_whatever_the_node_sends() {
         ConnectionState::Polled { interfaces: vec!["Rpc"], node: Some(long()) },
     ] {
         status.set(state);
-        let json = status.status().unwrap().to_string();
+        let json = status.status().to_string();
         assert!(json.len() < 10_000, "{} bytes", json.len());
         assert!(status.ready().err().unwrap_or_default().len() <= text::MESSAGE_BYTES);
     }

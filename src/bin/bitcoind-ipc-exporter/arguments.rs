@@ -4,20 +4,18 @@ use std::ffi::OsString;
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use bitcoind_exporter::bitcoin_core::{CHAINS, ChainParams, default_datadir};
 use bitcoind_exporter::block_log::outbox::RowOrigin;
 use bitcoind_exporter::block_log::{BlockLogThread, DEFAULT_KEEP, ReportQueue};
 use bitcoind_exporter::block_store::{self, StoreSettings};
-use bitcoind_exporter::cli::{self, Cli, CommonArgs};
+use bitcoind_exporter::cli::{Cli, CommonArgs};
 use bitcoind_exporter::endpoint::{self, NodeEndpoint};
 use bitcoind_exporter::sandbox::AllowedFiles;
 use bitcoind_exporter::setup::SetupCommand;
 use bitcoind_exporter::{
-    Config, Credentials, DatadirCandidates, HttpRpcConfig, NextBlockMode, Password, RPC_PASSWORD_VARIABLE,
-    Url, UtxoTraceMode, http_rpc_tls,
+    Config, Credentials, DatadirCandidates, HttpRpcConfig, Password, RPC_PASSWORD_VARIABLE, Url, http_rpc_tls,
 };
 use clap::{Parser, Subcommand};
 
@@ -86,28 +84,9 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH", env = "BITCOIND_IPC_EXPORTER_RPC_PASSWORD_FILE", requires = "rpc_user")]
     pub rpc_password_file: Option<PathBuf>,
 
-    /// Interval between polls, e.g. 15s, 500ms or 1m. A new tip triggers a poll at once
-    #[arg(long, value_name = "DURATION", default_value = "15s", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_POLL_INTERVAL")]
-    pub poll_interval: Duration,
-
-    /// Timeout for one call to the node
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_CALL_TIMEOUT")]
-    pub call_timeout: Duration,
-
-    /// Trace of the UTXO cache, for nodes with the Tracing interface. The trace slows down the connection of blocks.
-    /// With auto, a trace that exceeds its budget is disabled until the exporter restarts
-    #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE")]
-    pub utxo_trace: UtxoTraceMode,
-
-    /// Budget of --utxo-trace auto: time that the node may wait for the trace in ten minutes (the average time between
-    /// two blocks)
-    #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = cli::duration, env = "BITCOIND_IPC_EXPORTER_UTXO_TRACE_BUDGET")]
-    pub utxo_trace_budget: Duration,
-
-    /// Periodic requests for a block template, for the metrics of the next block (needs the Mining interface). auto
-    /// requests a template at a new tip, and between tips at most once per --poll-interval
-    #[arg(long, value_enum, default_value = "auto", env = "BITCOIND_IPC_EXPORTER_NEXT_BLOCK")]
-    pub next_block: NextBlockMode,
+    /// The intervals and the modes of the collector.
+    #[command(flatten)]
+    pub polling: Config,
 
     /// SQLite file for the block log: one row per new tip. The subcommand `blocks` of bitcoind-usdt-exporter reads it
     /// [default: no block log]
@@ -178,10 +157,6 @@ pub enum HttpRpcMode {
 impl Cli for Arguments {
     const ENVIRONMENT: &'static str = "BITCOIND_IPC_EXPORTER";
     const METRICS_ADDR: &'static str = "127.0.0.1:9332";
-
-    fn common(&self) -> &CommonArgs {
-        &self.common
-    }
 }
 
 impl Arguments {
@@ -198,13 +173,9 @@ impl Arguments {
     pub fn config(&self, source: &NodeEndpoint) -> Result<Config> {
         Ok(Config {
             data_directory: self.data_directory(source),
-            poll_interval: self.poll_interval,
-            call_timeout: self.call_timeout,
-            utxo_trace: self.utxo_trace,
-            utxo_trace_budget: self.utxo_trace_budget,
-            next_block: self.next_block,
             exit_with_node: self.exit_with_node,
             http_rpc: self.http_rpc()?,
+            ..self.polling.clone()
         })
     }
 

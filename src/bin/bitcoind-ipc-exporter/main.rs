@@ -52,8 +52,8 @@ fn main() -> ExitCode {
 /// child.
 fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let arguments = Arguments::parse_or_exit(arguments);
-    if let Some(printed) = arguments.generate() {
-        return printed.map(|()| ExitCode::SUCCESS);
+    if let Some(file) = arguments.common.generate {
+        return Arguments::generate(file).map(|()| ExitCode::SUCCESS);
     }
     if let Some(Command::Setup(setup)) = &arguments.command {
         return setup.run();

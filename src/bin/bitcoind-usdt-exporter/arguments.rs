@@ -187,10 +187,6 @@ impl Cli for Arguments {
     const ENVIRONMENT: &'static str = "BITCOIND_USDT_EXPORTER";
     const METRICS_ADDR: &'static str = "127.0.0.1:9435";
 
-    fn common(&self) -> &CommonArgs {
-        &self.common
-    }
-
     fn overlay(&mut self, command: &mut clap::Command, given: &ArgMatches) -> Result<(), clap::Error> {
         if self.command.is_none() { settings::overlay(self, command, given) } else { Ok(()) }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use bitcoind_exporter::cli::{self, Cli};
-use bitcoind_exporter::http::{Address, Endpoint, Listener, Pages};
+use bitcoind_exporter::http::{Address, Endpoint, EndpointScope, Listener, Pages};
 use bitcoind_exporter::metrics::{self, Format};
 use bitcoind_exporter::sandbox::{self, Confinement, UsdtNeeds};
 use bitcoind_exporter::systemd::{self, InheritedFds};
@@ -73,11 +73,11 @@ fn run() -> Result<ExitCode> {
     let _printed_at_the_end = logging::print_in_background(banner)?;
 
     let (health, ready) = channel::channel(Err("no node found yet".to_string()));
-    let listeners = std::iter::once((listener, Endpoint::all(web_config)))
-        .chain(health_listener.map(|listener| (listener, Endpoint::health(health_web_config))))
-        .map(|(listener, endpoint)| {
-            (listener, endpoint.with_allowed_hosts(&arguments.common.web_allowed_host))
-        });
+    let endpoint = |access, config| Endpoint::new(access, config, &arguments.common.web_allowed_host);
+    let mut listeners = vec![(listener, endpoint(EndpointScope::Everything, web_config))];
+    if let Some(listener) = health_listener {
+        listeners.push((listener, endpoint(EndpointScope::Health, health_web_config)));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let removes_socket = matches!(arguments.address(), Address::Unix(_));
     let needs = UsdtNeeds { writes_block_log: block_log.is_some(), has_store, removes_socket };
@@ -121,7 +121,7 @@ fn print(arguments: &Arguments) -> Option<Result<()>> {
     if arguments.print_metrics_reference {
         return Some(cli::print(&bitcoind_exporter::metrics_reference()));
     }
-    arguments.generate()
+    arguments.common.generate.map(Arguments::generate)
 }
 
 /// The listener for the metrics, and the additional listener for health checks if that is enabled.
@@ -175,7 +175,7 @@ impl Pages for StatusPages {
         self.page.html()
     }
 
-    fn status(&self) -> Option<Value> {
-        Some(self.page.json(&self.ready()))
+    fn status(&self) -> Value {
+        self.page.json(&self.ready())
     }
 }

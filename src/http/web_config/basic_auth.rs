@@ -38,33 +38,19 @@ pub struct Users {
     waiting: Semaphore,
 }
 
-impl Default for Users {
-    fn default() -> Self {
-        Users::new(BTreeMap::new())
-    }
-}
-
 impl Users {
-    /// Creates the users from a map of names to bcrypt hashes. If the map is empty, every request is permitted.
-    pub fn new(hashes: BTreeMap<String, String>) -> Self {
-        Users {
+    /// Creates the users from a map of names to bcrypt hashes; `None` if the map is empty.
+    pub fn new(hashes: BTreeMap<String, String>) -> Option<Self> {
+        (!hashes.is_empty()).then(|| Users {
             hashes,
             correct: Arc::default(),
             one_at_a_time: Arc::new(Semaphore::new(1)),
             waiting: Semaphore::new(MAX_WAITING),
-        }
-    }
-
-    /// Whether no users are configured.
-    pub fn is_empty(&self) -> bool {
-        self.hashes.is_empty()
+        })
     }
 
     /// Checks whether the headers of a request contain the correct password of a user.
     pub async fn permit(&self, headers: &HeaderMap) -> AuthResult {
-        if self.is_empty() {
-            return AuthResult::Permitted;
-        }
         let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
         let encoded = given.and_then(|value| value.split_once(' '));
         let encoded = encoded.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("basic"));
@@ -116,7 +102,7 @@ mod tests {
         let hashes = users.iter().map(|(user, password, cost)| {
             (user.to_string(), bcrypt::hash(password, *cost).expect("a good cost"))
         });
-        Users::new(hashes.collect())
+        Users::new(hashes.collect()).unwrap()
     }
 
     fn basic(text: &str) -> String {

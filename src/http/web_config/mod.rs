@@ -48,20 +48,13 @@ struct HttpServer {
 #[derive(Default)]
 pub struct WebConfig {
     tls: Option<ReloadableTls>,
-    users: Users,
-    headers: HeaderMap,
+    /// The users that may make requests, with the hashes of their passwords; `None` if requests need no password.
+    pub(super) users: Option<Users>,
+    /// The configured HTTP headers, which the server adds to every response.
+    pub(super) headers: HeaderMap,
 }
 
 impl WebConfig {
-    /// Reads the configuration file if `path` is `Some`. Otherwise returns the default, plain HTTP without
-    /// authentication.
-    ///
-    /// # Errors
-    /// The configuration file, or a file to which it refers, cannot be read or is invalid.
-    pub fn from_option(path: Option<&Path>) -> Result<Self> {
-        path.map_or_else(|| Ok(Self::default()), Self::read)
-    }
-
     /// Returns the paths of the files that the server reads repeatedly: certificate, key and CA certificates. Returns
     /// no paths if the configuration is invalid; [`read`](Self::read) then returns the error.
     pub fn reloaded_files(path: &Path) -> Vec<PathBuf> {
@@ -80,16 +73,13 @@ impl WebConfig {
         /// bcrypt cost of the password's hash. The cost is lower than bcrypt's default of 12, with which a password
         /// check takes seconds on small machines. A low cost is sufficient, because the hash never leaves this process.
         const COST: u32 = 10;
-        let users = user.map(|(user, password)| {
-            Ok::<_, bcrypt::BcryptError>((user.to_string(), bcrypt::hash(password, COST)?))
-        });
-        let tls =
-            certificate.map(|(certificate, key)| ReloadableTls::load(TlsServerConfig::new(certificate, key)));
-        Ok(WebConfig {
-            tls: tls.transpose()?,
-            users: Users::new(users.transpose()?.into_iter().collect()),
-            ..Default::default()
-        })
+        let mut hashes = BTreeMap::new();
+        if let Some((user, password)) = user {
+            hashes.insert(user.to_string(), bcrypt::hash(password, COST)?);
+        }
+        let files = certificate.map(|(certificate, key)| TlsServerConfig::new(certificate, key));
+        let tls = files.map(ReloadableTls::load).transpose()?;
+        Ok(WebConfig { tls, users: Users::new(hashes), ..Default::default() })
     }
 
     /// Reads and validates the configuration file. Error messages contain the line in the configuration file, or the
@@ -140,17 +130,7 @@ impl WebConfig {
 
     /// Whether clients need a password or a client certificate.
     pub fn protects(&self) -> bool {
-        !self.users.is_empty() || self.tls.as_ref().is_some_and(ReloadableTls::asks_for_certificate)
-    }
-
-    /// The configured HTTP headers, which the server adds to every response.
-    pub(super) fn headers(&self) -> &HeaderMap {
-        &self.headers
-    }
-
-    /// The users that may make requests, with the hashes of their passwords.
-    pub(super) fn users(&self) -> &Users {
-        &self.users
+        self.users.is_some() || self.tls.as_ref().is_some_and(|tls| tls.asks_for_certificate)
     }
 }
 

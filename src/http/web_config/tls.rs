@@ -4,7 +4,7 @@
 //! HTTP thread.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -16,6 +16,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::{ServerConfig, SupportedProtocolVersion, version};
 use serde::Deserialize;
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::scheduling;
@@ -57,7 +58,7 @@ enum ClientAuth {
 }
 
 /// A TLS version, for `min_version` and `max_version`.
-#[derive(Clone, Copy, Deserialize, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Deserialize)]
 enum TlsVersion {
     #[serde(rename = "TLS12")]
     Tls12,
@@ -87,13 +88,11 @@ impl TlsServerConfig {
     }
 
     fn read(&self) -> Result<PemFiles> {
+        let authorities = self.client_ca_file.as_deref().map(read_pem).transpose();
         Ok(PemFiles {
             certificates: read_pem(&self.cert_file).context("tls_server_config: cert_file")?,
             key: read_pem(&self.key_file).context("tls_server_config: key_file")?,
-            client_authorities: match &self.client_ca_file {
-                Some(path) => Some(read_pem(path).context("tls_server_config: client_ca_file")?),
-                None => None,
-            },
+            client_authorities: authorities.context("tls_server_config: client_ca_file")?,
         })
     }
 
@@ -133,20 +132,13 @@ impl TlsServerConfig {
     }
 
     fn versions(&self) -> Result<Vec<&'static SupportedProtocolVersion>> {
-        let allowed = |version| {
-            self.min_version.is_none_or(|min| min <= version)
-                && self.max_version.is_none_or(|max| version <= max)
-        };
-        let versions = [(TlsVersion::Tls12, &version::TLS12), (TlsVersion::Tls13, &version::TLS13)];
-        let versions: Vec<_> = versions
-            .into_iter()
-            .filter(|(version, _)| allowed(*version))
-            .map(|(_, version)| version)
-            .collect();
-        if versions.is_empty() {
-            bail!("tls_server_config: min_version is higher than max_version");
+        use TlsVersion::{Tls12, Tls13};
+        match (self.min_version.unwrap_or(Tls12), self.max_version.unwrap_or(Tls13)) {
+            (Tls12, Tls12) => Ok(vec![&version::TLS12]),
+            (Tls12, Tls13) => Ok(vec![&version::TLS12, &version::TLS13]),
+            (Tls13, Tls13) => Ok(vec![&version::TLS13]),
+            (Tls13, Tls12) => bail!("tls_server_config: min_version is higher than max_version"),
         }
-        Ok(versions)
     }
 
     fn client_verifier(
@@ -154,26 +146,20 @@ impl TlsServerConfig {
         contents: &PemFiles,
         provider: &Arc<CryptoProvider>,
     ) -> Result<Arc<dyn ClientCertVerifier>> {
-        Ok(
-            match (
-                self.client_auth_type,
-                self.client_ca_file.as_deref().zip(contents.client_authorities.as_deref()),
-            ) {
-                (ClientAuth::NoClientCert, None) => Arc::new(NoClientAuth),
-                (ClientAuth::NoClientCert, Some(_)) => {
-                    bail!("tls_server_config: client_ca_file needs client_auth_type")
-                }
-                (_, None) => bail!("tls_server_config: client_auth_type needs client_ca_file"),
-                (auth, Some((path, pem))) => {
-                    let roots = Arc::new(authorities(pem, path)?);
-                    let builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
-                    match auth {
-                        ClientAuth::VerifyClientCertIfGiven => builder.allow_unauthenticated().build()?,
-                        _ => builder.build()?,
-                    }
-                }
-            },
-        )
+        let file = self.client_ca_file.as_deref().zip(contents.client_authorities.as_deref());
+        let roots = match (self.client_auth_type, file) {
+            (ClientAuth::NoClientCert, None) => return Ok(Arc::new(NoClientAuth)),
+            (ClientAuth::NoClientCert, Some(_)) => {
+                bail!("tls_server_config: client_ca_file needs client_auth_type")
+            }
+            (_, None) => bail!("tls_server_config: client_auth_type needs client_ca_file"),
+            (_, Some((path, pem))) => Arc::new(authorities(pem, path)?),
+        };
+        let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        if self.client_auth_type == ClientAuth::VerifyClientCertIfGiven {
+            builder = builder.allow_unauthenticated();
+        }
+        Ok(builder.build()?)
     }
 }
 
@@ -187,24 +173,10 @@ struct PemFiles {
 
 /// The server's TLS configuration. A thread replaces the configuration within seconds when the certificate files
 /// change.
-pub struct ReloadableTls(Arc<TlsState>);
-
-/// The TLS settings with the paths of the certificate files, and the loaded certificates. The HTTP thread and the
-/// thread that reloads the certificates share this value.
-struct TlsState {
-    files: TlsServerConfig,
-    loaded: Mutex<LoadedCertificates>,
-}
-
-/// The certificates that are in use: the TLS configuration for new connections, and the contents of the PEM files from
-/// which the configuration was built.
-struct LoadedCertificates {
-    config: Arc<ServerConfig>,
-    /// Expiry time of the server's certificate; `None` if the expiry time cannot be parsed.
-    expires: Option<SystemTime>,
-    contents: PemFiles,
-    /// The last logged reason why the changed files cannot be used; `None` if the files are in use.
-    last_logged: Option<String>,
+pub struct ReloadableTls {
+    config: watch::Receiver<Arc<ServerConfig>>,
+    /// Whether the server rejects clients without a client certificate.
+    pub asks_for_certificate: bool,
 }
 
 impl ReloadableTls {
@@ -216,71 +188,72 @@ impl ReloadableTls {
         let contents = files.read()?;
         let (config, expires) = files.config(&contents)?;
         set_expiry(&files.cert_file, expires);
-        let loaded = LoadedCertificates { config: Arc::new(config), expires, contents, last_logged: None };
-        let shared = Arc::new(TlsState { files, loaded: Mutex::new(loaded) });
-        let weak = Arc::downgrade(&shared);
-        std::thread::Builder::new().name("certificates".into()).spawn(|| reload_while_used(weak))?;
-        Ok(ReloadableTls(shared))
+        let asks_for_certificate = files.client_auth_type == ClientAuth::RequireAndVerifyClientCert;
+        let (sender, config) = watch::channel(Arc::new(config));
+        let reloader = Reloader { files, config: sender, expires, contents, last_logged: None };
+        std::thread::Builder::new().name("certificates".into()).spawn(|| reloader.run())?;
+        Ok(ReloadableTls { config, asks_for_certificate })
     }
 
     /// The current TLS configuration, for a new connection.
     pub fn current(&self) -> Arc<ServerConfig> {
-        self.0.loaded().config.clone()
-    }
-
-    /// Whether the server rejects clients without a client certificate.
-    pub fn asks_for_certificate(&self) -> bool {
-        self.0.files.client_auth_type == ClientAuth::RequireAndVerifyClientCert
+        self.config.borrow().clone()
     }
 }
 
-fn reload_while_used(shared: Weak<TlsState>) {
-    scheduling::lower_priority();
-    let mut warned_at: Option<Instant> = None;
-    while let Some(shared) = shared.upgrade() {
-        if shared.reload() || warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
-            warned_at = Some(Instant::now());
-            shared.warn_about_expiry();
+/// The state of the thread that reloads the certificates.
+struct Reloader {
+    files: TlsServerConfig,
+    /// The TLS configuration for new connections.
+    config: watch::Sender<Arc<ServerConfig>>,
+    /// Expiry time of the server's certificate; `None` if the expiry time cannot be parsed.
+    expires: Option<SystemTime>,
+    /// The contents of the PEM files from which the configuration was built.
+    contents: PemFiles,
+    /// The last logged reason why the changed files cannot be used; `None` if the files are in use.
+    last_logged: Option<String>,
+}
+
+impl Reloader {
+    /// Reloads the certificates until the server no longer uses the configuration.
+    fn run(mut self) {
+        scheduling::lower_priority();
+        let mut warned_at: Option<Instant> = None;
+        while !self.config.is_closed() {
+            if self.reload() || warned_at.is_none_or(|at| at.elapsed() >= WARNING_INTERVAL) {
+                warned_at = Some(Instant::now());
+                self.warn_about_expiry();
+            }
+            std::thread::sleep(RELOAD_INTERVAL);
         }
-        drop(shared);
-        std::thread::sleep(RELOAD_INTERVAL);
-    }
-}
-
-impl TlsState {
-    fn loaded(&self) -> MutexGuard<'_, LoadedCertificates> {
-        self.loaded.lock().expect("nobody panics holding it")
     }
 
     /// Reads the certificate files. If the files have changed, starts to use the new contents and returns true. If the
     /// new contents cannot be used, logs the reason once and continues to use the last valid contents.
-    fn reload(&self) -> bool {
-        // The files are read before the lock is taken, because the HTTP thread needs the lock for each new connection,
-        // and a file system that does not respond must not block the HTTP thread.
+    fn reload(&mut self) -> bool {
+        let at = self.files.cert_file.display();
         let renewed = self.files.read().and_then(|contents| {
-            let is_used = self.loaded().contents == contents;
+            let is_used = self.contents == contents;
             (!is_used).then(|| Ok((self.files.config(&contents)?, contents))).transpose()
         });
-        let mut loaded = self.loaded();
-        let at = self.files.cert_file.display();
         match renewed {
             Ok(Some(((config, expires), contents))) => {
-                *loaded =
-                    LoadedCertificates { config: Arc::new(config), expires, contents, last_logged: None };
+                self.config.send_replace(Arc::new(config));
+                (self.expires, self.contents, self.last_logged) = (expires, contents, None);
                 set_expiry(&self.files.cert_file, expires);
                 info!("using the renewed certificates: {at}");
                 return true;
             }
             Ok(None) => {
-                if loaded.last_logged.take().is_some() {
+                if self.last_logged.take().is_some() {
                     info!("the files of the current certificates exist again: {at}");
                 }
             }
             Err(error) => {
                 let error = format!("{error:#}");
-                if loaded.last_logged.as_ref() != Some(&error) {
+                if self.last_logged.as_ref() != Some(&error) {
                     warn!("cannot load the new certificates, keeping the current ones: {error}");
-                    loaded.last_logged = Some(error);
+                    self.last_logged = Some(error);
                 }
             }
         }
@@ -288,15 +261,13 @@ impl TlsState {
     }
 
     fn warn_about_expiry(&self) {
-        let expires = self.loaded().expires;
-        match expires {
+        let path = &self.files.cert_file;
+        match self.expires {
             Some(expires) => {
-                let warning = expiry_warning(&self.files.cert_file, expires, SystemTime::now());
+                let warning = expiry_warning(path, expires, SystemTime::now());
                 warning.into_iter().for_each(|warning| warn!("{warning}"));
             }
-            None => {
-                warn!("cannot read the expiry time of the certificate {}", self.files.cert_file.display())
-            }
+            None => warn!("cannot read the expiry time of the certificate {}", path.display()),
         }
     }
 }
