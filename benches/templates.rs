@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bitcoind_exporter::testing::{IpcConnection, Mining};
+use bitcoind_exporter::testing::{IpcConnection, Mining, MiningSchema};
 use tokio::net::UnixStream;
 
 fn main() {
@@ -40,10 +40,11 @@ async fn measure(socket: &Path, time: Duration, rounds: u64) {
     let stream = UnixStream::connect(socket).await.expect("the socket of a node");
     let connection = IpcConnection::new(stream, Duration::from_secs(60)).await.unwrap();
     let thread = connection.thread("bench").await.unwrap();
-    let mining = match Mining::discover(&connection, &thread).await.unwrap() {
-        Some(mining) => mining,
-        None => Mining::discover_core30(&connection, &thread).await.unwrap().expect("Mining"),
-    };
+    let mut mining = Mining::discover(&connection, &thread, MiningSchema::Core31).await.unwrap();
+    if mining.is_none() {
+        mining = Mining::discover(&connection, &thread, MiningSchema::Core30).await.unwrap();
+    }
+    let mining = mining.expect("Mining");
     let mut turns = [vec![], vec![]];
     println!("exporter, templates, mean, median, 99th percentile in ms");
     for _ in 0..rounds {

@@ -7,6 +7,7 @@ use procfs::WithCurrentSystemInfo;
 use procfs::process::Process;
 
 use crate::metrics::{Family, counter, gauge, now};
+use crate::node_process::cpu_seconds;
 use crate::{block_store, logging, sandbox, tls};
 
 const PROC: &[&str] = &["/proc/self"];
@@ -26,7 +27,7 @@ pub fn families() -> Vec<Family> {
     let open_fds = process.as_ref().and_then(|process| process.fd_count().ok());
     let mut families = vec![
         counter("process_cpu_seconds_total", "CPU time of the exporter, user and system", PROC)
-            .value_if_known(stat.as_ref().map(|stat| (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64)),
+            .value_if_known(stat.as_ref().map(cpu_seconds)),
         gauge("process_resident_memory_bytes", "Resident memory of the exporter", PROC)
             .value_if_known(stat.as_ref().map(|stat| stat.rss_bytes().get() as f64)),
         gauge("process_open_fds", "Open file descriptors of the exporter", PROC).value_if_known(open_fds.map(|fds| fds as f64)),

@@ -6,25 +6,12 @@
 //! without privileges, the exporter keeps the default priority.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use crate::sys;
+use procfs::process::Process;
 
-/// Lowers the priority of the calling thread below that of the other threads of its process.
-pub fn lower_priority() {
-    const NICE: i32 = 10;
-    sys::add_nice(NICE);
-}
-
-/// Sets the time slice of the calling thread to 0.1 ms. With this short slice, the scheduler runs the thread soon
-/// after it wakes up, instead of at the end of another thread's slice (for example 3 ms). Time slices can be set with
-/// Linux 6.12 or later.
-pub fn shorten_timeslice() {
-    const SLICE_NS: u64 = 100_000;
-    sys::set_slice(SLICE_NS);
-}
+pub use crate::sys::{lower_priority, shorten_timeslice};
 
 /// Run delay of a process: the total time that the process was runnable and waited for a CPU. `process` is `self` or a
 /// PID. `None` if the kernel has no such statistic.
@@ -57,21 +44,11 @@ fn delay(statistics: &str) -> Option<Duration> {
 /// Protects this process from the kernel's OOM killer, by an OOM score adjustment of -1000. Has no effect without the
 /// privilege to lower the adjustment.
 pub fn protect_from_oom_kill() {
-    let _ = set_oom_score_adj(-1000);
+    let _ = Process::myself().and_then(|process| process.set_oom_score_adj(-1000));
 }
 
 /// Increases the OOM score adjustment of this process by 1. Of processes with equal memory use and equal initial
 /// adjustment, the OOM killer then kills this process first.
 pub fn prefer_for_oom_kill() {
-    let _ = oom_score_adj().and_then(|score| set_oom_score_adj(score.saturating_add(1)));
-}
-
-/// OOM score adjustment of this process: from -1000 (never killed) to 1000 (killed first).
-fn oom_score_adj() -> io::Result<i32> {
-    let text = std::fs::read_to_string("/proc/self/oom_score_adj")?;
-    text.trim().parse().map_err(|_| io::ErrorKind::InvalidData.into())
-}
-
-fn set_oom_score_adj(score: i32) -> io::Result<()> {
-    std::fs::write("/proc/self/oom_score_adj", score.to_string())
+    let _ = Process::myself().and_then(|process| process.set_oom_score_adj(process.oom_score_adj()? + 1));
 }

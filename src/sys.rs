@@ -44,22 +44,25 @@ pub fn clock_error() -> Option<ClockError> {
     })
 }
 
-/// Adds to the nice value of the calling thread, up to 19. A thread starts with the nice value of its process.
-pub fn add_nice(by: i32) {
+/// Lowers the priority of the calling thread below that of the other threads of its process.
+pub fn lower_priority() {
+    const NICE: i32 = 10;
     // SAFETY: the call gets only a number. On Linux, the nice value belongs to the calling thread.
-    unsafe { libc::nice(by) };
+    unsafe { libc::nice(NICE) };
 }
 
-/// Sets the time slice of the calling thread, if it has the default scheduling policy. Time slices can be set with
-/// Linux 6.12 or later.
-pub fn set_slice(nanoseconds: u64) {
+/// Sets the time slice of the calling thread to 0.1 ms, if the thread has the default scheduling policy. With this short
+/// slice, the scheduler runs the thread soon after it wakes up, instead of at the end of another thread's slice (for
+/// example 3 ms). Time slices can be set with Linux 6.12 or later.
+pub fn shorten_timeslice() {
+    const SLICE_NS: u64 = 100_000;
     const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
     // SAFETY: all fields are numbers.
     let mut attributes: libc::sched_attr = unsafe { std::mem::zeroed() };
     // SAFETY: the kernel writes no more than `SIZE` bytes into `attributes`.
     let got = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) };
     if got == 0 && attributes.sched_policy == libc::SCHED_OTHER as u32 {
-        attributes.sched_runtime = nanoseconds;
+        attributes.sched_runtime = SLICE_NS;
         // SAFETY: the kernel reads `attributes`, whose field `size` the previous call has set.
         unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
     }

@@ -4,7 +4,7 @@ pub use crate::collect::{SessionEnd, open};
 pub use crate::http::connections::Authenticated;
 pub use crate::http::server::serve_connection;
 pub use crate::ipc::guard::{OpenFiles, TimedEvent, relay};
-pub use crate::ipc::{Interfaces, IpcConnection, Mining};
+pub use crate::ipc::{Interfaces, IpcConnection, Mining, MiningSchema};
 pub use crate::json_rpc::{method_names, whitelist_line};
 pub use crate::node_process::SocketPeer;
 #[cfg(feature = "usdt")]

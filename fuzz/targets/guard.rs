@@ -39,6 +39,7 @@ fuzz_target!(|data: &[u8]| {
             events_theirs,
             Some(Duration::from_millis(50)),
             OpenFiles::default(),
+            |_| (),
         )
     });
     let (mut rest, mut sink) = (data, [0; 4096]);

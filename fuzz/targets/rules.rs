@@ -356,6 +356,7 @@ fuzz_target!(|data: &[u8]| {
             events_theirs,
             Some(Duration::from_micros(1)),
             OpenFiles::default(),
+            |_| (),
         )
     });
     let mut node = Node {

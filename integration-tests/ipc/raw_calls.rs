@@ -69,7 +69,7 @@ impl RawClient {
         ours.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let (mut events, written) = UnixStream::pair().unwrap();
         let node = UnixStream::connect(node.socket()).unwrap();
-        std::thread::spawn(move || relay(node, exporter, written, None, OpenFiles::default()));
+        std::thread::spawn(move || relay(node, exporter, written, None, OpenFiles::default(), |_| ()));
         std::thread::spawn(move || std::io::copy(&mut events, &mut std::io::sink()));
         let mut client = RawClient { stream: ours, question: 0, init: 0, thread_map: 0 };
         client.send(|message| message.init_bootstrap().set_question_id(0));

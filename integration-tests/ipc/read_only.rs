@@ -34,7 +34,7 @@ impl Attacker {
         let node = Stream::connect(socket).unwrap();
         let (ours, exporter) = Stream::pair().unwrap();
         let (mut events, written) = Stream::pair().unwrap();
-        std::thread::spawn(move || relay(node, exporter, written, None, OpenFiles::default()));
+        std::thread::spawn(move || relay(node, exporter, written, None, OpenFiles::default(), |_| ()));
         std::thread::spawn(move || std::io::copy(&mut events, &mut std::io::sink()));
         ours.set_nonblocking(true).unwrap();
         let (read, write) = UnixStream::from_std(ours).unwrap().into_split();

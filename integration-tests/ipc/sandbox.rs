@@ -218,7 +218,7 @@ fn confined_exporter_is_denied_unneeded_calls() {
             connect: vec![port],
             ..AllowedFiles::default()
         };
-        Confinement::new(SandboxMode::On).files(&files).ipc_exporter(false);
+        Confinement::new(SandboxMode::On).files(&files).filter(sandbox::ipc_exporter(false));
         attempt_everything();
         println!("\nparts: {:?}", sandbox::parts());
         report("open", File::open("other"));

@@ -135,8 +135,9 @@ fn exporter_messages_never_end_the_connection() {
         let (mut exporter, theirs) = UnixStream::pair().unwrap();
         let (events, events_theirs) = UnixStream::pair().unwrap();
         let socket = UnixStream::connect(node.socket()).unwrap();
-        let guard =
-            std::thread::spawn(move || relay(socket, theirs, events_theirs, None, OpenFiles::default()));
+        let guard = std::thread::spawn(move || {
+            relay(socket, theirs, events_theirs, None, OpenFiles::default(), |_| ())
+        });
         let mut bootstrap = capnp::message::Builder::new_default();
         bootstrap.init_root::<message::Builder>().init_bootstrap().set_question_id(0);
         exporter.write_all(&write_message_to_words(&bootstrap)).unwrap();

@@ -13,7 +13,7 @@ use super::next_block;
 use super::session::{IpcParts, Session, SessionEnd, disconnect};
 use super::tip::NO_BLOCK;
 use crate::ipc::guard::Guard;
-use crate::ipc::{Interfaces, IpcConnection, LONG_POLL, Mining, NodeThread};
+use crate::ipc::{Interfaces, IpcConnection, LONG_POLL, Mining, MiningSchema, NodeThread};
 use crate::json_rpc::{CallError, JsonRpc};
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
@@ -132,7 +132,7 @@ async fn discover_node(
         }
     }
     // This call has no deadline, because the node responds only when its chain state is loaded.
-    let mining = Mining::discover(connection, &waiting.without_deadline()).await?;
+    let mining = Mining::discover(connection, &waiting.without_deadline(), MiningSchema::Core31).await?;
     interfaces.mining = mining.map(|mining| mining.on_thread(&polling));
     if interfaces.mining.is_none() && interfaces.json_rpc().is_some() {
         // A node with JSON-RPC over IPC offers Mining unless it is shutting down. If the node's process is visible,
@@ -147,7 +147,7 @@ async fn discover_node(
         if !wait_for_message_handler(node).await {
             return Err(SessionEnd::Refused(NO_EVIDENCE.into()));
         }
-        interfaces.mining = Mining::discover_core30(connection, &polling).await?;
+        interfaces.mining = Mining::discover(connection, &polling, MiningSchema::Core30).await?;
     }
     if !interfaces.has_tip_source() {
         return Err(SessionEnd::Refused(

@@ -13,7 +13,7 @@ use super::context::Context;
 use super::notifications;
 use super::session::IpcParts;
 use super::utxo_trace::{CoinCounter, UtxoCacheTrace};
-use crate::ipc::guard::{GuardEvent, TimedEvent};
+use crate::ipc::guard::{GuardEvent, Rejection, TimedEvent};
 use crate::ipc::{Chain, Interfaces, Subscription};
 use crate::json_rpc::CallError;
 
@@ -138,15 +138,15 @@ fn count_events(context: Rc<Context>, coins: Rc<CoinCounter>) -> impl FnMut(Time
                 warn!(events, "the exporter was too slow: notifications were answered but not counted");
                 return metrics.exporter.events_dropped.inc_by(["callback"], events);
             }
-            GuardEvent::Rejected { call, reason } => {
+            GuardEvent::Rejected(Rejection { call, reason }) => {
                 error!(
                     "the guard rejected a call that is not on its allow-list ({call}: {reason}); the node did not receive \
                      it. This is a bug in the exporter, or an attacker controls it: restart it and report this line"
                 );
                 return metrics.exporter.rejected_calls.inc_by([call.as_str()], 1);
             }
-            // `Guard::forward_events` does not pass these events to this function.
-            GuardEvent::Subscribed(_) | GuardEvent::Released(_) | GuardEvent::NodeShutsDown => return,
+            // `Guard::forward_events` does not pass this event to this function.
+            GuardEvent::NodeShutsDown => return,
         };
         metrics.exporter.callbacks.inc_by([callback], 1);
         metrics.exporter.callback_duration.observe(waited.as_secs_f64());

@@ -3,10 +3,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::connection::{BoundCapability, call};
+use super::connection::{BoundCapability, call, plain};
 use super::error::ok_if_offered;
 use super::subscription::{CallbackObject, Subscription};
-use super::{BlockContents, CallError, NodeThread};
+use super::{BlockContents, CallError};
 use crate::schema::chain_capnp::{chain, chain_notifications};
 
 /// A notification of the Chain interface, reduced to the values that the exporter uses.
@@ -43,12 +43,14 @@ pub enum ChainEvent {
 }
 
 /// Client of a node's Chain interface, with the node's thread that runs the calls.
-pub struct Chain(pub(super) BoundCapability<chain::Client>);
+pub type Chain = BoundCapability<chain::Client>;
 
 impl Chain {
-    /// Returns a client of the same interface whose calls run on `thread`.
-    pub fn on_thread(&self, thread: &NodeThread) -> Self {
-        Chain(self.0.on_thread(thread))
+    plain! {
+        /// Whether the node is in initial block download.
+        is_initial_block_download = is_initial_block_download_request -> bool;
+        /// Whether the node has pruned any blocks.
+        have_pruned = have_pruned_request -> bool;
     }
 
     /// Whether the node's Chain interface has the method ordinals of the exporter's schema; `None` if the capability is
@@ -57,7 +59,7 @@ impl Chain {
     /// the Mining interface, the same ordinal is `estimateMaxBlocks`, which returns a number. Both methods are safe to
     /// call at any time, and change nothing.
     pub(super) async fn has_our_schema(&self) -> Result<Option<bool>, CallError> {
-        let answer = ok_if_offered(call!(self.0, relay_min_fee_request))?;
+        let answer = ok_if_offered(call!(self, relay_min_fee_request))?;
         Ok(answer.map(|answer| {
             let bytes = answer.get().and_then(|answer| answer.get_result());
             bytes.is_ok_and(|bytes| !bytes.is_empty())
@@ -67,7 +69,7 @@ impl Chain {
     /// Whether the node is shutting down; `None` if the capability is not a Chain. The call is safe even while the node
     /// starts or shuts down.
     pub(super) async fn shutdown_requested(&self) -> Result<Option<bool>, CallError> {
-        let answer = ok_if_offered(call!(self.0, shutdown_requested_request))?;
+        let answer = ok_if_offered(call!(self, shutdown_requested_request))?;
         Ok(answer.map(|answer| answer.get().map(|answer| answer.get_result())).transpose()?)
     }
 
@@ -76,25 +78,9 @@ impl Chain {
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn height(&self) -> Result<Option<i32>, CallError> {
-        let answer = call!(self.0, get_height_request)?;
+        let answer = call!(self, get_height_request)?;
         let answer = answer.get()?;
         Ok(answer.get_has_result().then(|| answer.get_result()))
-    }
-
-    /// Whether the node is in initial block download.
-    ///
-    /// # Errors
-    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
-    pub async fn is_initial_block_download(&self) -> Result<bool, CallError> {
-        Ok(call!(self.0, is_initial_block_download_request)?.get()?.get_result())
-    }
-
-    /// Whether the node has pruned any blocks.
-    ///
-    /// # Errors
-    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
-    pub async fn have_pruned(&self) -> Result<bool, CallError> {
-        Ok(call!(self.0, have_pruned_request)?.get()?.get_result())
     }
 
     /// Height of the last pruned block; `None` if no block was pruned.
@@ -102,7 +88,7 @@ impl Chain {
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn prune_height(&self) -> Result<Option<i32>, CallError> {
-        let answer = call!(self.0, get_prune_height_request)?;
+        let answer = call!(self, get_prune_height_request)?;
         let answer = answer.get()?;
         Ok(answer.get_has_result().then(|| answer.get_result()))
     }
@@ -117,9 +103,8 @@ impl Chain {
     pub async fn subscribe(&self) -> Result<Subscription, CallError> {
         let (callback, released) = CallbackObject::new();
         let callback: chain_notifications::Client = capnp_rpc::new_client(callback);
-        let answer =
-            call!(self.0, handle_notifications_request, |params| params.set_notifications(callback))?;
-        Ok(self.0.subscription(answer.get()?.get_result()?, released))
+        let answer = call!(self, handle_notifications_request, |params| params.set_notifications(callback))?;
+        Ok(self.subscription(answer.get()?.get_result()?, released))
     }
 }
 

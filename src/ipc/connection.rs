@@ -9,7 +9,7 @@ use std::time::Duration;
 use capnp::capability::Promise;
 use capnp_rpc::{RpcSystem, rpc_twoparty_capnp, twoparty};
 use tokio::net::UnixStream;
-use tokio::sync::{Mutex, OwnedMutexGuard, oneshot, watch};
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio_util::compat::{TokioAsyncReadCompatExt, TokioAsyncWriteCompatExt};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -28,54 +28,42 @@ use crate::schema::proxy_capnp::{thread, thread_map};
 pub struct NodeThread {
     pub(super) client: thread::Client,
     deadline: Duration,
-    calls: Rc<ThreadCalls>,
-}
-
-/// Limits the exporter to one unanswered call on a thread of the node. All clones of the thread's [`NodeThread`] share
-/// this value.
-#[derive(Default)]
-struct ThreadCalls {
-    /// A lock that the exporter holds from before it sends a call until the response to the call arrives.
+    /// A lock that the exporter holds from before it sends a call until the response to the call arrives. All clones of
+    /// this value share the lock.
     slot: Arc<Mutex<()>>,
     /// The task that waits for the response to the last call on the thread. The task is aborted when the last clone of
-    /// the [`NodeThread`] is dropped, because a task that still waits would keep the connection open.
-    last: RefCell<Option<AbortOnDropHandle<()>>>,
+    /// this value is dropped, because a task that still waits would keep the connection open.
+    last: Rc<RefCell<Option<AbortOnDropHandle<()>>>>,
 }
 
-/// Permission to send a call on a thread. A slot can be acquired only while no other call on the thread is waiting for
-/// a response.
-pub(super) struct ThreadSlot(OwnedMutexGuard<()>);
-
 impl NodeThread {
-    fn new(client: thread::Client, deadline: Duration) -> Self {
-        NodeThread { client, deadline, calls: Rc::default() }
-    }
-
-    /// Waits until the node has responded to the last call on this thread, for at most the deadline of a call.
-    pub(super) async fn acquire_slot(&self) -> Result<ThreadSlot, CallError> {
-        let slot = tokio::time::timeout(self.deadline, self.calls.slot.clone().lock_owned()).await;
-        slot.map(ThreadSlot).map_err(|_| CallError::TimedOut(self.deadline))
-    }
-
-    /// Waits for the response to a call for at most the deadline. The node continues to run a call that timed out, and
-    /// the guard does not close the connection before the node has responded to this call.
-    pub(super) async fn wait_for_answer<T: 'static>(
+    /// Sends a call when the node has responded to the last call on this thread, and waits for the response. Waits for
+    /// each of the two responses for at most the deadline. The node continues to run a call that timed out, and the
+    /// guard does not close the connection before the node has responded to this call.
+    pub(super) async fn call<T: 'static>(
         &self,
-        ThreadSlot(slot): ThreadSlot,
-        answer: Promise<T, capnp::Error>,
+        send: impl FnOnce() -> Promise<T, capnp::Error>,
     ) -> Result<T, CallError> {
+        let slot = tokio::time::timeout(self.deadline, self.slot.clone().lock_owned()).await;
+        let slot = slot.map_err(|_| CallError::TimedOut(self.deadline))?;
+        let answer = send();
         let (sender, receiver) = oneshot::channel();
         let wait = AbortOnDropHandle::new(tokio::task::spawn_local(async move {
             let answer = answer.await;
             drop(slot);
             let _ = sender.send(answer); // fails if the caller has already timed out
         }));
-        self.calls.last.replace(Some(wait));
+        self.last.replace(Some(wait));
         match tokio::time::timeout(self.deadline, receiver).await {
             Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(_)) => Err(CallError::Disconnected("the connection is closed".into())),
             Err(_) => Err(CallError::TimedOut(self.deadline)),
         }
+    }
+
+    /// Returns this capability with calls that run on this thread.
+    pub(super) fn bind<C>(&self, client: C) -> BoundCapability<C> {
+        BoundCapability { client, thread: self.clone() }
     }
 
     /// Returns a handle to the same thread whose deadline is longer by `extra`.
@@ -98,15 +86,15 @@ async fn wait_for_answer<T>(deadline: Duration, answer: Promise<T, capnp::Error>
 
 /// A capability of the node, and the node's thread that runs the exporter's calls on the capability.
 #[derive(Clone)]
-pub(super) struct BoundCapability<C> {
-    pub client: C,
-    pub thread: NodeThread,
+pub struct BoundCapability<C> {
+    pub(super) client: C,
+    pub(super) thread: NodeThread,
 }
 
 impl<C: Clone> BoundCapability<C> {
     /// Returns the same capability with calls that run on `thread`.
     pub fn on_thread(&self, thread: &NodeThread) -> Self {
-        BoundCapability { client: self.client.clone(), thread: thread.clone() }
+        thread.bind(self.client.clone())
     }
 }
 
@@ -114,14 +102,30 @@ impl<C: Clone> BoundCapability<C> {
 /// deadline of the capability's thread. The `context` names the thread that runs the call.
 macro_rules! call {
     ($capability:expr, $request:ident $(, |$params:ident| $set:expr)?) => {{
-        let slot = $capability.thread.acquire_slot().await?;
         let mut request = $capability.client.$request();
         request.get().init_context().set_thread($capability.thread.client.clone());
         $({ let mut $params = request.get(); $set; })?
-        $capability.thread.wait_for_answer(slot, request.send().promise).await
+        $capability.thread.call(|| request.send().promise).await
     }};
 }
 pub(super) use call;
+
+/// Defines client methods for the methods of an interface that have no parameter except the context and that return one
+/// primitive value.
+macro_rules! plain {
+    ($($(#[$doc:meta])* $name:ident = $request:ident -> $type:ty;)*) => {
+        $(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
+            pub async fn $name(&self) -> Result<$type, CallError> {
+                Ok(call!(self, $request)?.get()?.get_result())
+            }
+        )*
+    };
+}
+pub(super) use plain;
 
 /// A connection to a node after the Cap'n Proto handshake. Dropping this value closes the socket without a Cap'n Proto
 /// Abort message, because the node would log an Abort as an error.
@@ -178,12 +182,13 @@ impl IpcConnection {
         let mut request = self.threads.make_thread_request();
         request.get().set_name(name);
         let answer = wait_for_answer(self.deadline, request.send().promise).await?;
-        Ok(NodeThread::new(answer.get()?.get_result()?, self.deadline))
+        let client = answer.get()?.get_result()?;
+        Ok(NodeThread { client, deadline: self.deadline, slot: Arc::default(), last: Rc::default() })
     }
 
     /// The node's Init capability, whose methods return the other interfaces.
     pub(super) fn init(&self, thread: &NodeThread) -> BoundCapability<init::Client> {
-        BoundCapability { client: self.init.clone(), thread: thread.clone() }
+        thread.bind(self.init.clone())
     }
 
     /// Waits until the connection is closed, and returns the reason of the close.

@@ -12,11 +12,6 @@ use nix::unistd::{Uid, User};
 use crate::bitcoin_core::{ChainParams, default_datadir};
 use crate::supervisor::{ConnectFailure, GuardedSockets, InheritedConnection, SupervisorClient};
 
-/// Default path of the socket on which `bitcoin-node -ipcbind=unix` listens.
-fn default_socket(datadir: &Path, chain: &str) -> PathBuf {
-    ChainParams::from_name(chain).folder(datadir).join("node.sock")
-}
-
 /// Returns the socket path to connect to: `socket_path`, or the default path in `datadir`. If neither is set, returns
 /// the default path in the default data directory, or `None` if a connection was inherited.
 pub fn socket_path(
@@ -25,12 +20,12 @@ pub fn socket_path(
     datadir: Option<&Path>,
     chain: &str,
 ) -> Option<PathBuf> {
-    match (socket_path, datadir) {
-        (Some(path), _) => Some(path),
-        (None, Some(datadir)) => Some(default_socket(datadir, chain)),
-        (None, None) if has_inherited => None,
-        (None, None) => Some(default_socket(&default_datadir(), chain)),
+    if socket_path.is_some() || datadir.is_none() && has_inherited {
+        return socket_path;
     }
+    let datadir = datadir.map_or_else(default_datadir, PathBuf::from);
+    // The default path of the socket on which `bitcoin-node -ipcbind=unix` listens.
+    Some(ChainParams::from_name(chain).folder(&datadir).join("node.sock"))
 }
 
 /// The configured way to reach a node: a connection that the exporter inherited at its start (for example from

@@ -2,7 +2,7 @@
 
 use capnp::capability::FromClientHook;
 
-use super::connection::{BoundCapability, call};
+use super::connection::call;
 use super::error::ok_if_offered;
 use super::execute_rpc::ExecuteRpc;
 use super::{CallError, Chain, IpcConnection, Mining, Node, NodeThread, Tracing};
@@ -105,20 +105,15 @@ impl Interfaces {
     /// Client for JSON-RPC: over IPC if the node has JSON-RPC over IPC, otherwise over HTTP. `None` if JSON-RPC is
     /// available neither over IPC nor over HTTP.
     pub fn json_rpc(&self) -> Option<JsonRpc> {
-        self.json_rpc_with(ExecuteRpc::clone)
+        let over_ipc = self.execute_rpc.clone().map(JsonRpc::new);
+        over_ipc.or_else(|| self.http.clone().map(JsonRpc::new))
     }
 
     /// Like [`json_rpc`](Self::json_rpc), but calls over IPC run on `thread`.
     pub fn json_rpc_on(&self, thread: &NodeThread) -> Option<JsonRpc> {
-        self.json_rpc_with(|execute_rpc| execute_rpc.on_thread(thread))
-    }
-
-    fn json_rpc_with(&self, over_ipc: impl FnOnce(&ExecuteRpc) -> ExecuteRpc) -> Option<JsonRpc> {
-        match (&self.execute_rpc, &self.http) {
-            (Some(execute_rpc), _) => Some(JsonRpc::new(over_ipc(execute_rpc))),
-            (None, Some(http)) => Some(JsonRpc::new(http.clone())),
-            (None, None) => None,
-        }
+        let over_ipc =
+            self.execute_rpc.as_ref().map(|execute_rpc| JsonRpc::new(execute_rpc.on_thread(thread)));
+        over_ipc.or_else(|| self.json_rpc())
     }
 
     /// Whether JSON-RPC calls to this node go over HTTP. The result is true even if HTTP is not usable yet.
@@ -166,11 +161,11 @@ impl Interfaces {
             // Depending on the node's version, this capability implements the Rpc or the Chain interface. A node
             // rejects calls that the capability does not implement, so a test call shows which of the two interfaces
             // the capability has.
-            let rpc = ExecuteRpc::Rpc(with_thread(&capability, thread));
+            let rpc = ExecuteRpc::Rpc(thread.bind(capability.clone().cast_to()));
             if JsonRpc::new(rpc.clone()).is_offered().await? {
                 offered.execute_rpc = Some(rpc);
             } else {
-                let chain = Chain(with_thread(&capability, thread));
+                let chain: Chain = thread.bind(capability.cast_to());
                 match chain.has_our_schema().await? {
                     Some(true) => match chain.shutdown_requested().await? {
                         Some(true) => return Ok(None),
@@ -185,7 +180,7 @@ impl Interfaces {
         if let Some(answer) = ok_if_offered(call!(init, make_node_request))?
             && let Ok(client) = answer.get()?.get_result()
         {
-            let client = BoundCapability { client, thread: thread.clone() };
+            let client = thread.bind(client);
             let rpc = ExecuteRpc::Node(client.clone());
             // If the ordinals of the Node interface differ between the node's schema and the exporter's schema, this
             // `executeRpc` call runs another method, and the response is not JSON.
@@ -195,22 +190,14 @@ impl Interfaces {
             };
             if is_node {
                 offered.execute_rpc.get_or_insert(rpc);
-                offered.node = Some(Node(client));
+                offered.node = Some(client);
             }
         }
         if let Some(answer) = ok_if_offered(call!(init, make_tracing_request))?
             && let Ok(client) = answer.get()?.get_result()
         {
-            offered.tracing = Some(Tracing(BoundCapability { client, thread: thread.clone() }));
+            offered.tracing = Some(thread.bind(client));
         }
         Ok(Some(offered))
     }
-}
-
-/// Converts an untyped capability to a client of the interface `C`, bound to the node's thread that runs the calls.
-fn with_thread<C: FromClientHook>(
-    capability: &capnp::capability::Client,
-    thread: &NodeThread,
-) -> BoundCapability<C> {
-    BoundCapability { client: FromClientHook::new(capability.hook.add_ref()), thread: thread.clone() }
 }

@@ -78,7 +78,7 @@ pub const LONG_POLL: Duration = Duration::from_secs(1);
 /// The version of the Mining schema that a node uses. Cap'n Proto encodes a value as its XOR with the default value in
 /// the schema, so the versions encode some values differently.
 #[derive(Clone, Copy)]
-pub(super) enum MiningSchema {
+pub enum MiningSchema {
     /// Schema of Core 30: the timeout of waitTipChanged and the options of createNewBlock have no default values.
     Core30,
     /// Schema of Core 31 and later: the timeout of waitTipChanged and the options of createNewBlock have default
@@ -106,36 +106,25 @@ pub struct Mining {
 }
 
 impl Mining {
-    /// Requests the Mining interface with the ordinal of `makeMining` in Core 31 and later. Core 31 and later respond
-    /// only when their chain state is loaded, which can take a long time. `None` if the node does not have this method.
+    /// Requests the Mining interface with the ordinal of `makeMining` in this version of the schema. Core 31 and later
+    /// respond only when their chain state is loaded, which can take a long time. Core 30 responds at any time, but
+    /// aborts if the interface is used before the chain state is loaded. `None` if the node does not have this method.
     ///
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn discover(
         connection: &IpcConnection,
         thread: &NodeThread,
+        schema: MiningSchema,
     ) -> Result<Option<Self>, CallError> {
-        let answer = ok_if_offered(call!(connection.init(thread), make_mining_request))?;
-        let client = answer.and_then(|answer| answer.get().ok()?.get_result().ok());
-        Ok(client.map(|client| Self::new(client, thread, MiningSchema::Core31)))
-    }
-
-    /// Requests the Mining interface with the ordinal of `makeMining` in Core 30. Core 30 responds at any time, but
-    /// aborts if the interface is used before the chain state is loaded. `None` if the node does not have this method.
-    ///
-    /// # Errors
-    /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
-    pub async fn discover_core30(
-        connection: &IpcConnection,
-        thread: &NodeThread,
-    ) -> Result<Option<Self>, CallError> {
-        let answer = ok_if_offered(call!(connection.init(thread), make_mining_core30_request))?;
-        let client = answer.and_then(|answer| answer.get().ok()?.get_result().ok());
-        Ok(client.map(|client| Self::new(client, thread, MiningSchema::Core30)))
-    }
-
-    fn new(client: mining::Client, thread: &NodeThread, schema: MiningSchema) -> Self {
-        Mining { capability: BoundCapability { client, thread: thread.clone() }, schema }
+        let init = connection.init(thread);
+        let client = match schema {
+            MiningSchema::Core30 => ok_if_offered(call!(init, make_mining_core30_request))?
+                .and_then(|answer| answer.get().ok()?.get_result().ok()),
+            MiningSchema::Core31 => ok_if_offered(call!(init, make_mining_request))?
+                .and_then(|answer| answer.get().ok()?.get_result().ok()),
+        };
+        Ok(client.map(|client| Mining { capability: thread.bind(client), schema }))
     }
 
     /// Returns a client of the same interface whose calls run on `thread`.

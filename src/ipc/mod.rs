@@ -29,7 +29,7 @@ pub use chain::{Chain, ChainEvent};
 pub use connection::{IpcConnection, NodeThread};
 use error::is_thread_busy;
 pub use interfaces::{Interface, Interfaces};
-pub use mining::{BlockHash, BlockRef, LONG_POLL, Mining};
+pub use mining::{BlockHash, BlockRef, LONG_POLL, Mining, MiningSchema};
 pub use node::{CONNECTION_TYPES, NETWORKS, Node, PeerDirection, PeerStats, TRANSPORTS, ip_address};
 pub use subscription::Subscription;
 pub use template::BlockTemplate;

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::connection::{BoundCapability, call};
+use super::connection::{BoundCapability, call, plain};
 use super::{BlockHash, CallError};
 use crate::schema::node_capnp::{node, node_stats};
 
@@ -151,23 +151,7 @@ pub enum PeerDirection {
 }
 
 /// Client of a node's Node interface, with the node's thread that runs the calls.
-pub struct Node(pub(super) BoundCapability<node::Client>);
-
-/// Defines client methods for the methods of Node that have no parameter except the context and that return one
-/// primitive value.
-macro_rules! plain {
-    ($($(#[$doc:meta])* $name:ident = $request:ident -> $type:ty;)*) => {
-        $(
-            $(#[$doc])*
-            ///
-            /// # Errors
-            /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
-            pub async fn $name(&self) -> Result<$type, CallError> {
-                Ok(call!(self.0, $request)?.get()?.get_result())
-            }
-        )*
-    };
-}
+pub type Node = BoundCapability<node::Client>;
 
 impl Node {
     plain! {
@@ -194,7 +178,7 @@ impl Node {
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn best_block_hash(&self) -> Result<BlockHash, CallError> {
-        call!(self.0, get_best_block_hash_request)?.get()?.get_result()?.try_into()
+        call!(self, get_best_block_hash_request)?.get()?.get_result()?.try_into()
     }
 
     /// Number of peers that are connected in this direction.
@@ -202,7 +186,7 @@ impl Node {
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn peers(&self, direction: PeerDirection) -> Result<u64, CallError> {
-        Ok(call!(self.0, get_node_count_request, |params| params.set_flags(direction as i32))?
+        Ok(call!(self, get_node_count_request, |params| params.set_flags(direction as i32))?
             .get()?
             .get_result())
     }
@@ -212,7 +196,7 @@ impl Node {
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn header_height(&self) -> Result<Option<i32>, CallError> {
-        let answer = call!(self.0, get_header_tip_request)?;
+        let answer = call!(self, get_header_tip_request)?;
         let answer = answer.get()?;
         Ok(answer.get_result().then(|| answer.get_height()))
     }
@@ -222,7 +206,7 @@ impl Node {
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn peer_stats(&self) -> Result<Vec<PeerStats>, CallError> {
-        let answer = call!(self.0, get_nodes_stats_request)?;
+        let answer = call!(self, get_nodes_stats_request)?;
         answer.get()?.get_stats()?.iter().map(PeerStats::read).collect()
     }
 }

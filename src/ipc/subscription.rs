@@ -35,7 +35,7 @@ impl<C> BoundCapability<C> {
     /// Creates the subscription for the handler that a call on this capability returned. The call that ends the
     /// subscription runs on the thread of this capability.
     pub fn subscription(&self, client: handler::Client, released: oneshot::Receiver<()>) -> Subscription {
-        Subscription { handler: BoundCapability { client, thread: self.thread.clone() }, released }
+        Subscription { handler: self.thread.bind(client), released }
     }
 }
 

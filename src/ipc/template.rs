@@ -10,7 +10,7 @@ use crate::schema::mining_capnp::{block_template, create_new_block_core30, minin
 
 /// A block template that the node has assembled from its mempool, and that the node keeps in memory until
 /// [`destroy`](Self::destroy).
-pub struct BlockTemplate(BoundCapability<block_template::Client>);
+pub type BlockTemplate = BoundCapability<block_template::Client>;
 
 impl Mining {
     /// Requests a template of the block that the node would mine now. `None` means that the node is shutting down. Core
@@ -21,7 +21,6 @@ impl Mining {
     pub async fn create_new_block(&self) -> Result<Option<BlockTemplate>, CallError> {
         let answer = match self.schema {
             MiningSchema::Core30 => {
-                let slot = self.capability.thread.acquire_slot().await?;
                 let client = &self.capability.client.client;
                 let (interface, ordinal) = CREATE_NEW_BLOCK; // the same in the schemas of Core 30 and 31
                 let mut create: Request<
@@ -34,7 +33,7 @@ impl Mining {
                 options.set_use_mempool(true);
                 options.set_block_reserved_weight(8000);
                 options.set_coinbase_output_max_additional_sigops(400);
-                self.capability.thread.wait_for_answer(slot, create.send().promise).await?
+                self.capability.thread.call(|| create.send().promise).await?
             }
             MiningSchema::Core31 => call!(self.capability, create_new_block_request, |params| {
                 params.reborrow().init_options();
@@ -46,8 +45,7 @@ impl Mining {
         };
         let answer = answer.get()?;
         let template = answer.has_result().then(|| answer.get_result()).transpose()?;
-        Ok(template
-            .map(|client| BlockTemplate(BoundCapability { client, thread: self.capability.thread.clone() })))
+        Ok(template.map(|client| self.capability.thread.bind(client)))
     }
 }
 
@@ -57,7 +55,7 @@ impl BlockTemplate {
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn fees(&self) -> Result<Vec<i64>, CallError> {
-        let answer = call!(self.0, get_tx_fees_request)?;
+        let answer = call!(self, get_tx_fees_request)?;
         Ok(answer.get()?.get_result()?.iter().collect())
     }
 
@@ -67,7 +65,7 @@ impl BlockTemplate {
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn sigops(&self) -> Result<Vec<i64>, CallError> {
-        let answer = call!(self.0, get_tx_sigops_request)?;
+        let answer = call!(self, get_tx_sigops_request)?;
         Ok(answer.get()?.get_result()?.iter().collect())
     }
 
@@ -77,7 +75,7 @@ impl BlockTemplate {
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn block<T>(&self, read: impl FnOnce(&[u8]) -> T) -> Result<T, CallError> {
-        let answer = call!(self.0, get_block_request)?;
+        let answer = call!(self, get_block_request)?;
         Ok(read(answer.get()?.get_result()?))
     }
 
@@ -86,6 +84,6 @@ impl BlockTemplate {
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).
     pub async fn destroy(self) -> Result<(), CallError> {
-        call!(self.0, destroy_request).map(drop)
+        call!(self, destroy_request).map(drop)
     }
 }

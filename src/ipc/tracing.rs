@@ -3,9 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::CallError;
 use super::connection::{BoundCapability, call};
 use super::subscription::{CallbackObject, Subscription};
-use super::{CallError, NodeThread};
 use crate::schema::tracing_capnp::{tracing, utxo_cache_trace};
 
 /// A change of one coin in a UTXO cache of the node. The number is the coin's value in satoshis.
@@ -20,14 +20,9 @@ pub enum CoinEvent {
 }
 
 /// Client of a node's Tracing interface, with the node's thread that runs the calls.
-pub struct Tracing(pub(super) BoundCapability<tracing::Client>);
+pub type Tracing = BoundCapability<tracing::Client>;
 
 impl Tracing {
-    /// Returns a client of the same interface whose calls run on `thread`.
-    pub fn on_thread(&self, thread: &NodeThread) -> Self {
-        Tracing(self.0.on_thread(thread))
-    }
-
     /// Subscribes to the UTXO cache trace. The guard responds to each callback, and sends the callback to the exporter
     /// as an event.
     ///
@@ -38,8 +33,8 @@ impl Tracing {
     pub async fn subscribe(&self) -> Result<Subscription, CallError> {
         let (callback, released) = CallbackObject::new();
         let callback: utxo_cache_trace::Client = capnp_rpc::new_client(callback);
-        let answer = call!(self.0, trace_utxo_cache_request, |params| params.set_callback(callback))?;
-        Ok(self.0.subscription(answer.get()?.get_result()?, released))
+        let answer = call!(self, trace_utxo_cache_request, |params| params.set_callback(callback))?;
+        Ok(self.subscription(answer.get()?.get_result()?, released))
     }
 }
 

@@ -11,12 +11,9 @@ use nix::libc;
 use seccompiler::SeccompCmpArgLen::{Dword, Qword};
 use seccompiler::SeccompCmpOp::{Eq, MaskedEq};
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
-    apply_filter_all_threads,
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter_all_threads,
 };
-
-/// Result of building or applying a system call filter.
-pub type Result<T> = std::result::Result<T, seccompiler::Error>;
 
 /// An allow-list of system calls: for each allowed call, the conditions on its arguments. A call without conditions is
 /// allowed with any arguments.
@@ -30,53 +27,51 @@ impl SyscallList {
     }
 
     /// Allows a call if its argument at the position `argument`, after a bitwise AND with `mask`, equals `value`.
-    fn masked(self, call: i64, argument: u8, mask: u64, value: u64) -> Result<Self> {
-        self.when(call, vec![SeccompCondition::new(argument, Qword, MaskedEq(mask), value)?])
+    fn masked(self, call: i64, argument: u8, mask: u64, value: u64) -> Self {
+        self.when(call, vec![condition(argument, Qword, MaskedEq(mask), value)])
     }
 
     /// Allows a call if its argument at the position `argument` is one of `values`.
-    fn with(mut self, call: i64, argument: u8, values: &[i64]) -> Result<Self> {
-        for &value in values {
-            self = self.when(call, vec![equals(argument, value)?])?;
-        }
-        Ok(self)
+    fn with(self, call: i64, argument: u8, values: &[i64]) -> Self {
+        values.iter().fold(self, |list, &value| list.when(call, vec![equals(argument, value)]))
     }
 
     /// Allows a call if all of these conditions hold.
-    fn when(mut self, call: i64, conditions: Vec<SeccompCondition>) -> Result<Self> {
-        self.0.entry(call).or_default().push(SeccompRule::new(conditions)?);
-        Ok(self)
+    fn when(mut self, call: i64, conditions: Vec<SeccompCondition>) -> Self {
+        let rule = SeccompRule::new(conditions).expect("there are conditions");
+        self.0.entry(call).or_default().push(rule);
+        self
     }
 
     /// Allows connecting to a server with TCP, and the DNS queries of the C library.
-    fn connects(self) -> Result<Self> {
-        self.any(&[libc::SYS_connect]).masked(libc::SYS_sendmmsg, 3, FAST_OPEN, 0)?.internet_sockets()
+    fn connects(self) -> Self {
+        self.any(&[libc::SYS_connect]).masked(libc::SYS_sendmmsg, 3, FAST_OPEN, 0).internet_sockets()
     }
 
     /// Allows the creation of TCP and UDP sockets, but of no other internet sockets. Landlock restricts only TCP, so a
     /// process could connect to any port with MPTCP or SCTP.
-    fn internet_sockets(mut self) -> Result<Self> {
+    fn internet_sockets(mut self) -> Self {
         /// Mask of the socket type without the flags SOCK_CLOEXEC and SOCK_NONBLOCK.
         const TYPE: u64 = 0xf;
         let kinds = [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)];
         for family in [libc::AF_INET, libc::AF_INET6] {
             for (kind, protocol) in kinds.into_iter().flat_map(|(kind, number)| [(kind, 0), (kind, number)]) {
                 let conditions = vec![
-                    equals(0, family.into())?,
-                    SeccompCondition::new(1, Dword, MaskedEq(TYPE), kind as u64)?,
-                    equals(2, protocol.into())?,
+                    equals(0, family.into()),
+                    condition(1, Dword, MaskedEq(TYPE), kind as u64),
+                    equals(2, protocol.into()),
                 ];
-                self = self.when(libc::SYS_socket, conditions)?;
+                self = self.when(libc::SYS_socket, conditions);
             }
         }
-        Ok(self)
+        self
     }
 
     /// Applies the list to all threads of this process. The kernel does not permit a process to remove the list.
     ///
     /// # Errors
     /// The processor architecture is not supported, or the kernel rejects the filter.
-    pub fn apply(self) -> Result<()> {
+    pub fn apply(self) -> Result<(), seccompiler::Error> {
         // A filter cannot inspect the arguments of clone3(), so clone3() is denied with ENOSYS, after which the C
         // library uses clone(). If two filters deny a call, the filter that was installed last determines the error.
         // The list therefore allows clone3(), and a separate filter denies it.
@@ -90,21 +85,25 @@ impl SyscallList {
     }
 }
 
-fn equals(argument: u8, value: i64) -> Result<SeccompCondition> {
-    Ok(SeccompCondition::new(argument, Dword, Eq, value as u32 as u64)?)
+fn equals(argument: u8, value: i64) -> SeccompCondition {
+    condition(argument, Dword, Eq, value as u32 as u64)
+}
+
+fn condition(argument: u8, length: SeccompCmpArgLen, is: SeccompCmpOp, value: u64) -> SeccompCondition {
+    SeccompCondition::new(argument, length, is, value).expect("a system call has six arguments")
 }
 
 fn compile(
     rules: BTreeMap<i64, Vec<SeccompRule>>,
     other: SeccompAction,
     listed: SeccompAction,
-) -> Result<BpfProgram> {
+) -> Result<BpfProgram, seccompiler::Error> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     Ok(SeccompFilter::new(rules, other, listed, arch)?.try_into()?)
 }
 
 /// System calls that every process needs: memory, time, its own threads and signals, open descriptors.
-fn base() -> Result<SyscallList> {
+fn base() -> SyscallList {
     let pid = i64::from(nix::unistd::getpid().as_raw());
     SyscallList::default()
         .any(&[
@@ -142,14 +141,14 @@ fn base() -> Result<SyscallList> {
             libc::SYS_writev,
         ])
         .any(OF_X86_64)
-        .masked(libc::SYS_sendto, 3, FAST_OPEN, 0)?
+        .masked(libc::SYS_sendto, 3, FAST_OPEN, 0)
         // Mapping memory is allowed only without PROT_EXEC, so the process cannot create executable memory.
-        .masked(libc::SYS_mmap, 2, libc::PROT_EXEC as u64, 0)?
-        .masked(libc::SYS_mprotect, 2, libc::PROT_EXEC as u64, 0)?
+        .masked(libc::SYS_mmap, 2, libc::PROT_EXEC as u64, 0)
+        .masked(libc::SYS_mprotect, 2, libc::PROT_EXEC as u64, 0)
         // abort() sends a signal to its own process with tgkill().
-        .with(libc::SYS_tgkill, 0, &[pid])?
+        .with(libc::SYS_tgkill, 0, &[pid])
         // FIONBIO makes sockets nonblocking, and TCGETS checks whether stderr is a terminal.
-        .with(libc::SYS_ioctl, 1, &[libc::FIONBIO as i64, libc::TCGETS as i64])?
+        .with(libc::SYS_ioctl, 1, &[libc::FIONBIO as i64, libc::TCGETS as i64])
         .with(libc::SYS_fcntl, 1, &FCNTL)
 }
 
@@ -174,16 +173,13 @@ const OF_X86_64: &[i64] = &[libc::SYS_poll, libc::SYS_time];
 const OF_X86_64: &[i64] = &[];
 
 /// The system calls of a guard: the calls that every process needs, and pwrite64() for its subscription store.
-///
-/// # Errors
-/// A condition of the list is invalid.
-pub fn guard() -> Result<SyscallList> {
-    Ok(base()?.any(&[libc::SYS_pwrite64]))
+pub fn guard() -> SyscallList {
+    base().any(&[libc::SYS_pwrite64])
 }
 
 /// The system calls that both exporters need: threads, event loops, reading files, serving HTTP.
-fn exporter() -> Result<SyscallList> {
-    let list = base()?
+fn exporter() -> SyscallList {
+    base()
         .any(&[
             // Creating threads and setting their priority.
             libc::SYS_membarrier,
@@ -231,18 +227,17 @@ fn exporter() -> Result<SyscallList> {
             libc::SYS_memfd_create,
         ])
         .any(FILES_OF_X86_64)
-        .masked(libc::SYS_sendmsg, 2, FAST_OPEN, 0)?
+        .masked(libc::SYS_sendmsg, 2, FAST_OPEN, 0)
         // setpriority() is allowed only for the calling thread, because the node may run as the same user and must keep
         // its priority.
-        .when(libc::SYS_setpriority, vec![equals(0, libc::PRIO_PROCESS as i64)?, equals(1, 0)?])?
+        .when(libc::SYS_setpriority, vec![equals(0, libc::PRIO_PROCESS as i64), equals(1, 0)])
         // clone() is allowed only with CLONE_THREAD: the process can create threads, but no processes.
-        .masked(libc::SYS_clone, 0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)?
+        .masked(libc::SYS_clone, 0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)
         // Setting the names of threads and of memory mappings.
-        .with(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as i64, libc::PR_SET_VMA as i64])?
+        .with(libc::SYS_prctl, 0, &[libc::PR_SET_NAME as i64, libc::PR_SET_VMA as i64])
         // prlimit64() is allowed only without new limits, so the process can read its resource limits but not change
         // them.
-        .masked(libc::SYS_prlimit64, 2, u64::MAX, 0)?;
-    Ok(list)
+        .masked(libc::SYS_prlimit64, 2, u64::MAX, 0)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -255,18 +250,18 @@ const FILES_OF_X86_64: &[i64] = &[];
 const WRITING: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
 
 /// Allows opening files, but only for reading.
-fn reads_files(list: SyscallList) -> Result<SyscallList> {
-    let list = list.masked(libc::SYS_openat, 2, WRITING, libc::O_RDONLY as u64)?;
+fn reads_files(list: SyscallList) -> SyscallList {
     #[cfg(target_arch = "x86_64")]
-    let list = list.masked(libc::SYS_open, 1, WRITING, libc::O_RDONLY as u64)?;
-    Ok(list)
+    let list = list.masked(libc::SYS_open, 1, WRITING, libc::O_RDONLY as u64);
+    list.masked(libc::SYS_openat, 2, WRITING, libc::O_RDONLY as u64)
 }
 
 /// Allows the system calls with which SQLite writes the block log. The list itself permits opening any file for
 /// writing; Landlock restricts the paths.
-fn writes_block_log(list: SyscallList) -> Result<SyscallList> {
-    let list = list
-        .any(UNLINK)
+fn writes_block_log(list: SyscallList) -> SyscallList {
+    #[cfg(target_arch = "x86_64")]
+    let list = list.any(&[libc::SYS_open]);
+    list.any(UNLINK)
         .any(&[
             libc::SYS_openat,
             libc::SYS_fallocate,
@@ -278,20 +273,13 @@ fn writes_block_log(list: SyscallList) -> Result<SyscallList> {
             libc::SYS_pwrite64,
         ])
         // SQLite locks the files of the block log with fcntl().
-        .with(libc::SYS_fcntl, 1, &[libc::F_GETLK as i64, libc::F_SETLK as i64, libc::F_SETLKW as i64])?;
-    #[cfg(target_arch = "x86_64")]
-    let list = list.any(&[libc::SYS_open]);
-    Ok(list)
+        .with(libc::SYS_fcntl, 1, &[libc::F_GETLK as i64, libc::F_SETLK as i64, libc::F_SETLKW as i64])
 }
 
 /// The system calls of the IPC exporter. The exporter may create TCP and UDP sockets, for JSON-RPC over HTTP, the block
 /// store and DNS, but no Unix sockets, so the exporter cannot connect to the node's IPC socket without the guard.
-///
-/// # Errors
-/// A condition of the list is invalid.
-pub fn ipc_exporter(has_block_log: bool) -> Result<SyscallList> {
-    let list = exporter()?;
-    let list = if has_block_log { writes_block_log(list)? } else { reads_files(list)? };
+pub fn ipc_exporter(has_block_log: bool) -> SyscallList {
+    let list = if has_block_log { writes_block_log(exporter()) } else { reads_files(exporter()) };
     list.connects()
 }
 
@@ -309,22 +297,18 @@ pub struct UsdtNeeds {
 
 /// The system calls of the USDT exporter, including the calls that attach to a restarted node. The exporter may open
 /// files for writing only if it writes a block log, and create Unix sockets only if it connects to a block store.
-///
-/// # Errors
-/// A condition of the list is invalid.
 #[cfg(feature = "usdt")]
-pub fn usdt_exporter(needs: UsdtNeeds) -> Result<SyscallList> {
-    let removes: &[i64] = if needs.removes_socket { UNLINK } else { &[] };
-    let list = exporter()?
-        .any(removes)
+pub fn usdt_exporter(needs: UsdtNeeds) -> SyscallList {
+    let mut list = exporter()
         .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])
         // The ioctl requests that attach BPF programs to tracepoints, and enable and disable them.
-        .with(libc::SYS_ioctl, 1, &PERF_EVENTS)?;
-    let list = if needs.has_store {
-        list.connects()?.with(libc::SYS_socket, 0, &[libc::AF_UNIX as i64])?
-    } else {
-        list
-    };
+        .with(libc::SYS_ioctl, 1, &PERF_EVENTS);
+    if needs.removes_socket {
+        list = list.any(UNLINK);
+    }
+    if needs.has_store {
+        list = list.connects().with(libc::SYS_socket, 0, &[libc::AF_UNIX as i64]);
+    }
     if needs.writes_block_log { writes_block_log(list) } else { reads_files(list) }
 }
 

@@ -14,8 +14,9 @@ use std::sync::Mutex;
 
 use tracing::{debug, warn};
 
+pub use calls::{SyscallList, ipc_exporter};
 #[cfg(feature = "usdt")]
-pub use calls::UsdtNeeds;
+pub use calls::{UsdtNeeds, usdt_exporter};
 pub use files::AllowedFiles;
 
 /// Option that turns the sandbox of a process on or off.
@@ -60,23 +61,13 @@ impl Confinement {
         self
     }
 
-    /// Restricts all threads of the process to the system calls of the IPC exporter, which may write a block log.
-    pub fn ipc_exporter(self, writes_block_log: bool) {
-        self.filter(|| calls::ipc_exporter(writes_block_log));
-    }
-
-    /// Restricts all threads of the process to the system calls of the USDT exporter.
-    #[cfg(feature = "usdt")]
-    pub fn usdt_exporter(self, needs: UsdtNeeds) {
-        self.filter(|| calls::usdt_exporter(needs));
-    }
-
-    fn filter(mut self, list: impl FnOnce() -> calls::Result<calls::SyscallList>) {
+    /// Restricts all threads of the process to the system calls of the list.
+    pub fn filter(mut self, list: SyscallList) {
         if self.sandbox == SandboxMode::Off {
             warn!("the sandbox is off (--sandbox off)");
             self.parts = vec![("seccomp", false), ("landlock", false)];
         } else {
-            let filtered = list().and_then(calls::SyscallList::apply).map(|()| None);
+            let filtered = list.apply().map(|()| None);
             self.add("seccomp", filtered.map_err(|error| error.to_string()));
             if self.missing.is_empty() {
                 debug!("the sandbox is on");
@@ -102,5 +93,5 @@ impl Confinement {
 /// Restricts this process, a guard, to the system calls for its open sockets. A failure is not logged, because the
 /// exporter's sandbox fails for the same reason, and the exporter logs the reason.
 pub fn confine_guard() {
-    let _ = calls::guard().and_then(calls::SyscallList::apply);
+    let _ = calls::guard().apply();
 }

@@ -18,26 +18,18 @@ use crate::ipc::guard::{self, SubscriptionStore};
 /// Interval between attempts to start a replacement guard, if an attempt fails because memory or descriptors are short.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The supervisor's end of the socket on which it sends notices about a guard to the exporter, of one byte each.
-pub struct GuardNotices(OwnedFd);
-
 /// Notice that the replacement of a killed guard is running. Any other notice is the number of the signal that killed
 /// or stopped the guard.
 pub const REPLACED: u8 = 0;
 /// Bit that is set in a notice if the signal stopped the guard. The supervisor has then resumed the guard.
 pub const STOPPED: u8 = 0x80;
 
-impl GuardNotices {
-    fn send(&self, notice: u8) {
-        let _ = send(self.0.as_raw_fd(), &[notice], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
-    }
-}
-
 /// A connection to the node, its current guard, and the subscription list for a replacement guard.
 pub struct GuardedConnection {
     node: OwnedFd,
     store: SubscriptionStore,
-    notices: GuardNotices,
+    /// The socket on which the supervisor sends notices about the guard to the exporter, of one byte each.
+    notices: OwnedFd,
     /// PID of the guard; `None` while a killed guard has no replacement.
     guard: Option<Pid>,
     retry_at: Instant,
@@ -57,18 +49,21 @@ impl GuardedConnection {
     ) -> Result<(Self, SupervisorReply, [OwnedFd; CONNECTION_FDS])> {
         let store = SubscriptionStore::new()?;
         let (notices, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let started = guard::start(&node, &store, trace_budget, false)?;
-        let reply =
-            SupervisorReply::Connected { guard: started.pid.as_raw(), node: peer_pid(&node), inherited };
+        let (guard, [exporter, events]) = guard::start(&node, &store, trace_budget, false)?;
+        let reply = SupervisorReply::Connected { guard: guard.as_raw(), node: peer_pid(&node), inherited };
         let connection = GuardedConnection {
             node,
             store,
-            notices: GuardNotices(notices.into()),
-            guard: Some(started.pid),
+            notices: notices.into(),
+            guard: Some(guard),
             retry_at: Instant::now(),
             logged: false,
         };
-        Ok((connection, reply, [started.exporter.into(), started.events.into(), theirs.into()]))
+        Ok((connection, reply, [exporter, events, theirs.into()]))
+    }
+
+    fn notify(&self, notice: u8) {
+        let _ = send(self.notices.as_raw_fd(), &[notice], MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
     }
 
     /// PID of the process at the other end of the node's socket; 0 if that process is in another PID namespace.
@@ -89,7 +84,7 @@ impl GuardedConnection {
     /// Records that a signal killed the guard, and sends a notice to the exporter. If the exporter has exited
     /// (`has_exporter` is false), the supervisor logs the event instead of the exporter.
     pub fn was_killed(&mut self, signal: Signal, has_exporter: bool) {
-        self.notices.send(signal as u8);
+        self.notify(signal as u8);
         if !has_exporter {
             cli::print_error(format_args!(
                 "bitcoind-ipc-exporter: guard killed by signal {}, which can crash the node; starting a replacement to \
@@ -107,7 +102,7 @@ impl GuardedConnection {
     pub fn was_stopped(&self, signal: Signal) {
         if let Some(guard) = self.guard {
             let _ = kill(guard, Signal::SIGCONT);
-            self.notices.send(STOPPED | signal as u8);
+            self.notify(STOPPED | signal as u8);
         }
     }
 
@@ -121,11 +116,11 @@ impl GuardedConnection {
             return Some(self.retry_at);
         }
         // The replacement guard only ends the killed guard's subscriptions and disconnects from the node. It serves no
-        // exporter, so dropping `started` closes the exporter's ends of its sockets.
+        // exporter, so the exporter's ends of its sockets are dropped and thereby closed.
         match guard::start(&self.node, &self.store, None, true) {
-            Ok(started) => {
-                self.guard = Some(started.pid);
-                self.notices.send(REPLACED);
+            Ok((guard, _)) => {
+                self.guard = Some(guard);
+                self.notify(REPLACED);
                 None
             }
             Err(error) => {

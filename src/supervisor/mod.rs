@@ -28,7 +28,7 @@ pub use client::{ExporterStart, GuardedSockets, InheritedConnection, SupervisorC
 pub use connection::{REPLACED, STOPPED};
 pub use container::IN_CONTAINER;
 pub use node_socket::NodeSocket;
-pub use process::{SupervisorConfig, run};
+pub use process::run;
 
 /// The first argument of the exporter process. The next arguments are the supervisor's PID, the descriptor of the
 /// channel, the descriptor of the HTTP listener (`-` if there is none), the description of the inherited connection

@@ -36,24 +36,17 @@ const GUARD_EXIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// the exporter no longer uses stays open until the node has responded to all calls.
 const MAX_CONNECTIONS: usize = 4;
 
-/// The configuration of the supervisor.
-pub struct SupervisorConfig {
-    /// The inherited connection to the node, and the socket path for new connections.
-    pub node: NodeSocket,
-    /// The listening HTTP socket that the service manager passed, if any.
-    pub listener: Option<OwnedFd>,
-    /// Path of the Unix socket on which the exporter serves HTTP, if any. The supervisor removes the file when the
-    /// exporter has exited.
-    pub socket_file: Option<PathBuf>,
-}
-
 /// Runs the exporter process with the arguments of this process. Returns the exporter's exit code when the exporter has
 /// exited; in a container, only when the guards have exited, too. If a signal ended the exporter, the same signal ends
 /// this process.
 ///
+/// `node` has the inherited connection to the node and the socket path for new connections, and `listener` is the
+/// listening HTTP socket that the service manager passed. `socket_file` is the path of the Unix socket on which the
+/// exporter serves HTTP; the supervisor removes the file when the exporter has exited.
+///
 /// # Errors
 /// The exporter process cannot be started, or a system call of the supervisor fails.
-pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
+pub fn run(node: NodeSocket, listener: Option<OwnedFd>, socket_file: Option<PathBuf>) -> Result<ExitCode> {
     let waits_for_guards = container::ends_all()?;
     sys::reset_signal(Signal::SIGCHLD)?;
     // The exporter and the guards inherit the flag `no_new_privs`. The flag prevents these processes from gaining
@@ -68,9 +61,8 @@ pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
     signals.thread_block()?;
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?;
     let (channel, theirs) = channel::pair()?;
-    let exporter = spawn(&supervised, &theirs)?;
+    let exporter = spawn(&node, listener.as_ref(), &theirs)?;
     drop(theirs);
-    let SupervisorConfig { node, socket_file, listener } = supervised;
     drop(listener);
     scheduling::protect_from_oom_kill();
     // Prevents other processes of the same user from accessing the memory and descriptors of this process.
@@ -87,7 +79,7 @@ pub fn run(supervised: SupervisorConfig) -> Result<ExitCode> {
 }
 
 /// Starts the exporter process, which inherits the descriptors of the channel and of the listener.
-fn spawn(supervised: &SupervisorConfig, channel: &OwnedFd) -> Result<Pid> {
+fn spawn(node: &NodeSocket, listener: Option<&OwnedFd>, channel: &OwnedFd) -> Result<Pid> {
     let inherits = |fd: &OwnedFd| -> Result<String> {
         fcntl(fd.as_fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
         Ok(fd.as_raw_fd().to_string())
@@ -98,8 +90,8 @@ fn spawn(supervised: &SupervisorConfig, channel: &OwnedFd) -> Result<Pid> {
         .arg(EXPORTER)
         .arg(getpid().to_string())
         .arg(inherits(channel)?)
-        .arg(supervised.listener.as_ref().map_or(Ok("-".into()), inherits)?)
-        .arg(supervised.node.describe_inherited())
+        .arg(listener.map_or(Ok("-".into()), inherits)?)
+        .arg(node.describe_inherited())
         .args(std::env::args_os().skip(1))
         .env_remove("NOTIFY_SOCKET")
         // The exporter gets an empty standard input, because the supervisor's standard input may be the node's socket

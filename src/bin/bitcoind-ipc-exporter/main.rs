@@ -19,11 +19,10 @@ use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::endpoint::NodeEndpoint;
 use bitcoind_exporter::http::{Address, Listener, Pages};
 use bitcoind_exporter::metrics::{Format, Metrics};
-use bitcoind_exporter::sandbox::Confinement;
-use bitcoind_exporter::service::Service;
+use bitcoind_exporter::sandbox::{self, Confinement};
 use bitcoind_exporter::status::Status;
-use bitcoind_exporter::supervisor::{self, NodeSocket, SupervisorConfig};
-use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, once, systemd};
+use bitcoind_exporter::supervisor::{self, NodeSocket};
+use bitcoind_exporter::{Collector, Context, GUARD_ARGUMENT, check, guard_main, once, service, systemd};
 use tokio::task::{LocalSet, spawn_local};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -74,7 +73,7 @@ fn supervise(arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         (None, Address::Unix(path)) if !arguments.once && !arguments.check => Some(path),
         _ => None,
     };
-    supervisor::run(SupervisorConfig { node, listener, socket_file })
+    supervisor::run(node, listener, socket_file)
 }
 
 /// Runs the exporter process, which polls the node through the guard and serves the metrics. The exporter process has
@@ -116,7 +115,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     context.block_log = reports;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Some(listener) = listener.filter(|_| serves) else {
-        confined.ipc_exporter(false);
+        confined.filter(sandbox::ipc_exporter(false));
         if arguments.once {
             LocalSet::new().block_on(&runtime, once(&mut source, context))?;
             cli::print(&status.metrics(Format::Text))?;
@@ -126,15 +125,17 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     };
     let listeners = [(listener, arguments.common.endpoint()?)];
-    let confine = || confined.ipc_exporter(block_log.is_some());
-    let service = Service::start(&runtime, listeners, status.clone(), confine)?;
+    let confine = || confined.filter(sandbox::ipc_exporter(block_log.is_some()));
     let collector = Collector::new(context);
-    let ended = service.run(&runtime, &shutdown, async {
+    let ended = service::run(&runtime, listeners, status.clone(), confine, &shutdown, async {
         spawn_local(async move { status.keep_history().await });
         if without_node {
             let why = "systemd passed no connection to the node: the node is not running, or systemd is older than 253 and \
                  needs socket-path.conf";
-            info!("{why}; exiting after {} s, the next scrape starts the exporter again", SCRAPE_LINGER_INTERVAL.as_secs());
+            info!(
+                "{why}; exiting after {} s, the next scrape starts the exporter again",
+                SCRAPE_LINGER_INTERVAL.as_secs()
+            );
             collector.wait_without_node(why, SCRAPE_LINGER_INTERVAL).await;
             return Ok(());
         }

@@ -13,14 +13,13 @@ use anyhow::{Context, Result};
 use bitcoind_exporter::block_log::BlockLogThread;
 use bitcoind_exporter::cli::{self, Cli};
 use bitcoind_exporter::http::{Address, Endpoint, EndpointScope, Listener, Pages};
-use bitcoind_exporter::logging;
 use bitcoind_exporter::metrics::{self, Format};
-use bitcoind_exporter::sandbox::{Confinement, UsdtNeeds};
-use bitcoind_exporter::service::Service;
+use bitcoind_exporter::sandbox::{self, Confinement, UsdtNeeds};
 use bitcoind_exporter::systemd::{self, InheritedFds};
 use bitcoind_exporter::usdt::attach_loop::{self, Tracer};
 use bitcoind_exporter::usdt::target::NodeSearch;
 use bitcoind_exporter::usdt::{self, MetricsReader, Programs, page, probes, startup_banner};
+use bitcoind_exporter::{logging, service};
 use serde_json::Value;
 use tokio::sync::watch as channel;
 use tokio_util::sync::CancellationToken;
@@ -80,10 +79,10 @@ fn run() -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let removes_socket = matches!(arguments.address(), Address::Unix(_));
     let needs = UsdtNeeds { writes_block_log: block_log.is_some(), has_store, removes_socket };
-    let confine = || Confinement::new(arguments.common.sandbox).usdt_exporter(needs);
-    let service = Service::start(&runtime, listeners, Arc::new(pages), confine)?;
+    let confine = || Confinement::new(arguments.common.sandbox).filter(sandbox::usdt_exporter(needs));
+    let pages = Arc::new(pages);
     let shutdown = CancellationToken::new();
-    let ended = service.run(&runtime, &shutdown, async {
+    let ended = service::run(&runtime, listeners, pages, confine, &shutdown, async {
         let followed = shutdown.run_until_cancelled(attach_loop::follow(tracer, traced, health));
         followed.await.unwrap_or(Ok(()))
     });

@@ -1,16 +1,14 @@
 //! Events that the guard sends to the exporter, and the bounded queue of events that are not sent yet.
 
-use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::str::FromStr;
 use std::time::Duration;
 
-use anyhow::bail;
+use nix::poll::PollFd;
 use serde::{Deserialize, Serialize};
 
-use super::frame::{BUFFER_BYTES, SendBuffer};
+use super::allow_list::Rejection;
+use super::frame::{BUFFER_BYTES, BufferedSocket};
 use super::message::{self, Call};
 use crate::ipc::{BlockContents, ChainEvent, CoinEvent};
 use crate::schema::chain_capnp::chain_notifications;
@@ -32,21 +30,11 @@ pub enum GuardEvent {
     /// memory was short, or the callback could not be decoded.
     Dropped(u64),
     /// The guard rejected a call of the exporter that is not on the allow-list.
-    Rejected {
-        /// The rejected method, for example `Mining.9`. The text becomes a label value, so the number of possible texts
-        /// is limited to a few hundred.
-        call: String,
-        /// The part of the call that the allow-list does not permit.
-        reason: String,
-    },
+    Rejected(Rejection),
     /// The UTXO cache trace exceeded its time budget, and the guard unsubscribes from the trace.
     OverBudget,
     /// The node has announced its shutdown, and the guard disconnects from the node.
     NodeShutsDown,
-    /// The node accepted a subscription.
-    Subscribed(SubscriptionIds),
-    /// The node released the callback object with this export ID, which means that the subscription has ended.
-    Released(u32),
 }
 
 impl GuardEvent {
@@ -92,32 +80,6 @@ impl GuardEvent {
     }
 }
 
-/// The Cap'n Proto IDs that the guard needs to end a subscription.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SubscriptionIds {
-    /// The exporter's export ID for the callback object.
-    pub callback: u32,
-    /// The node's export ID for the subscription's handler.
-    pub handler: u32,
-    /// The node's export ID of its thread that runs the calls of the subscription's `Handler`.
-    pub thread: u32,
-}
-
-impl fmt::Display for SubscriptionIds {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{},{},{}", self.callback, self.handler, self.thread)
-    }
-}
-
-impl FromStr for SubscriptionIds {
-    type Err = anyhow::Error;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let numbers = text.split(',').map(str::parse).collect::<Result<Vec<u32>, _>>()?;
-        let [callback, handler, thread] = numbers[..] else { bail!("expected three numbers, not {text:?}") };
-        Ok(SubscriptionIds { callback, handler, thread })
-    }
-}
-
 /// An event of the guard, with the time for which the node waited for the response to the callback that caused the
 /// event.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -129,32 +91,23 @@ pub struct TimedEvent {
     pub waited: Duration,
 }
 
-/// Size of the length field in front of each encoded event, in bytes.
-const PREFIX: usize = size_of::<u32>();
-
 impl TimedEvent {
-    /// Appends the encoded length and the encoded event to `queue`.
+    /// Appends the encoded event to `queue`.
     pub fn encode(&self, queue: &mut Vec<u8>) {
-        let start = queue.len();
-        queue.extend([0; PREFIX]);
-        postcard::to_io(self, &mut *queue).expect("a vector takes everything");
-        let length = (queue.len() - start - PREFIX) as u32;
-        queue[start..start + PREFIX].copy_from_slice(&length.to_le_bytes());
+        postcard::to_io(self, queue).expect("a vector takes everything");
     }
 
     /// Decodes the event at the start of `bytes`. Returns the event and the number of bytes of its encoding; `None` if
     /// the event is incomplete or invalid.
     pub fn decode(bytes: &[u8]) -> Option<(Self, usize)> {
-        let length = u32::from_le_bytes(bytes.get(..PREFIX)?.try_into().expect("four bytes")) as usize;
-        let event = postcard::from_bytes(bytes.get(PREFIX..PREFIX + length)?).ok()?;
-        Some((event, PREFIX + length))
+        let (event, rest) = postcard::take_from_bytes(bytes).ok()?;
+        Some((event, bytes.len() - rest.len()))
     }
 }
 
 /// The bounded queue of encoded events, with the socket over which the guard sends them to the exporter.
 pub struct EventQueue {
-    socket: UnixStream,
-    unsent: SendBuffer,
+    socket: BufferedSocket,
     blocked: bool,
     dropped: u64,
 }
@@ -165,14 +118,13 @@ impl EventQueue {
     /// # Errors
     /// The socket cannot be made nonblocking.
     pub fn new(socket: UnixStream) -> io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        Ok(EventQueue { socket, unsent: SendBuffer::default(), blocked: false, dropped: 0 })
+        Ok(EventQueue { socket: BufferedSocket::new(socket)?, blocked: false, dropped: 0 })
     }
 
     /// Queues the event of a callback. Counts the event as dropped if the queue is full or memory is short.
     pub fn queue(&mut self, waited: Duration, event: capnp::Result<Option<GuardEvent>>) {
         let has_room =
-            self.unsent.len() < MAX_QUEUED_BYTES && self.unsent.reserve(2 * MAX_EVENT_BYTES).is_ok();
+            self.socket.unsent() < MAX_QUEUED_BYTES && self.socket.reserve(2 * MAX_EVENT_BYTES).is_ok();
         match event {
             Ok(None) => {}
             Ok(Some(event)) if has_room => {
@@ -183,7 +135,7 @@ impl EventQueue {
             // be decoded also counts as dropped.
             _ => self.dropped += 1,
         }
-        if self.unsent.len() > BUFFER_BYTES {
+        if self.socket.unsent() > BUFFER_BYTES {
             self.flush();
         }
     }
@@ -195,18 +147,17 @@ impl EventQueue {
     }
 
     fn append(&mut self, event: TimedEvent) {
-        self.unsent.queue(|queue| event.encode(queue));
+        self.socket.queue(|queue| event.encode(queue));
     }
 
     /// Whether the queue has unsent events and the socket is not known to be full.
     pub fn is_waiting(&self) -> bool {
-        !self.unsent.is_empty() && !self.blocked
+        self.socket.unsent() > 0 && !self.blocked
     }
 
-    /// Whether the last write filled the socket's buffer, and poll(2) has not reported the socket as writable since
-    /// then.
-    pub fn is_blocked(&self) -> bool {
-        self.blocked
+    /// The socket, if the last write filled its buffer, and poll(2) has not reported the socket as writable since then.
+    pub fn blocked(&self) -> Option<PollFd<'_>> {
+        self.blocked.then(|| self.socket.interest(false))
     }
 
     /// Records that poll(2) has reported the socket as writable.
@@ -217,15 +168,15 @@ impl EventQueue {
     /// Makes one write with as many queued bytes as the socket accepts. A long queue, for example after the exporter
     /// was stopped by SIGSTOP, needs several writes. The guard handles callbacks of the node between the writes.
     pub fn flush(&mut self) {
-        if self.blocked || self.unsent.is_empty() {
+        if !self.is_waiting() {
             return;
         }
         // A write error means that the exporter has closed this socket, so the queued events are discarded. The guard
         // detects the exporter's exit on the other socket, which carries the exporter's calls.
-        if self.unsent.flush_some(&self.socket).is_err() {
-            self.unsent = SendBuffer::default();
+        if self.socket.flush_some().is_err() {
+            self.socket.clear();
         }
-        self.blocked = !self.unsent.is_empty();
+        self.blocked = self.socket.unsent() > 0;
     }
 
     /// Queues a [`GuardEvent::Dropped`] with the number of events dropped since the previous `Dropped` event.
@@ -240,15 +191,9 @@ impl EventQueue {
     /// one second.
     pub fn finish(mut self) {
         self.append_dropped();
-        let _ = self.socket.set_nonblocking(false);
-        let _ = self.socket.set_write_timeout(Some(Duration::from_secs(1)));
-        let _ = self.unsent.flush(&self.socket);
-    }
-}
-
-impl AsFd for EventQueue {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        let _ = self.socket.socket.set_nonblocking(false);
+        let _ = self.socket.socket.set_write_timeout(Some(Duration::from_secs(1)));
+        let _ = self.socket.flush();
     }
 }
 
@@ -272,9 +217,7 @@ mod tests {
             GuardEvent::Chain(block(None)),
             GuardEvent::Coin(CoinEvent::Uncached(i64::MAX)),
             GuardEvent::Dropped(u64::MAX),
-            GuardEvent::Rejected { call: "Mining.9".into(), reason: "method 9 of Mining".into() },
-            GuardEvent::Subscribed(SubscriptionIds { callback: 0, handler: u32::MAX, thread: 7 }),
-            GuardEvent::Released(u32::MAX),
+            GuardEvent::Rejected(Rejection { call: "Mining.9".into(), reason: "method 9 of Mining".into() }),
         ];
         for event in events {
             let mut bytes = Vec::new();
@@ -293,11 +236,11 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let mut queue = EventQueue::new(ours).unwrap();
         let coin = || Ok(Some(GuardEvent::Coin(CoinEvent::Added(1))));
-        let sent = MAX_QUEUED_BYTES as u64 / 7 + 100_000;
+        let sent = MAX_QUEUED_BYTES as u64 / 4 + 100_000; // an event has 5 bytes
         (0..sent).for_each(|_| queue.queue(Duration::ZERO, coin()));
         queue.queue(Duration::ZERO, Ok(None)); // the callback `destroy`, which causes no event
         queue.queue(Duration::ZERO, Err(capnp::Error::failed("does not decode".into())));
-        assert!(queue.unsent.len() <= MAX_QUEUED_BYTES + MAX_EVENT_BYTES);
+        assert!(queue.socket.unsent() <= MAX_QUEUED_BYTES + MAX_EVENT_BYTES);
         let dropped = queue.dropped;
         assert!(dropped > 1);
         let reader = std::thread::spawn(move || {

@@ -3,11 +3,11 @@
 use std::collections::TryReserveError;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use capnp::Word;
-use nix::poll::PollFlags;
+use nix::poll::{PollFd, PollFlags};
 
 /// Maximum size in bytes of a message that the guard forwards from the node to the exporter. The guard truncates a
 /// message above this limit. The largest expected message contains a block, which has at most 4 MB.
@@ -194,9 +194,9 @@ fn length(bytes: &[u8], max: usize) -> io::Result<Option<usize>> {
     Ok(Some(length))
 }
 
-/// Buffer of outgoing bytes that the socket has not accepted yet.
-#[derive(Default)]
-pub struct SendBuffer {
+/// A nonblocking socket with a buffer of the outgoing bytes that the socket has not accepted yet.
+pub struct BufferedSocket<S = UnixStream> {
+    pub socket: S,
     bytes: Vec<u8>,
     sent: usize,
 }
@@ -205,18 +205,15 @@ pub struct SendBuffer {
 /// fails.
 type Reserve = fn(&mut Vec<u8>, usize) -> Result<(), TryReserveError>;
 
-impl SendBuffer {
+impl<S: Write> BufferedSocket<S> {
     /// Creates a buffer with [`BUFFER_BYTES`] of reserved memory, so responses can be sent even if memory runs out
     /// later.
-    pub fn with_memory() -> Self {
-        SendBuffer { bytes: Vec::with_capacity(BUFFER_BYTES), sent: 0 }
+    fn with_memory(socket: S) -> Self {
+        BufferedSocket { socket, bytes: Vec::with_capacity(BUFFER_BYTES), sent: 0 }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    pub fn len(&self) -> usize {
+    /// Number of bytes in the buffer.
+    pub fn unsent(&self) -> usize {
         self.bytes.len() - self.sent
     }
 
@@ -224,22 +221,22 @@ impl SendBuffer {
     /// to buffer the bytes.
     ///
     /// # Errors
-    /// Writing to `to` failed, or memory is too short to buffer the bytes.
-    pub fn send(&mut self, to: impl Write, bytes: &[u8]) -> io::Result<()> {
-        self.send_with(to, bytes, Vec::try_reserve)
+    /// Writing to the socket failed, or memory is too short to buffer the bytes.
+    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.send_with(bytes, Vec::try_reserve)
     }
 
-    fn send_with(&mut self, mut to: impl Write, bytes: &[u8], reserve: Reserve) -> io::Result<()> {
+    fn send_with(&mut self, bytes: &[u8], reserve: Reserve) -> io::Result<()> {
         // The memory is reserved before any byte is sent. If only a part of a message were sent, the receiver would
         // read the next message as the missing part.
         reserve(&mut self.bytes, bytes.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        if self.is_empty() {
-            let sent = written(to.write(bytes))?;
+        if self.unsent() == 0 {
+            let sent = written(self.socket.write(bytes))?;
             self.bytes.extend(&bytes[sent..]);
             Ok(())
         } else {
             self.bytes.extend(bytes);
-            self.flush(to)
+            self.flush()
         }
     }
 
@@ -259,28 +256,33 @@ impl SendBuffer {
     /// Sends buffered bytes until the buffer is empty or the socket accepts no more bytes.
     ///
     /// # Errors
-    /// Writing to `to` failed.
-    pub fn flush(&mut self, mut to: impl Write) -> io::Result<()> {
-        while !self.is_empty() && self.flush_some(&mut to)? > 0 {}
+    /// Writing to the socket failed.
+    pub fn flush(&mut self) -> io::Result<()> {
+        while self.unsent() > 0 && self.flush_some()? > 0 {}
         Ok(())
     }
 
     /// Makes one write with as many buffered bytes as the socket accepts. Returns the number of bytes that were sent.
     ///
     /// # Errors
-    /// Writing to `to` failed.
-    pub fn flush_some(&mut self, mut to: impl Write) -> io::Result<usize> {
-        let sent = written(to.write(&self.bytes[self.sent..]))?;
+    /// Writing to the socket failed.
+    pub fn flush_some(&mut self) -> io::Result<usize> {
+        let sent = written(self.socket.write(&self.bytes[self.sent..]))?;
         self.sent += sent;
-        if self.is_empty() {
-            self.bytes.clear();
-            self.bytes.shrink_to(BUFFER_BYTES);
-            self.sent = 0;
+        if self.unsent() == 0 {
+            self.clear();
         } else if self.sent > self.bytes.len() / 2 {
             self.bytes.drain(..self.sent);
             self.sent = 0;
         }
         Ok(sent)
+    }
+
+    /// Discards the bytes in the buffer.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(BUFFER_BYTES);
+        self.sent = 0;
     }
 }
 
@@ -291,68 +293,23 @@ fn written(result: io::Result<usize>) -> io::Result<usize> {
     }
 }
 
-/// The guard's nonblocking socket to the node or to the exporter, with its receive and send buffers.
-pub struct FramedSocket {
-    socket: UnixStream,
-    /// The receive buffer. The relay takes the buffer out of the struct while the relay handles the received messages.
-    pub incoming: FrameReader,
-    outgoing: SendBuffer,
-}
-
-impl FramedSocket {
-    /// Makes the socket nonblocking. The limits have the meaning of the parameters of [`FrameReader::new`].
+impl BufferedSocket {
+    /// Makes the socket nonblocking.
     ///
     /// # Errors
     /// The socket cannot be made nonblocking.
-    pub fn new(socket: UnixStream, max_message_bytes: usize, max_skipped_bytes: usize) -> io::Result<Self> {
+    pub fn new(socket: UnixStream) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        let incoming = FrameReader::new(max_message_bytes, max_skipped_bytes);
-        Ok(FramedSocket { socket, incoming, outgoing: SendBuffer::with_memory() })
+        Ok(BufferedSocket::with_memory(socket))
     }
 
-    /// Sends as many bytes of the frame as the socket accepts, and buffers the remaining bytes.
-    ///
-    /// # Errors
-    /// Writing to the socket failed, or memory is too short to buffer the bytes.
-    pub fn send(&mut self, frame: &[u8]) -> io::Result<()> {
-        self.outgoing.send(&self.socket, frame)
-    }
-
-    /// Reserves memory for this number of additional bytes in the send buffer.
-    ///
-    /// # Errors
-    /// The memory cannot be allocated.
-    pub fn reserve(&mut self, bytes: usize) -> io::Result<()> {
-        self.outgoing.reserve(bytes)
-    }
-
-    /// Sends buffered bytes until the buffer is empty or the socket accepts no more bytes.
-    ///
-    /// # Errors
-    /// Writing to the socket failed.
-    pub fn flush(&mut self) -> io::Result<()> {
-        self.outgoing.flush(&self.socket)
-    }
-
-    /// Number of bytes in the send buffer.
-    pub fn unsent(&self) -> usize {
-        self.outgoing.len()
-    }
-
-    /// Reads from the socket once, into the receive buffer `incoming`, which the caller has taken out of `self`.
-    ///
-    /// # Errors
-    /// Reading from the socket failed.
-    pub fn fill(&self, incoming: &mut FrameReader) -> io::Result<ReadOutcome> {
-        incoming.fill(&self.socket)
-    }
-
-    /// The events for which poll(2) has to wait: readable if `reads`, and writable if there are unsent bytes.
-    pub fn interest(&self, reads: bool) -> PollFlags {
+    /// The socket and the events for which poll(2) has to wait: readable if `reads`, and writable if there are unsent
+    /// bytes.
+    pub fn interest(&self, reads: bool) -> PollFd<'_> {
         let mut interest = PollFlags::empty();
         interest.set(PollFlags::POLLIN, reads);
         interest.set(PollFlags::POLLOUT, self.unsent() > 0);
-        interest
+        PollFd::new(self.socket.as_fd(), interest)
     }
 
     /// Reads and discards bytes until the other side closes the connection.
@@ -364,12 +321,6 @@ impl FramedSocket {
     /// Shuts down the socket in both directions.
     pub fn close(&self) {
         let _ = self.socket.shutdown(Shutdown::Both);
-    }
-}
-
-impl AsFd for FramedSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
     }
 }
 
@@ -426,28 +377,27 @@ mod tests {
     #[test]
     fn message_without_memory_for_its_rest_is_not_sent() {
         let no_memory: Reserve = |_, _| Vec::<u8>::new().try_reserve(usize::MAX);
-        let (mut outgoing, mut socket) = (SendBuffer::default(), Narrow(Vec::new(), 10));
+        let mut outgoing = BufferedSocket::with_memory(Narrow(Vec::new(), 10));
         let [first, lost, last] = [message(2), message(5), message(3)];
         for begun in [0, 10] {
-            let error = outgoing.send_with(&mut socket, &lost, no_memory).unwrap_err();
-            assert_eq!((error.kind(), socket.0.len()), (io::ErrorKind::OutOfMemory, begun));
+            let error = outgoing.send_with(&lost, no_memory).unwrap_err();
+            assert_eq!((error.kind(), outgoing.socket.0.len()), (io::ErrorKind::OutOfMemory, begun));
             if begun == 0 {
-                outgoing.send(&mut socket, &first).unwrap();
+                outgoing.send(&first).unwrap();
             }
         }
-        socket.1 = usize::MAX;
-        outgoing.send(&mut socket, &last).unwrap();
-        assert_eq!(socket.0, [first, last].concat(), "whole messages");
-        assert!(outgoing.is_empty());
+        outgoing.socket.1 = usize::MAX;
+        outgoing.send(&last).unwrap();
+        assert_eq!(outgoing.socket.0, [first, last].concat(), "whole messages");
+        assert_eq!(outgoing.unsent(), 0);
     }
 
     #[test]
     fn answers_need_no_more_memory() {
-        let mut outgoing = SendBuffer::with_memory();
-        let mut socket = Narrow(Vec::new(), 0);
+        let mut outgoing = BufferedSocket::with_memory(Narrow(Vec::new(), 0));
         let capacity = outgoing.bytes.capacity();
         for _ in 0..BUFFER_BYTES / message(6).len() {
-            outgoing.send(&mut socket, &message(6)).unwrap();
+            outgoing.send(&message(6)).unwrap();
         }
         assert_eq!(outgoing.bytes.capacity(), capacity);
     }

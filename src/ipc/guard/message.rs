@@ -5,7 +5,7 @@ use capnp::private::capability::ClientHook;
 use capnp::serialize::{NoAllocSliceSegments, read_message_from_flat_slice_no_alloc};
 use capnp::traits::{HasTypeId, Imbue};
 use capnp::{any_pointer, message};
-use capnp_rpc::rpc_capnp::{self as rpc, call, cap_descriptor, message_target, payload, return_};
+use capnp_rpc::rpc_capnp::{self as rpc, call, cap_descriptor, message_target, return_};
 
 use super::frame::MAX_MESSAGE_BYTES;
 use crate::schema::chain_capnp::{chain, chain_notifications};
@@ -100,8 +100,9 @@ pub enum Message<'a> {
         /// Number of references to drop.
         count: u32,
     },
-    /// The sender has resolved a promised capability to another capability.
-    Resolve(MessageCapabilities),
+    /// The sender has resolved a promised capability to another capability, which has this export ID if the sender hosts
+    /// it. The receiver gets one more reference to the capability.
+    Resolve(Option<u32>),
     /// The sender aborts the connection.
     Abort,
     /// Any other message type. Bitcoin Core and the exporter send no messages of other types.
@@ -109,35 +110,19 @@ pub enum Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// Parses a message that was truncated because of its size. The results in a truncated response are not parsed,
-    /// because the results are incomplete.
+    /// Parses the parts of a message that the guard needs. The results of a response that was truncated because of its
+    /// size (`is_truncated`) are not parsed, because they are incomplete.
     ///
     /// # Errors
     /// The message has an invalid encoding, or a value that is not in Cap'n Proto's RPC schema.
-    pub fn parse_truncated<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
-        match frame.get_root::<rpc::message::Reader>()?.which()? {
-            rpc::message::Return(reader) => {
-                let reader = reader?;
-                let no_finish_needed = reader.get_no_finish_needed();
-                let question = reader.get_answer_id();
-                Ok(Message::Return(Return { question, no_finish_needed, outcome: Outcome::Other }))
-            }
-            _ => Message::parse(frame),
-        }
-    }
-
-    /// Parses the parts of a message that the guard needs.
-    ///
-    /// # Errors
-    /// The message has an invalid encoding, or a value that is not in Cap'n Proto's RPC schema.
-    pub fn parse<'b: 'a>(frame: &'a Frame<'b>) -> capnp::Result<Self> {
+    pub fn parse<'b: 'a>(frame: &'a Frame<'b>, is_truncated: bool) -> capnp::Result<Self> {
         Ok(match frame.get_root::<rpc::message::Reader>()?.which()? {
             rpc::message::Bootstrap(reader) => match reader? {
                 reader if reader.has_deprecated_object_id() => Message::Other,
                 reader => Message::Bootstrap { question: reader.get_question_id() },
             },
             rpc::message::Call(reader) => Message::Call(Call::parse(reader?)?),
-            rpc::message::Return(reader) => Message::Return(Return::parse(reader?)?),
+            rpc::message::Return(reader) => Message::Return(Return::parse(reader?, is_truncated)?),
             rpc::message::Finish(reader) => {
                 let reader = reader?;
                 Message::Finish {
@@ -149,13 +134,10 @@ impl<'a> Message<'a> {
                 let reader = reader?;
                 Message::Release { export: reader.get_id(), count: reader.get_reference_count() }
             }
-            rpc::message::Resolve(reader) => {
-                let mut capabilities = MessageCapabilities::default();
-                if let rpc::resolve::Cap(descriptor) = reader?.which()? {
-                    capabilities.add(descriptor?)?;
-                }
-                Message::Resolve(capabilities)
-            }
+            rpc::message::Resolve(reader) => Message::Resolve(match reader?.which()? {
+                rpc::resolve::Cap(descriptor) => hosted(descriptor?)?,
+                rpc::resolve::Exception(_) => None,
+            }),
             rpc::message::Abort(_) => Message::Abort,
             _ => Message::Other,
         })
@@ -301,7 +283,9 @@ pub struct Return<'a> {
 
 /// The outcome of a call, which the response reports.
 pub enum Outcome<'a> {
-    Results(MessageCapabilities, any_pointer::Reader<'a>),
+    /// The export IDs of the capabilities in the response that the sender of the response hosts, and the results. Each
+    /// ID in the list gives the receiver one more reference to the capability.
+    Results(Vec<u32>, any_pointer::Reader<'a>),
     /// The call failed. The text is the reason in the node's response, or empty if the reason is not valid UTF-8.
     Exception(&'a str),
     /// Any other outcome: the call was cancelled, the results were redirected, or the response was too large to parse.
@@ -309,11 +293,14 @@ pub enum Outcome<'a> {
 }
 
 impl<'a> Return<'a> {
-    fn parse(reader: return_::Reader<'a>) -> capnp::Result<Self> {
+    fn parse(reader: return_::Reader<'a>, is_truncated: bool) -> capnp::Result<Self> {
         let outcome = match reader.which()? {
+            _ if is_truncated => Outcome::Other,
             return_::Results(results) => {
                 let results = results?;
-                Outcome::Results(MessageCapabilities::from_payload(results)?, results.get_content())
+                let capabilities = results.get_cap_table()?.iter();
+                let hosted = capabilities.filter_map(|descriptor| hosted(descriptor).transpose());
+                Outcome::Results(hosted.collect::<capnp::Result<_>>()?, results.get_content())
             }
             return_::Exception(exception) => {
                 Outcome::Exception(exception?.get_reason()?.to_str().unwrap_or_default())
@@ -329,34 +316,17 @@ impl Outcome<'_> {
     /// The export IDs of the capabilities in the response that the sender of the response hosts.
     pub fn hosted(&self) -> &[u32] {
         match self {
-            Outcome::Results(capabilities, _) => &capabilities.hosted,
+            Outcome::Results(hosted, _) => hosted,
             Outcome::Exception(_) | Outcome::Other => &[],
         }
     }
 }
 
-/// The capabilities that the sender of a message hosts and passes to the receiver.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct MessageCapabilities {
-    /// The sender's export IDs of the capabilities in this message. Each ID in this list gives the receiver one more reference to the
-    /// capability.
-    pub hosted: Vec<u32>,
-}
-
-impl MessageCapabilities {
-    fn from_payload(payload: payload::Reader) -> capnp::Result<Self> {
-        let mut capabilities = MessageCapabilities::default();
-        for descriptor in payload.get_cap_table()? {
-            capabilities.add(descriptor)?;
-        }
-        Ok(capabilities)
-    }
-
-    fn add(&mut self, descriptor: cap_descriptor::Reader) -> capnp::Result<()> {
-        match descriptor.which()? {
-            cap_descriptor::SenderHosted(id) | cap_descriptor::SenderPromise(id) => self.hosted.push(id),
-            _ => {}
-        }
-        Ok(())
-    }
+/// The export ID of a capability that the sender of a message hosts and passes to the receiver; `None` for a capability
+/// that the sender does not host.
+fn hosted(descriptor: cap_descriptor::Reader) -> capnp::Result<Option<u32>> {
+    Ok(match descriptor.which()? {
+        cap_descriptor::SenderHosted(id) | cap_descriptor::SenderPromise(id) => Some(id),
+        _ => None,
+    })
 }

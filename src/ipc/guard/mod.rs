@@ -47,6 +47,7 @@ use crate::supervisor::{GuardedSockets, REPLACED, STOPPED};
 
 pub(super) use message::CREATE_NEW_BLOCK;
 
+pub use allow_list::Rejection;
 pub use events::{GuardEvent, TimedEvent};
 pub use outgoing::TOO_LARGE;
 pub(crate) use process::start;
@@ -96,7 +97,7 @@ impl Guard {
     }
 
     /// Starts a task that reads the guard's events until the guard closes the event socket. The task passes callbacks,
-    /// dropped callbacks, rejected calls and an exceeded trace budget to `sink`, and does not pass on the other events.
+    /// dropped callbacks, rejected calls and an exceeded trace budget to `sink`.
     pub fn forward_events(&mut self, mut sink: impl FnMut(TimedEvent) + 'static) {
         let Some(mut events) = self.events.take() else { return };
         let state = self.state.clone();
@@ -109,7 +110,6 @@ impl Guard {
                 while let Some((timed, length)) = TimedEvent::decode(&buffer[decoded..]) {
                     decoded += length;
                     match timed.event {
-                        GuardEvent::Subscribed(_) | GuardEvent::Released(_) => {}
                         GuardEvent::NodeShutsDown => state.node_shuts_down.set(true),
                         _ => sink(timed),
                     }

@@ -113,18 +113,13 @@ pub struct EmptyAnswer {
 
 impl EmptyAnswer {
     pub fn new() -> Self {
-        let build = |question| {
-            let mut message = Builder::new_default();
-            init_return(&mut message, question).init_results();
-            write_message_to_words(&message)
-        };
-        let (bytes, other) = (build(0), build(u32::MAX));
-        let differing: Vec<_> = (0..bytes.len()).filter(|&at| bytes[at] != other[at]).collect();
-        assert!(
-            differing.len() == 4 && differing[3] == differing[0] + 3,
-            "the number is four bytes in a row"
-        );
-        EmptyAnswer { bytes, at: differing[0] }
+        /// A question ID whose bytes occur nowhere else in the message.
+        const PLACEHOLDER: u32 = 0xa5a5_a5a5;
+        let mut message = Builder::new_default();
+        init_return(&mut message, PLACEHOLDER).init_results();
+        let bytes = write_message_to_words(&message);
+        let at = bytes.windows(4).position(|bytes| bytes == PLACEHOLDER.to_le_bytes());
+        EmptyAnswer { at: at.expect("the question ID is four bytes"), bytes }
     }
 
     /// The encoded response to the call with this question ID.

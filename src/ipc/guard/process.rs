@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use super::relay::{OpenFiles, relay};
 use super::subscription_store::SubscriptionStore;
 use crate::scheduling::RunDelayFile;
-use crate::{sandbox, scheduling, systemd};
+use crate::{cli, sandbox, scheduling, systemd};
 
 /// The first argument of a guard process. The second argument is the descriptor of the event socket. The third argument
 /// is the time budget of the UTXO cache trace in microseconds, or `-` for no limit. The fourth argument is the
@@ -30,19 +30,12 @@ const REPLACE: &str = "--replace";
 /// the exporter's name, so a command that kills the exporter by name does not kill the guard.
 const NAME: &std::ffi::CStr = c"bitcoind-guard";
 
-/// A running guard process, with the exporter's ends of the guard's two sockets.
-pub struct StartedGuard {
-    /// PID of the guard, a child of the process that called [`start`].
-    pub pid: Pid,
-    /// Socket for Cap'n Proto messages between the exporter and the node, which the guard relays.
-    pub exporter: StdUnixStream,
-    /// Socket on which the guard sends [events](super::TimedEvent).
-    pub events: StdUnixStream,
-}
-
 /// Starts a guard for the connection `node`. If `replaces` is true, the new guard replaces a killed guard: it only ends
 /// the killed guard's subscriptions and disconnects. The calling process must have one thread, because a child process
 /// that another thread starts at the same time would inherit the guard's descriptors.
+///
+/// Returns the PID of the guard, a child of the calling process, and the exporter's ends of the guard's two sockets: for
+/// the Cap'n Proto messages that the guard relays, and for the guard's [events](super::TimedEvent).
 ///
 /// # Errors
 /// A socket pair cannot be created, or the process cannot be started.
@@ -51,7 +44,7 @@ pub fn start(
     store: &SubscriptionStore,
     trace_budget: Option<Duration>,
     replaces: bool,
-) -> Result<StartedGuard> {
+) -> Result<(Pid, [OwnedFd; 2])> {
     let (exporter, exporter_theirs) = StdUnixStream::pair()?;
     let (events, events_theirs) = StdUnixStream::pair()?;
     // The guard inherits these two descriptors with their current numbers, which are passed as arguments.
@@ -73,7 +66,7 @@ pub fn start(
         command.arg(REPLACE);
     }
     let child = command.spawn().context("cannot start the guard process from /proc/self/exe")?;
-    Ok(StartedGuard { pid: Pid::from_raw(child.id() as i32), exporter, events })
+    Ok((Pid::from_raw(child.id() as i32), [exporter.into(), events.into()]))
 }
 
 /// Runs a guard process with the arguments after [`ARGUMENT`]. The node's socket must be descriptor 0, and the
@@ -112,5 +105,5 @@ pub fn main(mut arguments: impl Iterator<Item = OsString>) -> Result<()> {
     sandbox::confine_guard();
     // Descriptors 0 and 1 stay open as duplicates of `node` and `exporter`, so closing `node` or `exporter` does not
     // close the connection. The relay therefore calls shutdown(2).
-    Ok(relay(node, exporter, events.into(), budget, files)?)
+    Ok(relay(node, exporter, events.into(), budget, files, |line| cli::print_error(line))?)
 }

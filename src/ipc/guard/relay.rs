@@ -2,7 +2,6 @@
 //! [`protocol`](super::protocol) decides how each message is handled.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -12,14 +11,14 @@ use nix::time::ClockId;
 
 use super::busy_poll::BusyPoll;
 use super::events::{EventQueue, GuardEvent};
-use super::frame::{FramedSocket, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES, ReadOutcome};
+use super::frame::{BufferedSocket, FrameReader, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES, ReadOutcome};
 use super::message::{self, Message, Return};
 use super::outgoing::{self, EmptyAnswer};
 use super::protocol::{ExporterMessageAction, NodeMessageAction, ProtocolState};
 use super::subscription_store::SubscriptionStore;
 use super::trace_budget::TraceBudget;
 use crate::scheduling::RunDelayFile;
-use crate::{cli, sys, text};
+use crate::{sys, text};
 
 /// Maximum size in bytes of a message from the exporter. All calls of the exporter are much shorter.
 const MAX_QUESTION_BYTES: usize = 1 << 20;
@@ -49,22 +48,11 @@ pub struct OpenFiles {
 
 /// Relays messages between the node and the exporter until the node closes the connection, or the guard has
 /// disconnected cleanly. A guard that replaces a killed guard ends the subscriptions in the store, disconnects, and
-/// relays nothing.
+/// relays nothing. The relay passes an error to `log` before it waits for the node to close the connection.
 ///
 /// # Errors
 /// A socket cannot be used, or the process at the other end of `node` is not a node.
 pub fn relay(
-    node: UnixStream,
-    exporter: UnixStream,
-    events: UnixStream,
-    trace_budget: Option<Duration>,
-    files: OpenFiles,
-) -> io::Result<()> {
-    relay_with_log(node, exporter, events, trace_budget, files, |line| cli::print_error(line))
-}
-
-/// Like [`relay`], but passes log lines to `log` instead of printing them.
-fn relay_with_log(
     node: UnixStream,
     exporter: UnixStream,
     events: UnixStream,
@@ -78,8 +66,10 @@ fn relay_with_log(
         None => ProtocolState::new(TraceBudget::new(trace_budget), now()),
     };
     let mut relay = Relay {
-        node: FramedSocket::new(node, MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES)?,
-        exporter: FramedSocket::new(exporter, MAX_QUESTION_BYTES, MAX_QUESTION_BYTES)?,
+        node: BufferedSocket::new(node)?,
+        from_node: FrameReader::new(MAX_MESSAGE_BYTES, MAX_SKIPPED_BYTES),
+        exporter: BufferedSocket::new(exporter)?,
+        from_exporter: FrameReader::new(MAX_QUESTION_BYTES, MAX_QUESTION_BYTES),
         events: EventQueue::new(events)?,
         files,
         protocol,
@@ -117,8 +107,11 @@ fn relay_with_log(
 /// The guard's sockets to the node and to the exporter, with the state that the loop around poll(2) needs to relay
 /// messages between them.
 struct Relay {
-    node: FramedSocket,
-    exporter: FramedSocket,
+    node: BufferedSocket,
+    /// The receive buffer, which is taken out of the struct while the relay handles the received messages.
+    from_node: FrameReader,
+    exporter: BufferedSocket,
+    from_exporter: FrameReader,
     events: EventQueue,
     files: OpenFiles,
     protocol: ProtocolState,
@@ -136,8 +129,10 @@ impl Relay {
             while let Some(call) = self.protocol.next_call(now()) {
                 self.node.send(&call.encode())?;
             }
+            if let Some(store) = &mut self.files.store {
+                store.update(self.protocol.active_subscriptions());
+            }
             while let Some(event) = self.protocol.next_event() {
-                self.files.store.iter_mut().for_each(|store| store.apply(&event));
                 self.events.send(event);
             }
             if self.node.unsent() == 0 && self.protocol.may_close(now()) {
@@ -159,7 +154,7 @@ impl Relay {
             if node.is_empty() {
                 self.events.flush();
                 if now().saturating_sub(self.last_large_at) >= MEMORY_KEEP_INTERVAL {
-                    self.node.incoming.shrink();
+                    self.from_node.shrink();
                 }
             }
         }
@@ -170,17 +165,15 @@ impl Relay {
     fn wait(&mut self) -> io::Result<(PollFlags, PollFlags)> {
         let node_reads = self.node.unsent() < MAX_UNSENT_BYTES;
         let mut sockets = Vec::with_capacity(3);
-        sockets.push(PollFd::new(self.node.as_fd(), self.node.interest(node_reads)));
+        sockets.push(self.node.interest(node_reads));
         let reads_exporter = self.protocol.reads_exporter();
         if reads_exporter {
             let reads = node_reads && self.exporter.unsent() < MAX_UNSENT_BYTES;
-            sockets.push(PollFd::new(self.exporter.as_fd(), self.exporter.interest(reads)));
+            sockets.push(self.exporter.interest(reads));
         }
-        if self.events.is_blocked() {
-            sockets.push(PollFd::new(self.events.as_fd(), PollFlags::POLLOUT));
-        }
+        sockets.extend(self.events.blocked());
         let flush = self.events.is_waiting().then_some(EVENT_FLUSH_INTERVAL);
-        let shrink = self.node.incoming.has_grown().then_some(MEMORY_KEEP_INTERVAL);
+        let shrink = self.from_node.has_grown().then_some(MEMORY_KEEP_INTERVAL);
         let earliest = [flush, shrink, self.protocol.next_wakeup(now())].into_iter().flatten().min();
         // The timeout is rounded up to a millisecond. If it were rounded down to zero, the loop would run without
         // sleeping until the timer is due.
@@ -219,12 +212,8 @@ impl Relay {
 
     fn read_node(&mut self) -> io::Result<ReadOutcome> {
         let at = now();
-        self.node.flush()?;
-        if self.node.unsent() >= MAX_UNSENT_BYTES {
-            return Ok(ReadOutcome::Nothing);
-        }
-        let mut incoming = std::mem::take(&mut self.node.incoming);
-        let filled = self.node.fill(&mut incoming)?;
+        let filled = receive(&mut self.node, &mut self.from_node)?;
+        let mut incoming = std::mem::take(&mut self.from_node);
         let is_truncated = incoming.is_truncated();
         while let Some(frame) = incoming.next()? {
             self.handle_node_frame(frame, is_truncated, at)?;
@@ -233,14 +222,13 @@ impl Relay {
             self.busy_poll.on_partial_message(at);
             self.last_large_at = at;
         }
-        self.node.incoming = incoming;
+        self.from_node = incoming;
         Ok(filled)
     }
 
     fn handle_node_frame(&mut self, frame: &[u8], is_truncated: bool, at: Duration) -> io::Result<()> {
         let opened = message::open(frame).map_err(malformed)?;
-        let message = if is_truncated { Message::parse_truncated(&opened) } else { Message::parse(&opened) };
-        let message = message.map_err(malformed)?;
+        let message = Message::parse(&opened, is_truncated).map_err(malformed)?;
         match (self.protocol.on_node(&message, at).map_err(malformed)?, &message) {
             (NodeMessageAction::AnswerCallback, Message::Call(call)) => {
                 if message::is_of_trace(call.method)
@@ -285,16 +273,12 @@ impl Relay {
     /// Reads and handles the exporter's messages. Returns an error if the exporter has closed its connection or has
     /// broken the protocol.
     fn read_exporter(&mut self) -> io::Result<()> {
-        self.exporter.flush()?;
-        if self.exporter.unsent() >= MAX_UNSENT_BYTES {
-            return Ok(());
-        }
-        let mut incoming = std::mem::take(&mut self.exporter.incoming);
-        let filled = self.exporter.fill(&mut incoming)?;
+        let filled = receive(&mut self.exporter, &mut self.from_exporter)?;
+        let mut incoming = std::mem::take(&mut self.from_exporter);
         while let Some(frame) = incoming.next()? {
             self.handle_exporter_frame(frame)?;
         }
-        self.exporter.incoming = incoming;
+        self.from_exporter = incoming;
         if filled == ReadOutcome::End { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) }
     }
 
@@ -305,8 +289,8 @@ impl Relay {
         // buffer must then have room for the message.
         self.node.reserve(frame.len() + FINISHES_BYTES)?;
         let opened = message::open(frame).map_err(malformed)?;
-        let message = Message::parse(&opened).map_err(malformed)?;
-        let action = self.protocol.on_exporter(&message, now()).map_err(malformed)?;
+        let message = Message::parse(&opened, false).map_err(malformed)?;
+        let action = self.protocol.on_exporter(&message, now());
         // Errors of `self.node.send` are ignored here, because the next read from the node's socket returns them. The
         // `Finish` messages are sent first, because the forwarded message may reuse their question IDs.
         while let Some(finish) = self.protocol.next_finish() {
@@ -327,6 +311,15 @@ impl Relay {
     }
 }
 
+/// Sends buffered bytes, and reads from the socket once unless the send buffer is full.
+fn receive(socket: &mut BufferedSocket, incoming: &mut FrameReader) -> io::Result<ReadOutcome> {
+    socket.flush()?;
+    if socket.unsent() >= MAX_UNSENT_BYTES {
+        return Ok(ReadOutcome::Nothing);
+    }
+    incoming.fill(&socket.socket)
+}
+
 fn malformed(error: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error.to_string())
 }
@@ -338,6 +331,7 @@ fn now() -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ipc::guard::subscription_store::SubscriptionIds;
     use std::io::{Read, Write};
     use std::sync::mpsc;
 
@@ -347,11 +341,11 @@ mod tests {
             [(); 3].map(|()| UnixStream::pair().unwrap());
         let (send, logged) = mpsc::channel();
         let mut store = SubscriptionStore::new().unwrap();
-        store.apply(&GuardEvent::Subscribed("1,2,3".parse().unwrap()));
+        store.update([SubscriptionIds { callback: 1, handler: 2, thread: 3 }].into_iter());
         let files = OpenFiles { store: Some(store), replaces: true, ..OpenFiles::default() };
         let guard = std::thread::spawn(move || {
             let log = move |line: &str| send.send(line.to_string()).unwrap();
-            relay_with_log(node_theirs, exporter_theirs, events_theirs, None, files, log)
+            relay(node_theirs, exporter_theirs, events_theirs, None, files, log)
         });
         node.write_all(&[0xff; 64]).unwrap();
         let line = logged.recv_timeout(Duration::from_secs(60)).expect("a log line while the node is there");
@@ -383,7 +377,7 @@ mod tests {
         let [(mut node, node_theirs), (mut exporter, exporter_theirs), (_events, events_theirs)] =
             [(); 3].map(|()| UnixStream::pair().unwrap());
         let guard = std::thread::spawn(move || {
-            relay(node_theirs, exporter_theirs, events_theirs, None, OpenFiles::default())
+            relay(node_theirs, exporter_theirs, events_theirs, None, OpenFiles::default(), |_| ())
         });
         let bootstrap = encode(&|it| it.init_bootstrap().set_question_id(0));
         exporter.write_all(&bootstrap).unwrap();

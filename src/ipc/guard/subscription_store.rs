@@ -11,12 +11,24 @@ use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use serde::{Deserialize, Serialize};
 
-use super::events::{GuardEvent, SubscriptionIds};
-
-/// Maximum size of the memory file in bytes. The exporter has at most two subscriptions, whose IDs need less than 100
-/// bytes.
+/// Maximum size of the memory file in bytes.
 const MAX_BYTES: usize = 4096;
+/// Maximum number of subscriptions in the memory file. The encoded IDs of a subscription need up to 15 bytes. The
+/// exporter has at most two subscriptions.
+const MAX_STORED: usize = 256;
+
+/// The Cap'n Proto IDs that the guard needs to end a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SubscriptionIds {
+    /// The exporter's export ID for the callback object.
+    pub callback: u32,
+    /// The node's export ID for the subscription's handler.
+    pub handler: u32,
+    /// The node's export ID of its thread that runs the calls of the subscription's `Handler`.
+    pub thread: u32,
+}
 
 /// The active subscriptions of one connection, with a copy in a memory file for a replacement guard.
 pub struct SubscriptionStore {
@@ -46,31 +58,27 @@ impl SubscriptionStore {
         let file = File::from(fd);
         let mut bytes = [0; MAX_BYTES];
         let read = file.read_at(&mut bytes, 0).unwrap_or(0);
-        let text = String::from_utf8_lossy(&bytes[..read]);
-        let ids = text.lines().next().unwrap_or_default().split_whitespace();
-        let subscriptions = ids.filter_map(|ids| ids.parse().ok()).collect();
+        let subscriptions = postcard::take_from_bytes(&bytes[..read]).map_or(Vec::new(), |(ids, _)| ids);
         SubscriptionStore { file, subscriptions }
     }
 
-    /// The subscriptions that are active now.
+    /// The subscriptions in the memory file.
     pub(super) fn subscriptions(&self) -> &[SubscriptionIds] {
         &self.subscriptions
     }
 
-    /// Updates the list and the memory file if the event starts or ends a subscription.
-    pub(super) fn apply(&mut self, event: &GuardEvent) {
-        match event {
-            GuardEvent::Subscribed(ids) => self.subscriptions.push(*ids),
-            GuardEvent::Released(callback) => self.subscriptions.retain(|ids| ids.callback != *callback),
-            _ => return,
+    /// Writes the active subscriptions to the memory file if they differ from the subscriptions in the file.
+    pub(super) fn update(&mut self, active: impl Iterator<Item = SubscriptionIds> + Clone) {
+        let active = active.take(MAX_STORED);
+        if active.clone().eq(self.subscriptions.iter().copied()) {
+            return;
         }
-        let ids: Vec<String> = self.subscriptions.iter().map(SubscriptionIds::to_string).collect();
-        let mut line = ids.join(" ");
-        line.truncate(MAX_BYTES - 1);
-        line.push('\n');
+        self.subscriptions = active.collect();
         // A write error is ignored, because there is no remedy. After a write error, a replacement guard does not end
         // the subscriptions that are missing in the file.
-        let _ = self.file.write_all_at(line.as_bytes(), 0);
+        if let Ok(bytes) = postcard::to_slice(&self.subscriptions, &mut [0; MAX_BYTES]) {
+            let _ = self.file.write_all_at(bytes, 0);
+        }
     }
 }
 
@@ -89,13 +97,14 @@ fn replacement_reads_the_subscriptions_of_the_last_guard() {
     };
     assert_eq!(next(&record).subscriptions(), []);
     let ids = |callback| SubscriptionIds { callback, handler: callback + 1, thread: 1_000_000 };
-    record.apply(&GuardEvent::Subscribed(ids(1)));
-    record.apply(&GuardEvent::Subscribed(ids(20)));
+    record.update([ids(1), ids(20)].into_iter());
     let mut replacement = next(&record);
     assert_eq!(replacement.subscriptions(), [ids(1), ids(20)]);
-    replacement.apply(&GuardEvent::Released(1));
-    replacement.apply(&GuardEvent::NodeShutsDown);
+    replacement.update([ids(20)].into_iter());
     assert_eq!(next(&record).subscriptions(), [ids(20)]);
-    replacement.apply(&GuardEvent::Released(20));
+    let many = (0..2 * MAX_STORED as u32).map(|number| ids(u32::MAX - 1 - number));
+    replacement.update(many.clone());
+    assert!(next(&record).subscriptions().iter().copied().eq(many.take(MAX_STORED)));
+    replacement.update([].into_iter());
     assert_eq!(next(&record).subscriptions(), []);
 }

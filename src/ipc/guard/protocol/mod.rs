@@ -16,9 +16,9 @@
 //! - To drain (disconnect cleanly) means: disconnect one subscription after the other, wait until the node has released
 //!   each callback object, and wait for the response to each call.
 //!
-//! The state is divided into modules with their own tests. `questions` contains the unfinished calls to the node,
-//! `capabilities` the exporter's references to the node's capabilities, `shutdown_watch` the long poll, `template` the
-//! state of a block template, and `subscriptions` the subscriptions. `on_node_message` and `on_exporter_message` handle
+//! The state is divided into modules. `questions` is the only record of the calls to the node that are under way.
+//! `capabilities` contains the exporter's references to the node's capabilities, `shutdown_watch` the long poll,
+//! `template` the rules for a block template, and `subscriptions` the subscriptions. `on_node_message` and `on_exporter_message` handle
 //! messages. `own_calls` makes the guard's own calls, and decides when the guard may close the connection.
 
 mod capabilities;
@@ -34,14 +34,15 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::allow_list::Rejection;
-use super::events::{GuardEvent, SubscriptionIds};
+use super::events::GuardEvent;
 use super::outgoing::GuardMessage;
+use super::subscription_store::SubscriptionIds;
 use super::trace_budget::TraceBudget;
 use capabilities::NodeCapabilities;
 use questions::{CallPurpose, Questions};
 use shutdown_watch::ShutdownWatch;
 use subscriptions::SubscriptionTable;
-use template::TemplateState;
+use template::Template;
 
 /// First question ID of the guard's own calls, and first export ID of the guard's own objects. The exporter allocates
 /// its IDs from zero.
@@ -87,6 +88,18 @@ pub enum ExporterMessageAction {
     Violation(&'static str),
 }
 
+impl From<&'static str> for ExporterMessageAction {
+    fn from(reason: &'static str) -> Self {
+        ExporterMessageAction::Violation(reason)
+    }
+}
+
+impl From<capnp::Error> for ExporterMessageAction {
+    fn from(_: capnp::Error) -> Self {
+        ExporterMessageAction::Violation("invalid encoding")
+    }
+}
+
 /// The protocol state of one connection: unfinished calls, the node's capabilities, the long polls, the block template
 /// and the subscriptions. The state determines how the guard handles each message, and which messages the guard itself
 /// sends.
@@ -95,8 +108,11 @@ pub struct ProtocolState {
     questions: Questions,
     capabilities: NodeCapabilities,
     shutdown_watch: ShutdownWatch,
-    template: TemplateState,
+    template: Option<Template>,
     subscriptions: SubscriptionTable,
+    trace_budget: TraceBudget,
+    /// Whether the UTXO cache trace has exceeded its time budget.
+    over_budget: bool,
     /// Question ID of the guard's next call.
     next_question: u32,
     /// Export ID of the last thread object that the guard created for a `makeThread` call of the node.
@@ -120,7 +136,7 @@ impl ProtocolState {
     /// Creates the state of a new connection.
     pub fn new(budget: TraceBudget, now: Duration) -> Self {
         ProtocolState {
-            subscriptions: SubscriptionTable::new(budget),
+            trace_budget: budget,
             next_question: FIRST_GUARD_ID,
             last_thread: FIRST_GUARD_ID,
             last_message_at: now,
@@ -136,8 +152,7 @@ impl ProtocolState {
             next_question: REPLACEMENT_NUMBERS,
             last_thread: REPLACEMENT_NUMBERS,
             replacing_since: Some(now),
-            last_message_at: now,
-            ..ProtocolState::default()
+            ..ProtocolState::new(TraceBudget::default(), now)
         }
     }
 
@@ -145,16 +160,13 @@ impl ProtocolState {
     /// runs the call; `None` for calls that run on the node's event loop, and for the guard's own calls.
     fn begin_call(&mut self, number: u32, purpose: CallPurpose, thread: Option<u32>, now: Duration) {
         match purpose {
-            CallPurpose::WaitTipChanged(_) => self.shutdown_watch.on_poll_start(),
-            CallPurpose::Subscribe { callback, thread, .. } => {
-                self.subscriptions.on_request(callback, thread)
+            CallPurpose::Subscribe { callback, thread, traces } => {
+                self.subscriptions.on_request(callback, thread, traces)
             }
-            CallPurpose::Disconnect { callback } => {
-                self.subscriptions.on_disconnect_start(callback, number >= FIRST_GUARD_ID)
+            CallPurpose::CallTemplate { destroys: true } => {
+                self.template.iter_mut().for_each(|template| template.destroyed = true)
             }
-            CallPurpose::CreateNewBlock => self.template.on_create_start(),
-            CallPurpose::CallTemplate { destroys } => self.template.on_call_start(destroys),
-            CallPurpose::Handshake | CallPurpose::MakeThread { .. } | CallPurpose::Other => {}
+            _ => {}
         }
         self.questions.insert(number, purpose, thread, now);
     }
@@ -163,17 +175,8 @@ impl ProtocolState {
     /// exporter's release of such a capability.
     fn is_pinned(&self, id: u32) -> bool {
         self.shutdown_watch.is_pinned(id)
-            || self.template.export() == Some(id)
+            || self.template.as_ref().is_some_and(|template| template.export == id)
             || self.subscriptions.is_pinned(id)
-    }
-
-    /// Releases the block template if the exporter no longer uses it.
-    fn release_unused_template(&mut self) {
-        let is_used = |export| self.draining_since.is_none() && self.capabilities.has(export);
-        if let Some(export) = self.template.take_unused(is_used) {
-            self.capabilities.remove(export);
-            self.finishes.push_back(GuardMessage::Release { export, count: 1 });
-        }
     }
 
     /// Whether the guard reads the exporter's messages at present. The guard reads no messages of the exporter during
@@ -181,7 +184,10 @@ impl ProtocolState {
     /// the exporter for the same subscription would run on the same thread in the middle of the `disconnect`, wait for
     /// a lock that the `disconnect` holds, and hang the node.
     pub fn reads_exporter(&self) -> bool {
-        self.draining_since.is_none() && !self.subscriptions.has_own_disconnect()
+        let is_own_disconnect = |number, purpose: &CallPurpose| {
+            number >= FIRST_GUARD_ID && matches!(purpose, CallPurpose::Disconnect { .. })
+        };
+        self.draining_since.is_none() && !self.questions.any_under_way(is_own_disconnect)
     }
 
     /// Starts the clean disconnect. The relay calls this method if the exporter has closed its connection, has broken
@@ -219,7 +225,12 @@ impl ProtocolState {
 
     /// Records the guard's run delay since its start. See [`TraceBudget::add_run_delay`].
     pub fn add_run_delay(&mut self, total: Duration) {
-        self.subscriptions.add_run_delay(total);
+        self.trace_budget.add_run_delay(total);
+    }
+
+    /// The subscriptions that a replacement guard would have to end.
+    pub fn active_subscriptions(&self) -> impl Iterator<Item = SubscriptionIds> + Clone {
+        self.subscriptions.active()
     }
 
     /// Takes the next event for the exporter.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::questions::AnsweredQuestion;
+use super::questions::Question;
 use super::shutdown_watch::LongPollResult;
+use super::template::Template;
 use super::{CallPurpose, FIRST_GUARD_ID, GuardEvent, GuardMessage, NodeMessageAction, ProtocolState};
 use crate::ipc::guard::message::{self, Message, Outcome, Return};
 
@@ -16,7 +17,8 @@ impl ProtocolState {
         self.last_message_at = now;
         Ok(match message {
             Message::Call(call) if message::is_callback(call.method) => {
-                if message::is_of_trace(call.method) && self.subscriptions.on_trace(now) {
+                if message::is_of_trace(call.method) && self.trace_budget.on_call(now) && !self.over_budget {
+                    self.over_budget = true;
                     self.events.push_back(GuardEvent::OverBudget);
                 }
                 NodeMessageAction::AnswerCallback
@@ -32,13 +34,11 @@ impl ProtocolState {
             Message::Return(answer) => self.on_answer(answer, now)?,
             Message::Release { export, .. } if *export >= FIRST_GUARD_ID => NodeMessageAction::Keep,
             Message::Release { export, count } => {
-                if self.subscriptions.on_release(*export, *count) {
-                    self.events.push_back(GuardEvent::Released(*export));
-                }
+                self.subscriptions.on_release(*export, *count);
                 NodeMessageAction::Forward
             }
-            Message::Resolve(capabilities) => {
-                self.capabilities.add_refs(&capabilities.hosted);
+            Message::Resolve(hosted) => {
+                self.capabilities.add_refs(hosted.as_slice());
                 NodeMessageAction::Forward
             }
             Message::Abort => NodeMessageAction::Forward,
@@ -53,7 +53,7 @@ impl ProtocolState {
         let hosted = answer.outcome.hosted();
         let answered = self.questions.answered(answer.question, hosted, answer.no_finish_needed);
         let Some(answered) = answered else { return Ok(NodeMessageAction::Keep) };
-        let AnsweredQuestion { own, finished, .. } = answered;
+        let (own, finished) = (answer.question >= FIRST_GUARD_ID, answered.finished);
         if (own || finished.is_some()) && !answer.no_finish_needed {
             let releases = finished.unwrap_or(false);
             self.finishes.push_back(GuardMessage::Finish { question: answer.question, releases });
@@ -65,34 +65,35 @@ impl ProtocolState {
         let are_threads = !own && matches!(answered.purpose, CallPurpose::MakeThread { .. });
         self.capabilities.set_threads(hosted, are_threads);
         let first = hosted.first().copied();
-        match answered.purpose {
-            CallPurpose::CreateNewBlock => self.template.on_create_end(first.filter(|_| is_kept)),
-            CallPurpose::CallTemplate { .. } => self.template.on_call_end(),
-            _ => {}
+        if let CallPurpose::CreateNewBlock = answered.purpose {
+            // The node has no template if the response has none, or if an early `Finish` of the exporter releases it.
+            self.template = first.filter(|_| is_kept).map(|export| Template { export, destroyed: false });
         }
         self.release_unused_template();
-        self.apply_outcome(answered, &answer.outcome, now)?;
+        self.apply_outcome(answered, own, &answer.outcome, now)?;
         Ok(if own { NodeMessageAction::Keep } else { NodeMessageAction::Forward })
     }
 
-    /// Updates the state according to the purpose and the outcome of a call.
+    /// Updates the state according to the purpose and the outcome of a call. `own` is whether the guard itself made the
+    /// call.
     fn apply_outcome(
         &mut self,
-        answered: AnsweredQuestion,
+        answered: Question,
+        own: bool,
         outcome: &Outcome,
         now: Duration,
     ) -> capnp::Result<()> {
         let first = outcome.hosted().first().copied();
         match answered.purpose {
-            CallPurpose::MakeThread { .. } if answered.own => self.shutdown_watch.on_thread(first, now),
+            CallPurpose::MakeThread { .. } if own => self.shutdown_watch.on_thread(first, now),
             CallPurpose::MakeThread { thread_map } if matches!(outcome, Outcome::Results(..)) => {
-                self.shutdown_watch.set_thread_map(thread_map)
+                self.shutdown_watch.thread_map = Some(thread_map)
             }
             CallPurpose::WaitTipChanged(poll) => {
                 let end = LongPollResult::read(outcome)?;
                 let shuts_down = end == LongPollResult::ShutsDown;
-                if answered.own {
-                    let is_subscribed = !self.subscriptions.is_empty();
+                if own {
+                    let is_subscribed = self.active_subscriptions().next().is_some();
                     self.shutdown_watch.on_own_poll_end(end, answered.asked_at, is_subscribed, now);
                 } else {
                     self.shutdown_watch.on_exporter_poll_end(poll, end, now);
@@ -101,10 +102,7 @@ impl ProtocolState {
                     self.shut_down(now);
                 }
             }
-            CallPurpose::Subscribe { callback, traces, .. } => {
-                let begun = self.subscriptions.on_answer(callback, first, traces);
-                self.events.extend(begun.map(GuardEvent::Subscribed));
-            }
+            CallPurpose::Subscribe { callback, .. } => self.subscriptions.on_answer(callback, first),
             CallPurpose::Disconnect { callback } => {
                 let ended = match outcome {
                     Outcome::Results(..) => Ok(()),

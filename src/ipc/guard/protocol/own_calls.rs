@@ -38,7 +38,7 @@ impl ProtocolState {
     }
 
     fn next_disconnect(&mut self, now: Duration) -> Option<GuardMessage> {
-        let (ids, due_at) = self.subscriptions.next_disconnect(self.is_draining())?;
+        let (ids, due_at) = self.due_disconnect()?;
         if now < due_at || !self.is_quiet(now) {
             return None;
         }
@@ -48,11 +48,32 @@ impl ProtocolState {
         Some(GuardMessage::Disconnect { question, handler, thread })
     }
 
+    /// The subscription that the guard has to disconnect next, and the earliest time for the `disconnect` call. The
+    /// guard disconnects one subscription at a time, and none during a `disconnect` of the exporter.
+    fn due_disconnect(&self) -> Option<(SubscriptionIds, Duration)> {
+        let next = self.subscriptions.next_disconnect(self.is_draining(), self.over_budget)?;
+        let is_busy =
+            self.questions.any_under_way(|_, purpose| matches!(purpose, CallPurpose::Disconnect { .. }));
+        (!is_busy).then_some(next)
+    }
+
+    /// Time from which the guard makes the next call for its long polls; `None` if the guard has no call to make,
+    /// because a long poll of the exporter or of the guard, or the guard's request for a thread, is under way.
+    fn watch_due_at(&self) -> Option<Duration> {
+        let due_at = self.shutdown_watch.due_at()?;
+        let is_busy = self.questions.any_under_way(|number, purpose| match purpose {
+            CallPurpose::WaitTipChanged(_) => true,
+            CallPurpose::MakeThread { .. } => number >= FIRST_GUARD_ID,
+            _ => false,
+        });
+        (!is_busy).then_some(due_at)
+    }
+
     fn next_watch(&mut self, now: Duration) -> Option<GuardMessage> {
-        if self.is_draining() {
+        if self.is_draining() || self.watch_due_at()? > now {
             return None;
         }
-        let (purpose, call) = self.shutdown_watch.next_call(self.next_question, now)?;
+        let (purpose, call) = self.shutdown_watch.next_call(self.next_question)?;
         self.begin_own_call(purpose, now);
         Some(call)
     }
@@ -71,8 +92,8 @@ impl ProtocolState {
             let waits_for_node = self.questions.any_unanswered();
             return Some(if waits_for_node { RETRY_INTERVAL } else { BUSY_RETRY_INTERVAL });
         }
-        let disconnect = self.subscriptions.next_disconnect(false).map(|(_, due_at)| due_at);
-        let due_at = [self.shutdown_watch.due_at(), disconnect].into_iter().flatten().min()?;
+        let disconnect = self.due_disconnect().map(|(_, due_at)| due_at);
+        let due_at = [self.watch_due_at(), disconnect].into_iter().flatten().min()?;
         Some(due_at.saturating_sub(now))
     }
 
@@ -85,7 +106,7 @@ impl ProtocolState {
         let (is_over, silence) = if self.replacing_since.is_some() {
             (self.subscriptions.are_disconnected(), SILENCE_TIMEOUT)
         } else {
-            (self.subscriptions.is_empty(), SETTLE_TIME)
+            (self.active_subscriptions().next().is_none(), SETTLE_TIME)
         };
         is_over
             && (no_node || !self.questions.any_unanswered())

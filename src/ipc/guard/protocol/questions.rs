@@ -1,7 +1,7 @@
 //! The unfinished calls to the node, both the exporter's calls and the guard's own calls. Cap'n Proto's term for an
 //! unfinished call is *question*.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use super::FIRST_GUARD_ID;
@@ -31,134 +31,102 @@ pub(super) enum CallPurpose {
     Other,
 }
 
-/// Record of an unfinished call to the node, with which the guard handles the node's response and the exporter's
-/// `Finish`.
+/// A call to the node. The table [`Questions`] has it until the node responds.
 #[derive(Debug)]
-struct Question {
-    purpose: CallPurpose,
+pub(super) struct Question {
+    pub purpose: CallPurpose,
     /// Export ID of the node's thread that runs the call; `None` for calls on the node's event loop, and for the
     /// guard's own calls.
     thread: Option<u32>,
-    answered: bool,
-    /// Export IDs of the capabilities in the response.
-    results: Vec<u32>,
     /// `Some` if the exporter sent `Finish` before the node's response arrived. The value is whether that `Finish` also
     /// releases the capabilities in the response.
-    finished: Option<bool>,
-    asked_at: Duration,
-}
-
-/// A call to the node whose response has just arrived.
-pub(super) struct AnsweredQuestion {
-    pub purpose: CallPurpose,
-    /// Whether the guard itself made the call.
-    pub own: bool,
-    /// Same meaning as [`Question::finished`].
     pub finished: Option<bool>,
     pub asked_at: Duration,
-}
-
-/// The guard's action for a `Finish` message of the exporter.
-pub(super) enum FinishAction {
-    /// Send the `Finish` to the node when the node has responded to the call.
-    Later,
-    /// Send the `Finish` to the node now. The response contained the capabilities with these export IDs.
-    Now(Vec<u32>),
-    /// Do not send the `Finish`, because the node does not need it.
-    NotNeeded,
 }
 
 /// Table of all unfinished calls to the node, keyed by question ID.
 #[derive(Default)]
 pub(super) struct Questions {
-    all: HashMap<u32, Question>,
-    /// Question IDs of the exporter's calls to which the node responded with `noFinishNeeded`. A `Finish` for such a
-    /// call is still valid, because the exporter may have sent the `Finish` before it received the response.
-    finished_by_node: HashSet<u32>,
+    unanswered: HashMap<u32, Question>,
+    /// The exporter's calls to which the node has responded, and for which the exporter has not sent `Finish`. The
+    /// value has the export IDs of the capabilities in the response; `None` if the node responded with
+    /// `noFinishNeeded`. A `Finish` for such a call is still valid, because the exporter may have sent the `Finish`
+    /// before it received the response.
+    answered: HashMap<u32, Option<Vec<u32>>>,
 }
 
 impl Questions {
     pub fn is_used(&self, number: u32) -> bool {
-        self.all.contains_key(&number)
+        self.unanswered.contains_key(&number) || self.awaits_finish(number)
+    }
+
+    /// Whether the node has responded to this call, and keeps the results until the exporter sends `Finish`.
+    fn awaits_finish(&self, number: u32) -> bool {
+        self.answered.get(&number).is_some_and(Option::is_some)
     }
 
     pub fn insert(&mut self, number: u32, purpose: CallPurpose, thread: Option<u32>, now: Duration) {
-        self.finished_by_node.remove(&number);
-        let question =
-            Question { purpose, thread, answered: false, results: Vec::new(), finished: None, asked_at: now };
-        self.all.insert(number, question);
+        self.answered.remove(&number);
+        self.unanswered.insert(number, Question { purpose, thread, finished: None, asked_at: now });
     }
 
     /// Whether the exporter made this call and has not sent `Finish` for it. The exporter may then use capabilities in
     /// the response.
     pub fn is_open(&self, number: u32) -> bool {
-        number < FIRST_GUARD_ID && self.all.get(&number).is_some_and(|question| question.finished.is_none())
+        let is_awaited = |question: &Question| question.finished.is_none();
+        let is_unanswered = self.unanswered.get(&number).is_some_and(is_awaited);
+        number < FIRST_GUARD_ID && is_unanswered || self.awaits_finish(number)
     }
 
     pub fn any_unanswered(&self) -> bool {
-        self.all.values().any(|question| !question.answered)
+        !self.unanswered.is_empty()
+    }
+
+    /// Whether a call is under way (has no response yet) whose question ID and purpose fulfil this condition.
+    pub fn any_under_way(&self, is_sought: impl Fn(u32, &CallPurpose) -> bool) -> bool {
+        self.unanswered.iter().any(|(number, question)| is_sought(*number, &question.purpose))
     }
 
     /// Whether this thread of the node runs a call of the exporter that has no response yet.
     pub fn is_running_on(&self, thread: u32) -> bool {
-        self.all.values().any(|question| !question.answered && question.thread == Some(thread))
+        self.unanswered.values().any(|question| question.thread == Some(thread))
     }
 
     /// Number of the exporter's calls for which it may still send a `Finish`, plus the number of the guard's own
     /// unfinished calls.
     pub fn count(&self) -> usize {
-        self.all.len() + self.finished_by_node.len()
+        self.unanswered.len() + self.answered.len()
     }
 
     /// Records the node's response, which contains the capabilities `hosted`. Returns `None` if no unanswered call has
     /// this question ID, for example because a killed guard made the call.
-    pub fn answered(
-        &mut self,
-        number: u32,
-        hosted: &[u32],
-        no_finish_needed: bool,
-    ) -> Option<AnsweredQuestion> {
-        let question = self.all.get_mut(&number).filter(|question| !question.answered)?;
-        question.answered = true;
-        let own = number >= FIRST_GUARD_ID;
+    pub fn answered(&mut self, number: u32, hosted: &[u32], no_finish_needed: bool) -> Option<Question> {
+        let mut question = self.unanswered.remove(&number)?;
         // The guard needs the handler in the response to end the subscription. An early `Finish` of the exporter
         // therefore does not release the handler.
         if let CallPurpose::Subscribe { .. } = question.purpose {
             question.finished = question.finished.map(|_| false);
         }
-        let (finished, asked_at) = (question.finished, question.asked_at);
-        let purpose = std::mem::replace(&mut question.purpose, CallPurpose::Other);
-        if own || finished.is_some() || no_finish_needed {
-            self.all.remove(&number);
-            if !own && finished.is_none() {
-                self.finished_by_node.insert(number);
-            }
-        } else {
-            question.results = hosted.to_vec();
+        if number < FIRST_GUARD_ID && question.finished.is_none() {
+            self.answered.insert(number, (!no_finish_needed).then(|| hosted.to_vec()));
         }
-        Some(AnsweredQuestion { purpose, own, finished, asked_at })
+        Some(question)
     }
 
-    /// Records a `Finish` of the exporter, and returns the guard's action.
+    /// Records a `Finish` of the exporter. Returns the export IDs of the capabilities in the node's response if the
+    /// `Finish` has to be sent to the node now. `None` if the `Finish` has to be sent when the node has responded, or
+    /// if the node does not need it.
     ///
     /// # Errors
     /// The exporter has made no call with this question ID, or has already sent a `Finish` for the call.
-    pub fn finish(&mut self, number: u32, releases: bool) -> Result<FinishAction, &'static str> {
-        const NOT_ASKED: &str = "finish of an unknown question";
-        if number >= FIRST_GUARD_ID {
-            return Err(NOT_ASKED);
-        }
-        match self.all.get_mut(&number) {
-            Some(question) if question.finished.is_some() => Err("second finish of a question"),
-            Some(question) if !question.answered => {
+    pub fn finish(&mut self, number: u32, releases: bool) -> Result<Option<Vec<u32>>, &'static str> {
+        match self.unanswered.get_mut(&number).filter(|_| number < FIRST_GUARD_ID) {
+            Some(Question { finished: Some(_), .. }) => Err("second finish of a question"),
+            Some(question) => {
                 question.finished = Some(releases);
-                Ok(FinishAction::Later)
+                Ok(None)
             }
-            Some(_) => Ok(FinishAction::Now(
-                self.all.remove(&number).map(|question| question.results).unwrap_or_default(),
-            )),
-            None if self.finished_by_node.remove(&number) => Ok(FinishAction::NotNeeded),
-            None => Err(NOT_ASKED),
+            None => self.answered.remove(&number).ok_or("finish of an unknown question"),
         }
     }
 
@@ -166,9 +134,9 @@ impl Questions {
     /// then sends `Finish` for each call when the node responds. Returns the question IDs of calls to which the node
     /// has already responded, for which the caller has to send `Finish` now.
     pub fn finish_all(&mut self) -> Vec<u32> {
-        for question in self.all.values_mut() {
+        for question in self.unanswered.values_mut() {
             question.finished.get_or_insert(false);
         }
-        self.all.extract_if(|_, question| question.answered).map(|(number, _)| number).collect()
+        self.answered.drain().filter_map(|(number, results)| results.map(|_| number)).collect()
     }
 }

@@ -65,27 +65,18 @@ impl LongPollResult {
     }
 }
 
-/// The thread of the node that runs the guard's long polls: not requested, requested, or created (its export ID).
-#[derive(Debug, Default)]
-enum WatchThread {
-    #[default]
-    None,
-    Requested,
-    Made(u32),
-}
-
 /// Schedule of the guard's own long polls on one connection, with which the guard detects the shutdown of the node. The
 /// guard makes no long poll before the node has returned a tip to a long poll of the exporter, because only this
 /// response shows that the node has loaded its chain state.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
-    thread_map: Option<u32>,
+    /// The node's thread map, with which the exporter created a thread.
+    pub thread_map: Option<u32>,
     long_poll: Option<LongPoll>,
-    thread: WatchThread,
+    /// The thread of the node that runs the guard's long polls.
+    thread: Option<u32>,
     /// Hash of the tip that the last successful long poll returned.
     tip: Vec<u8>,
-    /// Number of unanswered long polls of the exporter and of the guard.
-    under_way: u32,
     /// Time at which the guard makes a long poll if none is under way.
     due_at: Duration,
 }
@@ -97,26 +88,16 @@ impl ShutdownWatch {
         self.thread_map == Some(id) || self.long_poll.is_some_and(|poll| poll.mining == id)
     }
 
-    /// Records the node's thread map, with which the exporter created a thread.
-    pub fn set_thread_map(&mut self, thread_map: u32) {
-        self.thread_map = Some(thread_map);
-    }
-
     /// Records the node's response to the guard's `makeThread` call. `thread` is `None` if the call failed.
     pub fn on_thread(&mut self, thread: Option<u32>, now: Duration) {
-        match thread {
-            Some(thread) => self.thread = WatchThread::Made(thread),
-            None => (self.thread, self.due_at) = (WatchThread::None, now + RETRY_INTERVAL),
+        self.thread = thread;
+        if thread.is_none() {
+            self.due_at = now + RETRY_INTERVAL;
         }
-    }
-
-    pub fn on_poll_start(&mut self) {
-        self.under_way += 1;
     }
 
     /// Records the node's response to a long poll of the exporter.
     pub fn on_exporter_poll_end(&mut self, poll: Option<LongPoll>, end: LongPollResult, now: Duration) {
-        self.under_way -= 1;
         self.due_at = now + TAKEOVER_DELAY;
         if let LongPollResult::Tip(tip) = end {
             (self.long_poll, self.tip) = (poll, tip);
@@ -131,7 +112,6 @@ impl ShutdownWatch {
         is_subscribed: bool,
         now: Duration,
     ) {
-        self.under_way -= 1;
         self.due_at = now + RETRY_INTERVAL;
         if let LongPollResult::Tip(tip) = end {
             self.tip = tip;
@@ -140,27 +120,23 @@ impl ShutdownWatch {
         }
     }
 
-    /// Time from which [`next_call`](Self::next_call) returns a call; `None` if the guard has no call to make.
+    /// Time from which the guard makes its [next call](Self::next_call) if no long poll is under way; `None` if the guard
+    /// cannot make a call.
     pub fn due_at(&self) -> Option<Duration> {
-        let can_poll = match self.thread {
-            WatchThread::None => self.thread_map.is_some(),
-            WatchThread::Requested => false,
-            WatchThread::Made(_) => true,
-        };
-        (self.under_way == 0 && can_poll && self.long_poll.is_some()).then_some(self.due_at)
+        let can_poll = self.long_poll.is_some() && self.thread.or(self.thread_map).is_some();
+        can_poll.then_some(self.due_at)
     }
 
-    /// Returns the call that the guard has to make now, with the question ID `question`.
-    pub fn next_call(&mut self, question: u32, now: Duration) -> Option<(CallPurpose, GuardMessage)> {
-        self.due_at().filter(|due_at| *due_at <= now)?;
+    /// Returns the guard's next call, with the question ID `question`: a long poll, or the request for a thread that
+    /// runs the long polls.
+    pub fn next_call(&self, question: u32) -> Option<(CallPurpose, GuardMessage)> {
         let LongPoll { mining, timeout } = self.long_poll?;
-        if let WatchThread::Made(thread) = self.thread {
+        if let Some(thread) = self.thread {
             let call =
                 GuardMessage::WaitTipChanged { question, mining, thread, tip: self.tip.clone(), timeout };
             return Some((CallPurpose::WaitTipChanged(None), call));
         }
         let thread_map = self.thread_map?;
-        self.thread = WatchThread::Requested;
         Some((CallPurpose::MakeThread { thread_map }, GuardMessage::MakeThread { question, thread_map }))
     }
 }
@@ -178,9 +154,7 @@ mod tests {
 
     /// The state after the node's response to a long poll of the exporter, with a thread for the guard's long polls.
     fn ready() -> ShutdownWatch {
-        let mut watch = ShutdownWatch::default();
-        watch.set_thread_map(1);
-        watch.on_poll_start();
+        let mut watch = ShutdownWatch { thread_map: Some(1), ..ShutdownWatch::default() };
         watch.on_exporter_poll_end(POLL, tip(), NOW);
         watch.on_thread(Some(8), NOW);
         watch
@@ -188,23 +162,17 @@ mod tests {
 
     #[test]
     fn guard_polls_after_an_answered_poll_on_its_own_thread() {
-        let mut watch = ShutdownWatch::default();
-        watch.set_thread_map(1);
+        let mut watch = ShutdownWatch { thread_map: Some(1), ..ShutdownWatch::default() };
         assert_eq!(watch.due_at(), None, "the node may not have loaded its chain");
-        watch.on_poll_start();
-        assert_eq!(watch.due_at(), None, "the exporter's is under way");
         watch.on_exporter_poll_end(POLL, tip(), NOW);
         let due = NOW + TAKEOVER_DELAY;
         assert_eq!(watch.due_at(), Some(due));
-        assert!(watch.next_call(7, due - Duration::from_nanos(1)).is_none());
-        let Some((_, GuardMessage::MakeThread { question: 7, thread_map: 1 })) = watch.next_call(7, due)
-        else {
+        let Some((_, GuardMessage::MakeThread { question: 7, thread_map: 1 })) = watch.next_call(7) else {
             panic!()
         };
-        assert_eq!(watch.due_at(), None, "one request for a thread");
         watch.on_thread(Some(8), due);
         let Some((_, GuardMessage::WaitTipChanged { question: 8, mining: 3, thread: 8, tip, timeout })) =
-            watch.next_call(8, due)
+            watch.next_call(8)
         else {
             panic!()
         };
@@ -222,15 +190,10 @@ mod tests {
             (LongPollResult::Failed, true, now + RETRY_INTERVAL),
         ] {
             let mut watch = ready();
-            watch.on_poll_start();
             watch.on_own_poll_end(end, asked, is_subscribed, now);
             assert_eq!(watch.due_at(), Some(due));
-            watch.on_poll_start();
-            assert_eq!(watch.due_at(), None);
         }
-        let mut watch = ShutdownWatch::default();
-        watch.set_thread_map(1);
-        watch.on_poll_start();
+        let mut watch = ShutdownWatch { thread_map: Some(1), ..ShutdownWatch::default() };
         watch.on_exporter_poll_end(POLL, LongPollResult::Failed, NOW);
         assert_eq!(watch.due_at(), None, "a failed poll shows no loaded chain");
     }
@@ -240,9 +203,6 @@ mod tests {
         let mut watch = ready();
         watch.on_thread(None, NOW);
         assert_eq!(watch.due_at(), Some(NOW + RETRY_INTERVAL));
-        assert!(matches!(
-            watch.next_call(7, NOW + RETRY_INTERVAL),
-            Some((_, GuardMessage::MakeThread { .. }))
-        ));
+        assert!(matches!(watch.next_call(7), Some((_, GuardMessage::MakeThread { .. }))));
     }
 }

@@ -7,68 +7,58 @@
 use std::time::Duration;
 
 use super::{BUSY_RETRY_INTERVAL, RETRY_INTERVAL, SubscriptionIds};
-use crate::ipc::guard::trace_budget::TraceBudget;
 use crate::ipc::is_thread_busy;
 
-/// A subscription that the exporter has requested, and to whose request the node has not responded yet.
+/// A subscription, from the exporter's request until the node releases the callback object.
 #[derive(Debug)]
-struct RequestedSubscription {
+struct TrackedSubscription {
     callback: u32,
     thread: u32,
-    /// Whether the node has already released the callback object.
-    released: bool,
-}
-
-/// A subscription that the node has accepted. The node may make callbacks of this subscription.
-#[derive(Debug)]
-struct ActiveSubscription {
-    ids: SubscriptionIds,
+    /// The handler that the node returned when it accepted the subscription; `None` until then. The node may make
+    /// callbacks of an accepted subscription.
+    handler: Option<u32>,
     /// Number of references that the node has to the callback object.
     references: u32,
     traces: bool,
     disconnected: bool,
 }
 
-/// A `disconnect` call that the node has not answered.
-#[derive(Debug)]
-struct PendingDisconnect {
-    callback: u32,
-    /// Whether the guard, not the exporter, made the call.
-    own: bool,
+impl TrackedSubscription {
+    /// The IDs of an accepted subscription.
+    fn ids(&self) -> Option<SubscriptionIds> {
+        let &TrackedSubscription { callback, thread, handler, .. } = self;
+        handler.map(|handler| SubscriptionIds { callback, handler, thread })
+    }
 }
 
-/// Table of all subscriptions of a connection, with the time budget of the UTXO cache trace.
+/// Table of all subscriptions of a connection.
 #[derive(Default)]
 pub(super) struct SubscriptionTable {
-    requested: Vec<RequestedSubscription>,
-    all: Vec<ActiveSubscription>,
-    disconnects: Vec<PendingDisconnect>,
+    all: Vec<TrackedSubscription>,
     /// Earliest time of the guard's next `disconnect` call.
     retry_at: Duration,
-    budget: TraceBudget,
-    over_budget: bool,
 }
 
 impl SubscriptionTable {
-    pub fn new(budget: TraceBudget) -> Self {
-        SubscriptionTable { budget, ..SubscriptionTable::default() }
-    }
-
     /// Creates the table of a replacement guard, with the subscriptions that the killed guard had.
     pub fn inherited(ids: &[SubscriptionIds]) -> Self {
-        let inherited = |&ids| ActiveSubscription { ids, references: 1, traces: false, disconnected: false };
-        SubscriptionTable { all: ids.iter().map(inherited).collect(), ..SubscriptionTable::default() }
+        let mut table = SubscriptionTable::default();
+        for &SubscriptionIds { callback, handler, thread } in ids {
+            table.on_request(callback, thread, false);
+            table.on_answer(callback, Some(handler));
+        }
+        table
+    }
+
+    /// The subscriptions that the node has accepted and that have not ended.
+    pub fn active(&self) -> impl Iterator<Item = SubscriptionIds> + Clone {
+        self.all.iter().filter_map(TrackedSubscription::ids)
     }
 
     /// Whether this capability of the node is the handler or the thread of a subscription, which the guard needs to end
     /// the subscription.
     pub fn is_pinned(&self, id: u32) -> bool {
-        self.all.iter().any(|subscription| [subscription.ids.handler, subscription.ids.thread].contains(&id))
-            || self.requested.iter().any(|requested| requested.thread == id)
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.all.iter().any(|subscription| subscription.handler == Some(id) || subscription.thread == id)
     }
 
     /// Whether the node has answered the `disconnect` of every subscription.
@@ -78,83 +68,46 @@ impl SubscriptionTable {
 
     /// Whether an accepted or requested subscription has the callback object with this export ID.
     pub fn has_callback(&self, callback: u32) -> bool {
-        self.all.iter().any(|subscription| subscription.ids.callback == callback)
-            || self.requested.iter().any(|requested| requested.callback == callback)
+        self.all.iter().any(|subscription| subscription.callback == callback)
     }
 
-    pub fn on_request(&mut self, callback: u32, thread: u32) {
-        self.requested.push(RequestedSubscription { callback, thread, released: false });
+    fn with_callback(&mut self, callback: u32) -> impl Iterator<Item = &mut TrackedSubscription> {
+        self.all.iter_mut().filter(move |subscription| subscription.callback == callback)
+    }
+
+    pub fn on_request(&mut self, callback: u32, thread: u32, traces: bool) {
+        let (handler, references, disconnected) = (None, 1, false);
+        self.all.push(TrackedSubscription { callback, thread, handler, references, traces, disconnected });
     }
 
     /// Records the node's response to the request for a subscription. `handler` is `None` if the node rejected the
-    /// request. Returns the IDs of the subscription if it is now active.
-    pub fn on_answer(
-        &mut self,
-        callback: u32,
-        handler: Option<u32>,
-        traces: bool,
-    ) -> Option<SubscriptionIds> {
-        let at = self.requested.iter().position(|requested| requested.callback == callback)?;
-        let RequestedSubscription { thread, released, .. } = self.requested.swap_remove(at);
-        // If the node has already released the callback object, the subscription has already ended.
-        let ids = SubscriptionIds { callback, handler: handler.filter(|_| !released)?, thread };
-        self.all.push(ActiveSubscription { ids, references: 1, traces, disconnected: false });
-        Some(ids)
+    /// request. If the node has already released the callback object, the subscription has already ended.
+    pub fn on_answer(&mut self, callback: u32, handler: Option<u32>) {
+        self.with_callback(callback).for_each(|subscription| subscription.handler = handler);
+        self.all.retain(|it| it.callback != callback || it.handler.is_some() && it.references > 0);
     }
 
-    /// Records that the node released `count` references to a callback object. Returns whether the release ends the
-    /// subscription.
-    pub fn on_release(&mut self, callback: u32, count: u32) -> bool {
-        for requested in self.requested.iter_mut().filter(|requested| requested.callback == callback) {
-            requested.released |= count > 0;
-        }
-        for subscription in self.all.iter_mut().filter(|subscription| subscription.ids.callback == callback) {
+    /// Records that the node released `count` references to a callback object, which can end a subscription.
+    pub fn on_release(&mut self, callback: u32, count: u32) {
+        for subscription in self.with_callback(callback) {
             subscription.references = subscription.references.saturating_sub(count);
         }
-        let before = self.all.len();
-        self.all.retain(|subscription| subscription.references > 0);
-        self.all.len() < before
+        self.all.retain(|subscription| subscription.references > 0 || subscription.handler.is_none());
     }
 
-    /// Records a callback of the UTXO cache trace. Returns whether the trace now exceeds its time budget for the first
-    /// time.
-    pub fn on_trace(&mut self, now: Duration) -> bool {
-        self.budget.on_call(now) && !std::mem::replace(&mut self.over_budget, true)
-    }
-
-    /// See [`TraceBudget::add_run_delay`].
-    pub fn add_run_delay(&mut self, total: Duration) {
-        self.budget.add_run_delay(total);
-    }
-
-    /// Returns the export ID of the callback object of the subscription with this handler, if the exporter may
-    /// disconnect the subscription. `None` if the subscription is already disconnected, if a `disconnect` is under way,
-    /// or if no subscription has this handler.
-    pub fn disconnectable_callback(&self, handler: u32) -> Option<u32> {
-        let subscription = self.all.iter().find(|subscription| subscription.ids.handler == handler)?;
-        let callback = subscription.ids.callback;
-        let under_way = self.disconnects.iter().any(|disconnect| disconnect.callback == callback);
-        (!subscription.disconnected && !under_way).then_some(callback)
-    }
-
-    /// Whether a `disconnect` call of the guard is under way.
-    pub fn has_own_disconnect(&self) -> bool {
-        self.disconnects.iter().any(|disconnect| disconnect.own)
-    }
-
-    pub fn on_disconnect_start(&mut self, callback: u32, own: bool) {
-        self.disconnects.push(PendingDisconnect { callback, own });
+    /// Returns the export ID of the callback object of the subscription with this handler. `None` if the subscription is
+    /// already disconnected, or if no subscription has this handler.
+    pub fn connected_callback(&self, handler: u32) -> Option<u32> {
+        let subscription = self.all.iter().find(|subscription| subscription.handler == Some(handler))?;
+        (!subscription.disconnected).then_some(subscription.callback)
     }
 
     /// Records the node's response to a `disconnect` call. If the call failed, `ended` contains the node's error
     /// message.
     pub fn on_disconnect_end(&mut self, callback: u32, ended: Result<(), &str>, now: Duration) {
-        self.disconnects.retain(|disconnect| disconnect.callback != callback);
         self.retry_at = match ended {
             Ok(()) => {
-                for subscription in self.all.iter_mut().filter(|it| it.ids.callback == callback) {
-                    subscription.disconnected = true;
-                }
+                self.with_callback(callback).for_each(|subscription| subscription.disconnected = true);
                 now
             }
             Err(why) if is_thread_busy(why) => now + BUSY_RETRY_INTERVAL,
@@ -164,13 +117,13 @@ impl SubscriptionTable {
 
     /// Returns the subscription that the guard has to disconnect next, and the earliest time for the `disconnect` call.
     /// During the clean disconnect (`leaves`), the guard disconnects every subscription. Before the clean disconnect,
-    /// the guard disconnects only a UTXO cache trace that has exceeded its budget.
-    pub fn next_disconnect(&self, leaves: bool) -> Option<(SubscriptionIds, Duration)> {
-        let is_next = |subscription: &&ActiveSubscription| {
-            !subscription.disconnected && (leaves || self.over_budget && subscription.traces)
+    /// the guard disconnects only a UTXO cache trace that has exceeded its budget (`over_budget`).
+    pub fn next_disconnect(&self, leaves: bool, over_budget: bool) -> Option<(SubscriptionIds, Duration)> {
+        let is_next = |subscription: &&TrackedSubscription| {
+            !subscription.disconnected && (leaves || over_budget && subscription.traces)
         };
-        let next = self.all.iter().find(is_next).filter(|_| self.disconnects.is_empty())?;
-        Some((next.ids, self.retry_at))
+        let next = self.all.iter().filter(is_next).find_map(TrackedSubscription::ids)?;
+        Some((next, self.retry_at))
     }
 }
 
@@ -183,65 +136,57 @@ mod tests {
     /// A table with two subscriptions: chain notifications with callback 70 and handler 5, and the UTXO cache trace
     /// with callback 71 and handler 6.
     fn two() -> SubscriptionTable {
-        let mut subscriptions = SubscriptionTable::new(TraceBudget::new(Some(Duration::ZERO)));
+        let mut subscriptions = SubscriptionTable::default();
         for (callback, handler, traces) in [(70, 5, false), (71, 6, true)] {
-            subscriptions.on_request(callback, 2);
-            assert!(subscriptions.on_answer(callback, Some(handler), traces).is_some());
+            subscriptions.on_request(callback, 2, traces);
+            subscriptions.on_answer(callback, Some(handler));
         }
         subscriptions
     }
 
     #[test]
     fn callback_and_thread_are_known_from_the_request_on() {
-        let mut subscriptions = SubscriptionTable::new(TraceBudget::new(None));
-        subscriptions.on_request(70, 2);
+        let mut subscriptions = SubscriptionTable::default();
+        subscriptions.on_request(70, 2, false);
         assert!(subscriptions.has_callback(70) && subscriptions.is_pinned(2));
-        assert_eq!(subscriptions.on_answer(70, None, false), None, "refused by the node");
+        assert_eq!(subscriptions.next_disconnect(true, false), None, "not answered yet");
+        subscriptions.on_answer(70, None); // refused by the node
         assert!(!subscriptions.has_callback(70) && !subscriptions.is_pinned(2));
-        subscriptions.on_request(70, 2);
+        subscriptions.on_request(70, 2, false);
         subscriptions.on_release(70, 1);
-        assert_eq!(subscriptions.on_answer(70, Some(5), false), None, "released before the answer");
-        assert!(subscriptions.is_empty());
+        assert!(subscriptions.has_callback(70), "released before the answer");
+        subscriptions.on_answer(70, Some(5));
+        assert_eq!(subscriptions.active().next(), None);
+        assert!(!subscriptions.has_callback(70) && !subscriptions.is_pinned(2));
     }
 
     #[test]
-    fn one_disconnect_is_under_way_at_a_time() {
+    fn subscriptions_are_disconnected_in_turn() {
         let mut subscriptions = two();
-        assert_eq!(subscriptions.next_disconnect(false), None);
-        let (first, at) = subscriptions.next_disconnect(true).unwrap();
+        assert_eq!(subscriptions.next_disconnect(false, false), None);
+        let (first, at) = subscriptions.next_disconnect(true, false).unwrap();
         assert_eq!((first.handler, at), (5, Duration::ZERO));
-        assert_eq!(subscriptions.disconnectable_callback(5), Some(70));
-        subscriptions.on_disconnect_start(70, true);
-        assert!(subscriptions.has_own_disconnect());
-        assert_eq!(
-            (subscriptions.next_disconnect(true), subscriptions.disconnectable_callback(5)),
-            (None, None)
-        );
+        assert_eq!(subscriptions.connected_callback(5), Some(70));
         for (why, retry_at) in
             [("std::exception: thread busy", NOW + BUSY_RETRY_INTERVAL), ("other", NOW + RETRY_INTERVAL)]
         {
             subscriptions.on_disconnect_end(70, Err(why), NOW);
-            assert_eq!(subscriptions.next_disconnect(true), Some((first, retry_at)));
-            subscriptions.on_disconnect_start(70, true);
+            assert_eq!(subscriptions.next_disconnect(true, false), Some((first, retry_at)));
         }
         subscriptions.on_disconnect_end(70, Ok(()), NOW);
-        assert_eq!(subscriptions.disconnectable_callback(5), None);
-        let (second, at) = subscriptions.next_disconnect(true).unwrap();
+        assert_eq!(subscriptions.connected_callback(5), None);
+        let (second, at) = subscriptions.next_disconnect(true, false).unwrap();
         assert_eq!((second.handler, at), (6, NOW));
         assert!(!subscriptions.are_disconnected());
-        assert!(subscriptions.on_release(70, 1) && subscriptions.has_callback(71));
+        subscriptions.on_release(70, 1);
+        assert!(!subscriptions.has_callback(70) && subscriptions.has_callback(71));
     }
 
     #[test]
     fn trace_over_budget_is_disconnected_and_the_rest_kept() {
         let mut subscriptions = two();
-        assert!(!subscriptions.on_trace(NOW));
-        let calls =
-            [50, 100].map(|microseconds| subscriptions.on_trace(NOW + Duration::from_micros(microseconds)));
-        assert_eq!(calls, [true, false], "reported once");
-        assert_eq!(subscriptions.next_disconnect(false).map(|(ids, _)| ids.handler), Some(6));
-        subscriptions.on_disconnect_start(71, true);
+        assert_eq!(subscriptions.next_disconnect(false, true).map(|(ids, _)| ids.handler), Some(6));
         subscriptions.on_disconnect_end(71, Ok(()), NOW);
-        assert_eq!(subscriptions.next_disconnect(false), None);
+        assert_eq!(subscriptions.next_disconnect(false, true), None);
     }
 }
