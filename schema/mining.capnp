@@ -1,5 +1,5 @@
-# Ordinals: src/ipc/capnp/mining.capnp of Bitcoin Core at 02306cc915ca (Core 32) and 1b3d58f128a5 (Core 31); for Core 30, where noted,
-# at d0f6d9953a15 (Core 30.0).
+# Ordinals: src/ipc/capnp/mining.capnp of Bitcoin Core at 02306cc915ca (Core 32) and 1b3d58f128a5 (Core 31); for Core
+# 30, where noted, at d0f6d9953a15 (Core 30.0).
 @0xc77d03df6a41b505;
 
 using Proxy = import "proxy.capnp";

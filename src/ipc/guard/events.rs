@@ -1,4 +1,5 @@
-//! Events that the guard sends to the exporter, and the bounded queue of events that are not sent yet.
+//! Events that the guard (the process that relays all messages between the node and the exporter) sends to the
+//! exporter, and the bounded queue of events that the guard has not sent yet.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -155,7 +156,8 @@ impl EventQueue {
         self.socket.unsent() > 0 && !self.blocked
     }
 
-    /// The socket, if the last write filled its buffer, and poll(2) has not reported the socket as writable since then.
+    /// The event socket as an argument of poll(2), if the last write filled the socket's buffer and poll(2) has not
+    /// reported the socket as writable since then.
     pub fn blocked(&self) -> Option<PollFd<'_>> {
         self.blocked.then(|| self.socket.interest(false))
     }

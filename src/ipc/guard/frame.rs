@@ -1,4 +1,5 @@
 //! Cap'n Proto's stream framing: assembles complete messages from the bytes of a socket, and buffers outgoing messages.
+//! Used by the guard, the process that relays all messages between the node and the exporter.
 
 use std::collections::TryReserveError;
 use std::io::{self, Read, Write};
@@ -12,9 +13,9 @@ use nix::poll::{PollFd, PollFlags};
 /// Maximum size in bytes of a message that the guard forwards from the node to the exporter. The guard truncates a
 /// message above this limit. The largest expected message contains a block, which has at most 4 MB.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// Maximum size in bytes of a message that the guard truncates. The guard rejects a larger message as invalid. A valid
-/// message has at most one large text or byte string, which Cap'n Proto limits to 512 MiB, so the message always stays
-/// below this limit.
+/// Maximum size in bytes of a message that the guard truncates. The guard rejects a larger message as invalid. Cap'n
+/// Proto limits a text or byte string to 512 MiB, and a message of the node has at most one large text or byte string.
+/// A valid message of the node is therefore smaller than 1 GiB.
 pub const MAX_SKIPPED_BYTES: usize = 1 << 30;
 /// Maximum number of segments of a message, equal to the limit in Cap'n Proto's own readers.
 const MAX_SEGMENTS: usize = 512;
@@ -201,8 +202,8 @@ pub struct BufferedSocket<S = UnixStream> {
     sent: usize,
 }
 
-/// A function that reserves memory for more bytes, or fails if memory is short. A test passes a function that always
-/// fails.
+/// A function that reserves memory for more bytes in a send buffer, or fails if memory is short. A test passes a
+/// function that always fails.
 type Reserve = fn(&mut Vec<u8>, usize) -> Result<(), TryReserveError>;
 
 impl<S: Write> BufferedSocket<S> {
@@ -294,7 +295,7 @@ fn written(result: io::Result<usize>) -> io::Result<usize> {
 }
 
 impl BufferedSocket {
-    /// Makes the socket nonblocking.
+    /// Creates an empty send buffer for `socket`, and makes the socket nonblocking.
     ///
     /// # Errors
     /// The socket cannot be made nonblocking.
@@ -356,7 +357,8 @@ mod tests {
         }
     }
 
-    /// A writer that stores the accepted bytes. After the number of bytes in the second field, it returns `WouldBlock`.
+    /// A writer that stores the accepted bytes. When the writer has stored the number of bytes in the second field, it
+    /// returns `WouldBlock`.
     struct Narrow(Vec<u8>, usize);
 
     impl Write for Narrow {

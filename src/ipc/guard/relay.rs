@@ -1,5 +1,7 @@
-//! The loop around poll(2) that reads, handles and forwards the messages of the node and of the exporter.
-//! [`protocol`](super::protocol) decides how each message is handled.
+//! The loop around poll(2) in which the guard, the process between the node and the exporter, reads, handles and
+//! forwards the messages of the node and of the exporter. [`protocol`](super::protocol) decides how each message is
+//! handled. To disconnect cleanly means to end the subscriptions and to wait for the responses to all calls before the
+//! guard closes the connection to the node.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -35,7 +37,8 @@ const MEMORY_KEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Minimum interval between readings of the guard's run delay, the time for which the guard waited for a CPU.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Files that a guard opens before it applies its sandbox. The default value contains no files.
+/// The files that a guard inherits or opens before it applies its sandbox, and whether the guard is a replacement. The
+/// default value contains no files.
 #[derive(Default)]
 pub struct OpenFiles {
     /// The memory file to which the guard writes its subscriptions, for a replacement guard.
@@ -108,7 +111,8 @@ pub fn relay(
 /// messages between them.
 struct Relay {
     node: BufferedSocket,
-    /// The receive buffer, which is taken out of the struct while the relay handles the received messages.
+    /// The receive buffer for the node's messages, which is taken out of the struct while the relay handles the
+    /// received messages.
     from_node: FrameReader,
     exporter: BufferedSocket,
     from_exporter: FrameReader,
@@ -311,7 +315,8 @@ impl Relay {
     }
 }
 
-/// Sends buffered bytes, and reads from the socket once unless the send buffer is full.
+/// Sends the bytes in the send buffer of `socket`, and then reads from `socket` once unless the send buffer is still
+/// full.
 fn receive(socket: &mut BufferedSocket, incoming: &mut FrameReader) -> io::Result<ReadOutcome> {
     socket.flush()?;
     if socket.unsent() >= MAX_UNSENT_BYTES {

@@ -18,8 +18,9 @@
 //!
 //! The state is divided into modules. `questions` is the only record of the calls to the node that are under way.
 //! `capabilities` contains the exporter's references to the node's capabilities, `shutdown_watch` the long poll,
-//! `template` the rules for a block template, and `subscriptions` the subscriptions. `on_node_message` and `on_exporter_message` handle
-//! messages. `own_calls` makes the guard's own calls, and decides when the guard may close the connection.
+//! `template` the rules for a block template, and `subscriptions` the subscriptions. `on_node_message` and
+//! `on_exporter_message` handle messages. `own_calls` makes the guard's own calls, and decides when the guard may close
+//! the connection.
 
 mod capabilities;
 mod on_exporter_message;

@@ -120,8 +120,8 @@ impl ShutdownWatch {
         }
     }
 
-    /// Time from which the guard makes its [next call](Self::next_call) if no long poll is under way; `None` if the guard
-    /// cannot make a call.
+    /// Time from which the guard makes its [next call](Self::next_call) if no long poll is under way; `None` if the
+    /// guard cannot make a call.
     pub fn due_at(&self) -> Option<Duration> {
         let can_poll = self.long_poll.is_some() && self.thread.or(self.thread_map).is_some();
         can_poll.then_some(self.due_at)

@@ -95,8 +95,8 @@ impl SubscriptionTable {
         self.all.retain(|subscription| subscription.references > 0 || subscription.handler.is_none());
     }
 
-    /// Returns the export ID of the callback object of the subscription with this handler. `None` if the subscription is
-    /// already disconnected, or if no subscription has this handler.
+    /// Returns the export ID of the callback object of the subscription with this handler. `None` if the subscription
+    /// is already disconnected, or if no subscription has this handler.
     pub fn connected_callback(&self, handler: u32) -> Option<u32> {
         let subscription = self.all.iter().find(|subscription| subscription.handler == Some(handler))?;
         (!subscription.disconnected).then_some(subscription.callback)
