@@ -47,7 +47,7 @@ const ALLOWED: &[(Method, &str, &str)] = &[
     ((block_template::Client::TYPE_ID, 4), "BlockTemplate", "getTxSigops"), // signature operations
     (RPC_EXECUTE, "Rpc", "executeRpc"), // JSON-RPC, the methods of the list in json_rpc/methods.rs
     ((chain::Client::TYPE_ID, 1), "Chain", "getHeight"),
-    ((chain::Client::TYPE_ID, 27), "Chain", "relayMinFee"), // tests whether the node has the ordinals of the exporter's schema
+    ((chain::Client::TYPE_ID, 27), "Chain", "relayMinFee"), // tests whether the node has our schema's ordinals
     ((chain::Client::TYPE_ID, 30), "Chain", "havePruned"),
     ((chain::Client::TYPE_ID, 31), "Chain", "getPruneHeight"),
     ((chain::Client::TYPE_ID, 33), "Chain", "isInitialBlockDownload"),
@@ -61,7 +61,7 @@ const ALLOWED: &[(Method, &str, &str)] = &[
     ((node::Client::TYPE_ID, 29), "Node", "getMempoolDynamicUsage"),
     ((node::Client::TYPE_ID, 30), "Node", "getMempoolMaxUsage"),
     ((node::Client::TYPE_ID, 31), "Node", "getHeaderTip"),
-    ((node::Client::TYPE_ID, 34), "Node", "getBestBlockHash"), // tip of a node that returned no tip over JSON-RPC or Mining
+    ((node::Client::TYPE_ID, 34), "Node", "getBestBlockHash"), // tip, if JSON-RPC and Mining return none
     ((node::Client::TYPE_ID, 35), "Node", "getLastBlockTime"),
     ((node::Client::TYPE_ID, 36), "Node", "getVerificationProgress"),
     ((node::Client::TYPE_ID, 37), "Node", "isInitialBlockDownload"),

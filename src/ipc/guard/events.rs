@@ -122,7 +122,8 @@ impl EventQueue {
         Ok(EventQueue { socket: BufferedSocket::new(socket)?, blocked: false, dropped: 0 })
     }
 
-    /// Queues the event of a callback. Counts the event as dropped if the queue is full or memory is short.
+    /// Queues the event of a callback. Counts the event as dropped if the queue is full, memory is short, or the
+    /// callback could not be decoded.
     pub fn queue(&mut self, waited: Duration, event: capnp::Result<Option<GuardEvent>>) {
         let has_room =
             self.socket.unsent() < MAX_QUEUED_BYTES && self.socket.reserve(2 * MAX_EVENT_BYTES).is_ok();

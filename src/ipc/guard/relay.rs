@@ -31,8 +31,9 @@ const MAX_UNSENT_BYTES: usize = 1 << 20;
 /// Time for which the guard collects events before it sends them to the exporter. One write for each event would delay
 /// the response to the node's next callback.
 const EVENT_FLUSH_INTERVAL: Duration = Duration::from_millis(1);
-/// Time for which the receive buffer for the node's messages keeps the memory that it allocated for a block, for the
-/// next block. Allocating the memory again takes as long as reading a block from the socket.
+/// Time since the arrival of a block for which the receive buffer for the node's messages keeps the memory that it
+/// allocated for the block. The buffer keeps the memory for the next block, because allocating the memory again takes
+/// as long as reading a block from the socket.
 const MEMORY_KEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Minimum interval between readings of the guard's run delay, the time for which the guard waited for a CPU.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);

@@ -1,4 +1,4 @@
-//! Reference counts of the node's capabilities that the exporter has.
+//! Counts the exporter's references to each capability (remote object) of the node.
 
 use std::collections::{HashMap, HashSet};
 

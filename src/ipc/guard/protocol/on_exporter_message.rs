@@ -1,4 +1,5 @@
-//! Decides how the guard handles each message from the exporter.
+//! Decides how the guard (the process that relays all messages between the node and the exporter) handles each message
+//! from the exporter.
 
 use std::time::Duration;
 
@@ -66,7 +67,7 @@ impl ProtocolState {
         if is_thread { Ok(passed) } else { Err(UNEXPECTED_CAPABILITY.into()) }
     }
 
-    /// The purpose of a call that may be forwarded.
+    /// Returns the purpose of a call of the exporter if the guard may forward the call to the node.
     fn purpose(&mut self, call: &Call, passed: PassedCapabilities) -> Checked<CallPurpose> {
         if let Some(template) = &self.template
             && call.target == CallTarget::Export(template.export)

@@ -1,4 +1,5 @@
-//! Decides how the guard handles each message from the node.
+//! Decides how the guard (the process that relays all messages between the node and the exporter) handles each message
+//! from the node.
 
 use std::time::Duration;
 
@@ -66,7 +67,8 @@ impl ProtocolState {
         self.capabilities.set_threads(hosted, are_threads);
         let first = hosted.first().copied();
         if let CallPurpose::CreateNewBlock = answered.purpose {
-            // The node has no template if the response has none, or if an early `Finish` of the exporter releases it.
+            // The node keeps no template if its response contains none, or if the exporter has already sent a `Finish`
+            // that releases the template.
             self.template = first.filter(|_| is_kept).map(|export| Template { export, destroyed: false });
         }
         self.release_unused_template();

@@ -1,5 +1,6 @@
-//! The long poll (`waitTipChanged`) through which a node announces its shutdown. The guard makes this call if the
-//! exporter has no long poll under way.
+//! The long poll through which a node announces its shutdown: a call of `waitTipChanged`, to which the node responds
+//! when the tip changes, a timeout passes, or the node shuts down. The guard, the process that relays all messages
+//! between the node and the exporter, makes this call if the exporter has no long poll under way.
 
 use std::time::Duration;
 
@@ -70,10 +71,10 @@ impl LongPollResult {
 /// response shows that the node has loaded its chain state.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
-    /// The node's thread map, with which the exporter created a thread.
+    /// Export ID of the node's thread map, the object with which the exporter created a thread of the node.
     pub thread_map: Option<u32>,
     long_poll: Option<LongPoll>,
-    /// The thread of the node that runs the guard's long polls.
+    /// Export ID of the node's thread that runs the guard's long polls.
     thread: Option<u32>,
     /// Hash of the tip that the last successful long poll returned.
     tip: Vec<u8>,
