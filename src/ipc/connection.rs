@@ -1,5 +1,5 @@
 //! A connection to a node: the Cap'n Proto handshake, the node's threads for the exporter's calls, and the deadline of
-//! each call. The connection passes through the guard, a process that relays all messages between the exporter and the
+//! each call. The connection passes through the guard, a process that relays messages between the exporter and the
 //! node.
 
 use std::cell::RefCell;

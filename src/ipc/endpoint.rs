@@ -1,6 +1,6 @@
 //! Opens connections to a node: uses a connection that was inherited at the exporter's start (for example from
 //! systemd), or connects to a socket path. The supervisor, the exporter's parent process, opens each connection, and
-//! starts a guard for it: a process that relays all messages between the exporter and the node.
+//! starts a guard for it: a process that relays messages between the exporter and the node.
 
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};

@@ -1,5 +1,5 @@
 //! A subscription to callbacks of the node. To subscribe, the exporter passes a callback object to the node, and the
-//! node calls this object for each event. The guard, the process that relays all messages between the exporter and the
+//! node calls this object for each event. The guard, the process that relays messages between the exporter and the
 //! node, responds to these calls. A call on the node's Handler interface ends the subscription.
 //!
 //! The subscription is over when three steps have happened in this order: the node has responded to `disconnect`, has

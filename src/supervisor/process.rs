@@ -112,7 +112,7 @@ fn spawn(node: &NodeSocket, listener: Option<&OwnedFd>, channel: &OwnedFd) -> Re
 /// State of the supervisor's main loop: the exporter process, and the open connections with their guards.
 struct Supervisor {
     exporter: Pid,
-    /// The channel to the exporter; `None` after the exporter has closed its end.
+    /// The channel to the exporter; `None` after the exporter has closed its end or has sent an invalid request.
     channel: Option<OwnedFd>,
     node: NodeSocket,
     connections: Vec<GuardedConnection>,

@@ -7,8 +7,8 @@ use std::time::Duration;
 /// Maximum interval between two consecutive callbacks of one burst. During a burst the guard polls in a loop for this
 /// time after each callback before it sleeps, because waking the guard takes longer than responding to a callback.
 const MAX_GAP: Duration = Duration::from_micros(300);
-/// Maximum duration of one busy-polling loop. During the loop, events for the exporter wait in the queue unless the
-/// queue exceeds 64 KiB.
+/// Maximum duration of one busy-polling loop. During the loop, events for the exporter wait in the guard's event queue
+/// unless the queue exceeds 64 KiB.
 const MAX_STRETCH: Duration = Duration::from_millis(1);
 /// Duration of a `sched_yield` call above which the guard assumes that the kernel ran another task on the CPU.
 const LONG_YIELD: Duration = Duration::from_micros(80);

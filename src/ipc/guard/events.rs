@@ -1,4 +1,4 @@
-//! Events that the guard (the process that relays all messages between the node and the exporter) sends to the
+//! Events that the guard (the process that relays messages between the node and the exporter) sends to the
 //! exporter, and the bounded queue of events that the guard has not sent yet.
 
 use std::io;

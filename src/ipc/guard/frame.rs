@@ -1,5 +1,5 @@
 //! Cap'n Proto's stream framing: assembles complete messages from the bytes of a socket, and buffers outgoing messages.
-//! Used by the guard, the process that relays all messages between the node and the exporter.
+//! Used by the guard, the process that relays messages between the node and the exporter.
 
 use std::collections::TryReserveError;
 use std::io::{self, Read, Write};
@@ -128,9 +128,9 @@ impl FrameReader {
         }
     }
 
-    /// Makes room in the buffer for the message that is arriving: moves the unread bytes to the front, and grows the
-    /// buffer to exactly the size of the message if the message does not fit. Returns false if the message fills the
-    /// buffer and is larger than `max_message_bytes` or the available memory.
+    /// Makes room in the receive buffer for the message that is arriving: moves the unread bytes to the front, and
+    /// grows the buffer to exactly the size of the message if the message does not fit. Returns false if the message
+    /// fills the buffer and is larger than `max_message_bytes` or the available memory.
     fn make_room(&mut self) -> bool {
         let left = self.end - self.start;
         let bytes = Word::words_to_bytes_mut(&mut self.buffer);
@@ -207,13 +207,13 @@ pub struct BufferedSocket<S = UnixStream> {
 type Reserve = fn(&mut Vec<u8>, usize) -> Result<(), TryReserveError>;
 
 impl<S: Write> BufferedSocket<S> {
-    /// Creates a buffer with [`BUFFER_BYTES`] of reserved memory, so responses can be sent even if memory runs out
+    /// Creates a send buffer with [`BUFFER_BYTES`] of reserved memory, so responses can be sent even if memory runs out
     /// later.
     fn with_memory(socket: S) -> Self {
         BufferedSocket { socket, bytes: Vec::with_capacity(BUFFER_BYTES), sent: 0 }
     }
 
-    /// Number of bytes in the buffer.
+    /// Number of bytes in the send buffer that the socket has not accepted yet.
     pub fn unsent(&self) -> usize {
         self.bytes.len() - self.sent
     }
@@ -249,7 +249,7 @@ impl<S: Write> BufferedSocket<S> {
         self.bytes.try_reserve(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// Appends the bytes that `write` produces, without sending them.
+    /// Appends the bytes that `write` produces to the send buffer, without sending them.
     pub fn queue(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);
     }
@@ -279,7 +279,7 @@ impl<S: Write> BufferedSocket<S> {
         Ok(sent)
     }
 
-    /// Discards the bytes in the buffer.
+    /// Discards the bytes in the send buffer.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(BUFFER_BYTES);

@@ -1,4 +1,4 @@
-//! Parses the parts of Cap'n Proto RPC messages that the guard, the process that relays all messages between the node
+//! Parses the parts of Cap'n Proto RPC messages that the guard, the process that relays messages between the node
 //! and the exporter, needs. In Cap'n Proto, a *question ID* identifies a call, and an *export ID* identifies an object
 //! that one side of the connection hosts for the other side.
 

@@ -19,7 +19,8 @@ pub enum GuardMessage {
     /// A call of `ThreadMap.makeThread`, which creates a thread of the node for the guard's long polls (calls of
     /// `waitTipChanged`).
     MakeThread { question: u32, thread_map: u32 },
-    /// A call of `Mining.waitTipChanged`, with the timeout that the exporter used in its last call of this method.
+    /// A call of `Mining.waitTipChanged`, with the timeout of the exporter's last call of this method to which the node
+    /// responded with a tip.
     WaitTipChanged { question: u32, mining: u32, thread: u32, tip: Vec<u8>, timeout: f64 },
     /// A call of `Handler.disconnect`, which ends a subscription.
     Disconnect { question: u32, handler: u32, thread: u32 },

@@ -1,4 +1,4 @@
-//! Starts and sets up the guard, the process that relays all messages between the node and the exporter: arguments,
+//! Starts and sets up the guard, the process that relays messages between the node and the exporter: arguments,
 //! process name, signal mask, OOM preference and sandbox. The supervisor, the exporter's parent process, starts the
 //! guard.
 

@@ -52,7 +52,8 @@ pub struct OpenFiles {
 
 /// Relays messages between the node and the exporter until the node closes the connection, or the guard has
 /// disconnected cleanly. A guard that replaces a killed guard ends the subscriptions in the store, disconnects, and
-/// relays nothing. The relay passes an error to `log` before it waits for the node to close the connection.
+/// relays nothing. If the guard cannot parse or store a message of the node, the relay passes an error to `log`, and
+/// then waits until the node closes the connection.
 ///
 /// # Errors
 /// A socket cannot be used, or the process at the other end of `node` is not a node.

@@ -55,7 +55,7 @@ impl NodeCapabilities {
         }
     }
 
-    /// Records that the exporter no longer has the capability.
+    /// Records that the exporter no longer has any reference to the capability.
     pub fn remove(&mut self, id: u32) {
         self.references.remove(&id);
     }

@@ -1,4 +1,4 @@
-//! The protocol rules of the guard (the process that relays all messages between the node and the exporter), and the
+//! The protocol rules of the guard (the process that relays messages between the node and the exporter), and the
 //! state that the rules need: the calls, capabilities and subscriptions of a connection. The code in this module does
 //! no I/O, and its callers pass the current time. In Cap'n Proto, a *question ID* identifies a call, and an *export ID*
 //! identifies an object that one side of the connection hosts for the other side.

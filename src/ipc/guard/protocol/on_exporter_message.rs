@@ -1,4 +1,4 @@
-//! Decides how the guard (the process that relays all messages between the node and the exporter) handles each message
+//! Decides how the guard (the process that relays messages between the node and the exporter) handles each message
 //! from the exporter.
 
 use std::time::Duration;
@@ -22,7 +22,7 @@ pub(super) const MAX_REFERENCES: usize = 256;
 type Checked<T> = Result<T, ExporterMessageAction>;
 
 impl ProtocolState {
-    /// Returns the action for a message from the exporter, and updates the state.
+    /// Returns the guard's action for a message from the exporter, and updates the protocol state.
     pub fn on_exporter(&mut self, message: &Message, now: Duration) -> ExporterMessageAction {
         let (Ok(action) | Err(action)) = self.check_message(message, now);
         self.release_unused_template();

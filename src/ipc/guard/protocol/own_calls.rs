@@ -1,4 +1,4 @@
-//! The calls that the guard (the process that relays all messages between the node and the exporter) itself makes to
+//! The calls that the guard (the process that relays messages between the node and the exporter) itself makes to
 //! the node, their timing, and the decision when the guard may close the connection to the node. A replacement guard
 //! takes over the connection of a killed guard, ends the subscriptions and disconnects.
 

@@ -1,7 +1,6 @@
-//! The unfinished calls to the node: calls of the exporter, and calls of the guard, the process that relays all
-//! messages between the node and the exporter. Cap'n Proto's term for an unfinished call is *question*. A call of the
-//! exporter is unfinished until the exporter has sent `Finish`, the message after which the node may discard the
-//! results.
+//! The unfinished calls to the node: calls of the exporter, and calls of the guard, the process that relays messages
+//! between the node and the exporter. Cap'n Proto's term for an unfinished call is *question*. A call of the exporter
+//! is unfinished until the exporter has sent `Finish`, the message after which the node may discard the results.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -20,7 +20,8 @@ pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(
 /// announce the shutdown.
 pub(super) const TAKEOVER_DELAY: Duration = Duration::from_millis(10);
 
-/// Parameters of the exporter's last long poll, which the guard uses for its own long polls.
+/// Parameters of the exporter's last long poll to which the node responded with a tip. The guard uses these parameters
+/// for its own long polls.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct LongPoll {
     mining: u32,

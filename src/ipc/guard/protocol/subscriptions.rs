@@ -1,5 +1,5 @@
 //! The subscriptions of a connection. To subscribe, the exporter passes a callback object to the node, and the node
-//! calls this object for each event. The guard, the process that relays all messages between the node and the exporter,
+//! calls this object for each event. The guard, the process that relays messages between the node and the exporter,
 //! responds to these callbacks.
 //!
 //! A subscription has ended when the node has responded to `disconnect` and has released the callback object. A node

@@ -1,4 +1,4 @@
-//! The rules of the guard (the process that relays all messages between the node and the exporter) for a block template
+//! The rules of the guard (the process that relays messages between the node and the exporter) for a block template
 //! in the node's memory.
 //!
 //! The node keeps the transactions of a template in memory until the template is destroyed or released. A node reads
