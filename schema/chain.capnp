@@ -1,5 +1,5 @@
-# Ordinals: src/ipc/capnp/chain.capnp of github.com/willcl-ark/bitcoin, branch pr/trace, commit 6cbf222c6ada.
-# Other public branches have other ordinals.
+# The ordinals are those in src/ipc/capnp/chain.capnp of github.com/willcl-ark/bitcoin, branch pr/trace, commit
+# 6cbf222c6ada. Other public branches of Bitcoin Core have other ordinals for this interface.
 @0x94f21a4864bd2c65;
 
 using Proxy = import "proxy.capnp";

@@ -1,12 +1,12 @@
 # The bootstrap capability of a node, which creates the node's other interfaces.
 #
 # Ordinal 2 is makeMining on Core 30 and a stub that fails on later nodes. Ordinal 4 is makeRpc on Core 32 and makeChain
-# on the pr/ipc branches. Its result is therefore an AnyPointer, and the exporter calls a method on the result to detect
-# the interface.
+# on the pr/ipc branches. The schema therefore declares the result of ordinal 4 as AnyPointer, and the exporter calls a
+# method on the result to detect which of the two interfaces the node returned.
 #
-# Ordinals: src/ipc/capnp/init.capnp of Bitcoin Core at d0f6d9953a15 (Core 30.0; makeMining @2), 1b3d58f128a5 (Core 31;
-# makeMining @3) and 02306cc915ca (Core 32; makeRpc @4), and of github.com/willcl-ark/bitcoin, branch pr/trace, commit
-# 6cbf222c6ada (the other methods).
+# The ordinals are those in src/ipc/capnp/init.capnp of Bitcoin Core at d0f6d9953a15 (Core 30.0; makeMining @2),
+# 1b3d58f128a5 (Core 31; makeMining @3) and 02306cc915ca (Core 32; makeRpc @4), and of github.com/willcl-ark/bitcoin,
+# branch pr/trace, commit 6cbf222c6ada (the other methods).
 @0xf2c5cfa319406aa6;
 
 using Proxy = import "proxy.capnp";

@@ -1,5 +1,5 @@
-# Ordinals: src/ipc/capnp/mining.capnp of Bitcoin Core at 02306cc915ca (Core 32) and 1b3d58f128a5 (Core 31); for Core 30, where noted,
-# at d0f6d9953a15 (Core 30.0).
+# The ordinals are those in src/ipc/capnp/mining.capnp of Bitcoin Core at 02306cc915ca (Core 32) and 1b3d58f128a5 (Core
+# 31). Comments that mention Core 30 describe the schema at d0f6d9953a15 (Core 30.0).
 @0xc77d03df6a41b505;
 
 using Proxy = import "proxy.capnp";
@@ -13,20 +13,21 @@ interface Mining {
     getTip @2 (context :Proxy.Context) -> (result :Common.BlockRef, hasResult :Bool);
     waitTipChanged @3 (context :Proxy.Context, currentTip :Data, timeout :Float64 = .maxDouble) -> (result :Common.BlockRef);
     # `timeout` is in milliseconds. Core 30 has no default value for `timeout`, so the same timeout has a different
-    # encoding there. The node returns no result only if it is shutting down.
+    # encoding in Core 30. The node returns no result only if it is shutting down.
     createNewBlock @4 (context :Proxy.Context, options :BlockCreateOptions, cooldown :Bool = true) -> (result :BlockTemplate);
-    # Core 31 and later. The node returns no result only if it is shutting down.
+    # The parameters have this encoding in Core 31 and later. The node returns no result only if it is shutting down.
 }
 
 struct CreateNewBlockCore30 {
-    # The parameters of createNewBlock in Core 30. They have no context, and the call therefore runs on the thread that
-    # all connections share.
+    # The parameters of createNewBlock in Core 30. These parameters contain no context, and the call therefore runs on
+    # the node's event loop thread, which all connections share.
     options @0 :BlockCreateOptions;
 }
 
 struct BlockCreateOptions {
-    # The fields as encoded on the wire. Core 31 declares the default values true, 8000 and 400, which Cap'n Proto
-    # encodes as zero. Core 30 declares no default values.
+    # This schema declares no default values, so the exporter sets each field to the value that is sent on the wire.
+    # Core 31 declares the default values true, 8000 and 400, which Cap'n Proto encodes as zero. Core 30 declares no
+    # default values.
     useMempool @0 :Bool;
     blockReservedWeight @1 :UInt64;
     coinbaseOutputMaxAdditionalSigops @2 :UInt64;

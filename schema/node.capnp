@@ -1,5 +1,5 @@
-# Ordinals: src/ipc/capnp/node.capnp of github.com/willcl-ark/bitcoin, branch pr/trace, commit 6cbf222c6ada.
-# Other public branches have other ordinals.
+# The ordinals are those in src/ipc/capnp/node.capnp of github.com/willcl-ark/bitcoin, branch pr/trace, commit
+# 6cbf222c6ada. Other public branches of Bitcoin Core have other ordinals for this interface.
 @0x92546c47dc734b2e;
 
 using Proxy = import "proxy.capnp";
@@ -24,7 +24,7 @@ interface Node {
     unused15 @15 ();
     unused16 @16 ();
     unused17 @17 ();
-    getNodeCount @18 (context :Proxy.Context, flags :Int32) -> (result :UInt64);  # flags: 1 in, 2 out, 3 both
+    getNodeCount @18 (context :Proxy.Context, flags :Int32) -> (result :UInt64);  # flags: 1 inbound, 2 outbound, 3 both
     getNodesStats @19 (context :Proxy.Context) -> (stats :List(NodeStats), result :Bool);
     unused20 @20 ();
     unused21 @21 ();

@@ -1,7 +1,8 @@
-# Threads and call contexts, which libmultiprocess adds to the parameters of every call.
+# Types of libmultiprocess, the library with which Bitcoin Core implements IPC: threads that run calls, and the context
+# that most methods have as a parameter.
 #
-# Ordinals: src/ipc/libmultiprocess/include/mp/proxy.capnp of Bitcoin Core at 02306cc915ca (Core 32) and 1b3d58f128a5
-# (Core 31).
+# The ordinals are those in src/ipc/libmultiprocess/include/mp/proxy.capnp of Bitcoin Core at 02306cc915ca (Core 32) and
+# 1b3d58f128a5 (Core 31).
 @0xcc316e3f71a040fb;
 
 interface ThreadMap {

@@ -1,4 +1,4 @@
-# Ordinals: src/ipc/capnp/rpc.capnp of Bitcoin Core at 02306cc915ca (Core 32).
+# The ordinals are those in src/ipc/capnp/rpc.capnp of Bitcoin Core at 02306cc915ca (Core 32).
 @0x9c3505dc45e146ac;
 
 using Proxy = import "proxy.capnp";

@@ -1,4 +1,5 @@
-# Ordinals: src/ipc/capnp/tracing.capnp of github.com/willcl-ark/bitcoin, branch pr/trace, commit 6cbf222c6ada.
+# The ordinals are those in src/ipc/capnp/tracing.capnp of github.com/willcl-ark/bitcoin, branch pr/trace, commit
+# 6cbf222c6ada.
 @0xfcbbd3f49874128e;
 
 using Proxy = import "proxy.capnp";

@@ -1,5 +1,5 @@
-//! Counts the transactions, inputs and outputs of a serialized block. The block is parsed in its receive buffer,
-//! without a copy and without an allocation.
+//! Counts the transactions, inputs and outputs of a serialized block. The block is parsed in the buffer of the received
+//! message, without a copy and without an allocation.
 
 use std::ops::ControlFlow;
 
@@ -45,8 +45,9 @@ impl Visitor for BlockVisitor {
         ControlFlow::Continue(())
     }
     fn visit_tx_ins(&mut self, total_inputs: usize) {
-        // A serialized transaction contains the number of its inputs before the inputs. This number is not validated
-        // yet, so the sum over the transactions could overflow.
+        // A serialized transaction contains the number of its inputs before the inputs. The parser calls this method
+        // before it has checked that the block contains this number of inputs, so the sum over the transactions could
+        // overflow.
         self.contents.inputs = self.contents.inputs.saturating_add(total_inputs as u64);
     }
     fn visit_tx_outs(&mut self, total_outputs: usize) {

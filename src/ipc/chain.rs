@@ -1,5 +1,6 @@
-//! Client of the Chain interface: height of the tip, initial block download, pruning, and Core's validation
-//! notifications (`CValidationInterface`).
+//! Client of the node's Chain interface: height of the tip, initial block download, pruning, and Core's validation
+//! notifications (`CValidationInterface`). The node sends the notifications to the [guard](super::guard), the process
+//! that relays messages between the node and the exporter.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +10,7 @@ use super::subscription::{CallbackObject, Subscription};
 use super::{BlockContents, CallError};
 use crate::schema::chain_capnp::{chain, chain_notifications};
 
-/// A notification of the Chain interface, reduced to the values that the exporter uses.
+/// A notification that the node sent through its Chain interface, reduced to the values that the exporter uses.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub enum ChainEvent {
     /// `transactionAddedToMempool`: a transaction entered the mempool.
@@ -19,7 +20,7 @@ pub enum ChainEvent {
     RemovedFromMempool(i32),
     /// `blockConnected`: a block was connected to a chainstate.
     BlockConnected {
-        /// The block's hash, in wire byte order; `None` if the node omitted the hash.
+        /// The block's hash, in wire byte order; `None` if the notification contains no hash of 32 bytes.
         hash: Option<[u8; 32]>,
         /// The block's height.
         height: i32,
@@ -53,11 +54,11 @@ impl Chain {
         have_pruned = have_pruned_request -> bool;
     }
 
-    /// Whether the node's Chain interface has the method ordinals of the exporter's schema; `None` if the capability is
-    /// not a Chain. The ordinals differ between public branches of Bitcoin Core. On a branch with the exporter's
-    /// schema, this call runs `relayMinFee`, which returns bytes. On the public branches with another schema and with
-    /// the Mining interface, the same ordinal is `estimateMaxBlocks`, which returns a number. Both methods are safe to
-    /// call at any time, and change nothing.
+    /// Whether the node's Chain interface has the method ordinals of the exporter's schema; `None` if the capability
+    /// does not implement the Chain interface. The ordinals differ between public branches of Bitcoin Core. On a branch
+    /// with the exporter's schema, the call that this function makes runs `relayMinFee`, which returns bytes. On the
+    /// public branches with another schema and with the Mining interface, the same ordinal is `estimateMaxBlocks`,
+    /// which returns a number. Both methods are safe to call at any time, and change nothing.
     pub(super) async fn has_our_schema(&self) -> Result<Option<bool>, CallError> {
         let answer = ok_if_offered(call!(self, relay_min_fee_request))?;
         Ok(answer.map(|answer| {
@@ -66,8 +67,8 @@ impl Chain {
         }))
     }
 
-    /// Whether the node is shutting down; `None` if the capability is not a Chain. The call is safe even while the node
-    /// starts or shuts down.
+    /// Whether the node is shutting down; `None` if the capability does not implement the Chain interface. The call is
+    /// safe even while the node starts or shuts down.
     pub(super) async fn shutdown_requested(&self) -> Result<Option<bool>, CallError> {
         let answer = ok_if_offered(call!(self, shutdown_requested_request))?;
         Ok(answer.map(|answer| answer.get().map(|answer| answer.get_result())).transpose()?)
@@ -96,7 +97,8 @@ impl Chain {
     /// Subscribes to the node's chain notifications. The guard responds to each notification, and sends the
     /// notification to the exporter as an event.
     ///
-    /// After this call the connection must stay open until [`Subscription::end`] has returned.
+    /// [`Subscription::end`] ends the subscription. If the exporter closes its connection without this call, the guard
+    /// ends the subscription before the guard closes the connection to the node.
     ///
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).

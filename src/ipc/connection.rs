@@ -1,5 +1,6 @@
 //! A connection to a node: the Cap'n Proto handshake, the node's threads for the exporter's calls, and the deadline of
-//! each call.
+//! each call. The connection passes through the guard, a process that relays messages between the exporter and the
+//! node.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -61,7 +62,8 @@ impl NodeThread {
         }
     }
 
-    /// Returns this capability with calls that run on this thread.
+    /// Combines `client`, a capability of the node, with this thread, which then runs the exporter's calls on the
+    /// capability.
     pub(super) fn bind<C>(&self, client: C) -> BoundCapability<C> {
         BoundCapability { client, thread: self.clone() }
     }
@@ -139,7 +141,8 @@ pub struct IpcConnection {
 
 impl IpcConnection {
     /// Performs the Cap'n Proto handshake: requests the node's bootstrap capability and calls `construct`. This
-    /// function must be called in a [`tokio::task::LocalSet`]. `deadline` is the timeout of each call.
+    /// function must be called in a [`tokio::task::LocalSet`]. `deadline` is the timeout of each call to the node,
+    /// including the calls of the handshake.
     ///
     /// # Errors
     /// The node does not respond within `deadline`, rejects the handshake, or closes the connection.

@@ -1,4 +1,6 @@
-//! Opens connections to a node: a connection inherited at the exporter's start, or new connections to a socket path.
+//! Opens connections to a node: uses a connection that was inherited at the exporter's start (for example from
+//! systemd), or connects to a socket path. The supervisor, the exporter's parent process, opens each connection, and
+//! starts a guard for it: a process that relays messages between the exporter and the node.
 
 use std::io::{Error, ErrorKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -12,8 +14,9 @@ use nix::unistd::{Uid, User};
 use crate::bitcoin_core::{ChainParams, default_datadir};
 use crate::supervisor::{ConnectFailure, GuardedSockets, InheritedConnection, SupervisorClient};
 
-/// Returns the socket path to connect to: `socket_path`, or the default path in `datadir`. If neither is set, returns
-/// the default path in the default data directory, or `None` if a connection was inherited.
+/// Returns the path of the node's socket to which the exporter connects: `socket_path`, or the default path in
+/// `datadir`. If neither is set, returns the default path in the default data directory, or `None` if a connection was
+/// inherited.
 pub fn socket_path(
     has_inherited: bool,
     socket_path: Option<PathBuf>,
@@ -67,8 +70,8 @@ impl NodeEndpoint {
         &self.description
     }
 
-    /// Inode and change time (seconds, nanoseconds) of the socket file, if the path is known and the file exists. A
-    /// restarted node creates a new socket file, so these values change.
+    /// Inode and change time (seconds, nanoseconds) of the node's socket file, if the path is configured and the file
+    /// exists. A restarted node creates a new socket file, so these values change.
     pub fn file(&self) -> Option<(u64, i64, i64)> {
         let file = self.path.as_ref()?.metadata().ok()?;
         Some((file.ino(), file.ctime(), file.ctime_nsec()))

@@ -1,4 +1,4 @@
-//! Conversion of Cap'n Proto errors to [`CallError`].
+//! Conversion of Cap'n Proto errors to [`CallError`], the exporter's error type for a failed call to the node.
 
 use super::CallError;
 use super::guard::TOO_LARGE;

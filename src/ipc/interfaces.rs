@@ -12,26 +12,27 @@ use crate::json_rpc::http::HttpRpc;
 /// An interface that a node can offer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interface {
-    /// Tip, initial block download and block templates. Every node with IPC has this interface once its chain state is
-    /// loaded.
+    /// Provides the tip, the state of initial block download, and block templates. Every node with IPC has this
+    /// interface once its chain state is loaded.
     Mining,
-    /// All JSON-RPC methods over IPC. Bitcoin Core 32 has this interface.
+    /// Provides all JSON-RPC methods over IPC. Bitcoin Core 32 has this interface.
     Rpc,
-    /// Notifications about blocks and mempool transactions, height, and pruning. Nodes built from development branches
-    /// of Bitcoin Core have this interface.
+    /// Provides notifications about blocks and mempool transactions, the height of the tip, and the state of pruning.
+    /// Nodes built from development branches of Bitcoin Core have this interface.
     Chain,
-    /// Node state, per-peer statistics and all JSON-RPC methods over IPC. Nodes built from development branches of
-    /// Bitcoin Core have this interface.
+    /// Provides state of the node's mempool and network, statistics of each peer, and all JSON-RPC methods over IPC.
+    /// Nodes built from development branches of Bitcoin Core have this interface.
     Node,
-    /// A callback for each coin that enters or leaves a UTXO cache of the node. Nodes built from one development branch
-    /// of Bitcoin Core have this interface.
+    /// Provides a callback for each coin that enters or leaves a UTXO cache of the node. Nodes built from one
+    /// development branch of Bitcoin Core have this interface.
     Tracing,
-    /// All JSON-RPC methods over HTTP. Every node with an RPC port and an RPC password or cookie has this interface.
+    /// Provides all JSON-RPC methods over HTTP. Every node with an RPC port and an RPC password or cookie has this
+    /// interface.
     HttpRpc,
 }
 
-/// Each interface, with the value of the `interface` label and a description of the interface's data, in the order of
-/// the variants of [`Interface`].
+/// Each interface, with its value of the metric label `interface` and a description of the interface's data, in the
+/// order of the variants of [`Interface`].
 const INTERFACES: [(Interface, &str, &str); 6] = [
     (Interface::Mining, "mining", "tip changes, the node's shutdown, the next block (see --next-block)"),
     (
@@ -142,9 +143,9 @@ impl Interfaces {
         self.mining.is_some() || self.execute_rpc.is_some() || self.http.is_some() || self.chain.is_some()
     }
 
-    /// Discovers the interfaces of the node, except Mining. Makes only calls that are safe at any time: a node that has
-    /// just started aborts if a call needs the chain state before the chain state is loaded. Returns `None` if the node
-    /// is shutting down; the caller must then make no further call.
+    /// Discovers the interfaces of the node, except Mining, which [`Mining::discover`] requests. Makes only calls that
+    /// are safe at any time: a node that has just started aborts if a call needs the chain state before the chain state
+    /// is loaded. Returns `None` if the node is shutting down; the caller must then make no further call.
     ///
     /// # Errors
     /// The node does not respond in time, sends a malformed response, or closes the connection.

@@ -70,9 +70,10 @@ impl BlockRef {
     }
 }
 
-/// Timeout of [`Mining::wait_tip_changed`]. The timeout is short for three reasons: the node's thread is free soon
-/// after the exporter has disconnected, the exporter can disconnect between two long polls within the stop timeout of a
-/// service manager, and Core 30 does not shut down during a long poll.
+/// Timeout of [`Mining::wait_tip_changed`], the exporter's long poll: a call to which the node responds when the tip
+/// changes or the timeout passes. The timeout is short for three reasons: the node's thread is free soon after the
+/// exporter has disconnected, the exporter can disconnect between two long polls within the stop timeout of a service
+/// manager, and Core 30 does not shut down during a long poll.
 pub const LONG_POLL: Duration = Duration::from_secs(1);
 
 /// The version of the Mining schema that a node uses. Cap'n Proto encodes a value as its XOR with the default value in

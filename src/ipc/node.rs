@@ -1,4 +1,4 @@
-//! Client of the Node interface: state of the mempool and the network, and statistics of each peer.
+//! Client of the node's Node interface: state of the node's mempool and network, and statistics of each P2P peer.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -7,7 +7,8 @@ use super::connection::{BoundCapability, call, plain};
 use super::{BlockHash, CallError};
 use crate::schema::node_capnp::{node, node_stats};
 
-/// Statistics of one peer, from Node.getNodesStats or from getpeerinfo.
+/// Statistics of one P2P peer of the node, from the IPC method `Node.getNodesStats` or the JSON-RPC method
+/// `getpeerinfo`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PeerStats {
     /// The node's ID for the peer. A node does not reuse an ID until the node restarts.

@@ -1,4 +1,6 @@
-//! A subscription to callbacks of the node. A call on the node's Handler interface ends the subscription.
+//! A subscription to callbacks of the node. To subscribe, the exporter passes a callback object to the node, and the
+//! node calls this object for each event. The guard, the process that relays messages between the exporter and the
+//! node, responds to these calls. A call on the node's Handler interface ends the subscription.
 //!
 //! The subscription is over when three steps have happened in this order: the node has responded to `disconnect`, has
 //! called `destroy` on the callback object, and has released the callback object. If the connection closes before the
@@ -12,8 +14,8 @@ use super::connection::{BoundCapability, call};
 use super::{CallError, is_thread_busy};
 use crate::schema::handler_capnp::handler;
 
-/// The exporter's object that receives the node's callbacks. The object is dropped when the node has released its
-/// references to the object.
+/// The exporter's object for the callbacks of one subscription, to which the guard responds. The object is dropped when
+/// the node has released its references to the object.
 pub(super) struct CallbackObject {
     _released: oneshot::Sender<()>,
 }

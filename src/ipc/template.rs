@@ -1,4 +1,5 @@
-//! Client of the Mining interface's block templates. The guard forwards only calls that read a template, and `destroy`.
+//! Client of the Mining interface's block templates. The guard, the process that relays the exporter's calls to the
+//! node, forwards only calls that read a template, and `destroy`.
 
 use capnp::capability::Request;
 

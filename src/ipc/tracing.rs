@@ -1,5 +1,7 @@
-//! Client of the Tracing interface: the UTXO cache trace. The node makes one callback per added, spent or uncached
-//! coin, and holds `cs_main` while it waits for the response.
+//! Client of the node's Tracing interface: the UTXO cache trace, a subscription to the changes of coins in the node's
+//! UTXO caches. The node makes one callback for each coin that it adds, spends or uncaches, and holds its main lock
+//! `cs_main` while it waits for the response. The [guard](super::guard), the process that relays messages between the
+//! node and the exporter, sends the response.
 
 use serde::{Deserialize, Serialize};
 
@@ -26,7 +28,8 @@ impl Tracing {
     /// Subscribes to the UTXO cache trace. The guard responds to each callback, and sends the callback to the exporter
     /// as an event.
     ///
-    /// After this call the connection must stay open until [`Subscription::end`] has returned.
+    /// [`Subscription::end`] ends the subscription. If the exporter closes its connection without this call, the guard
+    /// ends the subscription before the guard closes the connection to the node.
     ///
     /// # Errors
     /// The node does not respond in time, returns an error, or closes the connection ([`CallError`]).

@@ -1,5 +1,6 @@
-//! The messages between the exporter and its supervisor. The size of a message is limited, and descriptors are passed
-//! with `SCM_RIGHTS`.
+//! The messages between the exporter and its supervisor, the parent process that connects to the node and starts guards
+//! (processes that relay messages between the node and the exporter). The size of a message is limited, and descriptors
+//! are passed with `SCM_RIGHTS`.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -31,7 +32,7 @@ pub enum SupervisorRequest {
 }
 
 impl SupervisorRequest {
-    /// Sends the request without blocking.
+    /// Sends the request to the supervisor, without blocking.
     ///
     /// # Errors
     /// The supervisor has exited, or does not read its requests.
@@ -41,7 +42,7 @@ impl SupervisorRequest {
         Ok(())
     }
 
-    /// Receives the next request without blocking. Returns `Ok(None)` for an invalid message.
+    /// Receives the exporter's next request, without blocking. Returns `Ok(None)` for an invalid message.
     ///
     /// # Errors
     /// `WouldBlock` if the channel contains no message, and `UnexpectedEof` if the exporter has closed its end of the
@@ -89,8 +90,8 @@ pub enum SupervisorReply {
     Usage(PrivateUsage),
 }
 
-/// Resource usage that only a process of the node's user may read, and only if Landlock does not restrict that process.
-/// `None` for values that the supervisor could not read.
+/// Resource usage of the node's process that only a process of the node's user may read, and only if Landlock does not
+/// restrict the reading process. `None` for values that the supervisor could not read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PrivateUsage {
     /// Number of file descriptors that the node's process has open.
@@ -103,7 +104,8 @@ pub struct PrivateUsage {
 /// socket for the guard's events, and the socket for the supervisor's notices about the guard.
 pub const CONNECTION_FDS: usize = 3;
 
-/// Limit on the size of an encoded message. The longest message has 33 bytes.
+/// Maximum size in bytes of an encoded message between the exporter and the supervisor. The longest message has 33
+/// bytes.
 const MAX_BYTES: usize = 64;
 
 fn encode<'a>(message: &impl Serialize, bytes: &'a mut [u8]) -> &'a [u8] {
@@ -117,7 +119,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 }
 
 impl SupervisorReply {
-    /// Sends the response and passes these descriptors, without blocking.
+    /// Sends the response to the exporter and passes the descriptors `fds`, without blocking.
     ///
     /// # Errors
     /// The exporter has exited, or does not read the responses.
@@ -132,7 +134,7 @@ impl SupervisorReply {
         Ok(())
     }
 
-    /// Receives the next response and its descriptors, without blocking.
+    /// Receives the supervisor's next response and the descriptors that the response passes, without blocking.
     ///
     /// # Errors
     /// `WouldBlock` if the channel contains no message, `UnexpectedEof` if the supervisor has exited, and `InvalidData`
@@ -157,7 +159,8 @@ impl SupervisorReply {
     }
 }
 
-/// Creates the two ends of the channel: connected sockets that preserve message boundaries.
+/// Creates the two ends of the channel between the exporter and the supervisor: connected sockets that preserve message
+/// boundaries.
 ///
 /// # Errors
 /// The sockets cannot be created, because file descriptors or memory are short.

@@ -1,5 +1,6 @@
-//! The exporter's side of the supervisor channel: the exporter process's start parameters and its requests to the
-//! supervisor.
+//! The exporter's side of the channel to the supervisor: the start parameters of the exporter process, and its requests
+//! to the supervisor. The supervisor is the parent process, which connects to the node and starts the guards, processes
+//! that relay messages between the node and the exporter.
 
 use std::ffi::OsString;
 use std::io;
@@ -60,7 +61,8 @@ impl ExporterStart {
 /// Client of the supervisor, which sends one request at a time over the channel.
 pub struct SupervisorClient(Mutex<OwnedFd>);
 
-/// The exporter's sockets to one guard, with the PIDs of the guard and of the node.
+/// The exporter's sockets for one connection to the node: two sockets to the connection's guard and one socket to the
+/// supervisor, with the PIDs of the guard and of the node.
 pub struct GuardedSockets {
     /// Socket for Cap'n Proto messages to and from the node, which the guard relays.
     pub stream: UnixStream,

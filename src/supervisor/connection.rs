@@ -1,6 +1,7 @@
-//! A connection to the node and its guard, the process that relays messages between the node and the exporter. The
-//! supervisor keeps a descriptor of the node's socket until the guard has exited. If a guard is killed, the connection
-//! therefore stays open, and the supervisor starts a replacement guard on the connection.
+//! A connection to the node and the connection's guard, the process that relays messages between the node and the
+//! exporter. The supervisor (the parent process of the exporter and of the guard) keeps a descriptor of the node's
+//! socket until the guard has exited. If a guard is killed, the connection therefore stays open, and the supervisor
+//! starts a replacement guard on the connection.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -18,8 +19,8 @@ use crate::ipc::guard::{self, SubscriptionStore};
 /// Interval between attempts to start a replacement guard, if an attempt fails because memory or descriptors are short.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Notice that the replacement of a killed guard is running. Any other notice is the number of the signal that killed
-/// or stopped the guard.
+/// Notice (a byte that the supervisor sends to the exporter) that the replacement of a killed guard is running. Any
+/// other notice contains the number of the signal that killed or stopped the guard.
 pub const REPLACED: u8 = 0;
 /// Bit that is set in a notice if the signal stopped the guard. The supervisor has then resumed the guard.
 pub const STOPPED: u8 = 0x80;

@@ -1,5 +1,7 @@
-//! Decides for which processes the supervisor has to wait in a container. When the main process of a container exits,
-//! the kernel or the container runtime kills all other processes of the container, including the guards.
+//! Decides for which processes the supervisor has to wait in a container before it exits. The supervisor is the parent
+//! process of the exporter and of the guards, which relay messages between the node and the exporter. When the main
+//! process of a container exits, the kernel or the container runtime kills all other processes of the container,
+//! including the guards.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -39,9 +41,10 @@ pub fn is_pid_1() -> bool {
     getpid() == Pid::from_raw(1)
 }
 
-/// Whether a container runtime started this process. The guard is then killed when this process exits. The result is
-/// false if a systemd inside the container started this process (`INVOCATION_ID` is set), because the container then
-/// continues to run when this process exits, and the guard with it.
+/// Whether this process runs in a container and was not started by systemd. The exit of such a process can end the
+/// container, which kills the guards. If the variable `INVOCATION_ID` is set, systemd started this process as a
+/// service. The result is then false, because a container whose main process is systemd continues to run after the
+/// service's process exits, and the guards continue to run with it.
 fn is_in_container() -> bool {
     std::env::var_os("INVOCATION_ID").is_none()
         && (std::env::var_os("KUBERNETES_SERVICE_HOST").is_some()

@@ -1,4 +1,5 @@
-//! Opens connections to the node, from an inherited descriptor or a socket path.
+//! Opens the supervisor's connections to the node: uses a descriptor that the supervisor inherited at its start (for
+//! example from systemd), or connects to a socket path.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -30,8 +31,8 @@ impl NodeSocket {
     }
 
     /// Encodes the description of the inherited connection that is passed to the exporter: `-` if there is none,
-    /// otherwise `=` followed by the path to which the node has bound its socket (empty if the path is unknown or not
-    /// absolute).
+    /// otherwise `=` followed by the path to which the node has bound its socket. The path is omitted if it is unknown
+    /// or not absolute.
     pub fn describe_inherited(&self) -> std::ffi::OsString {
         let Some(fd) = &self.inherited else { return "-".into() };
         let peer: Option<UnixAddr> = getpeername(fd.as_raw_fd()).ok();

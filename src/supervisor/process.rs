@@ -1,4 +1,5 @@
-//! The supervisor's main loop. The supervisor's only thread waits for signals and for requests of the exporter.
+//! The main loop of the supervisor, the parent process of the exporter and of the guards (processes that relay messages
+//! between the node and the exporter). The supervisor's only thread waits for signals and for requests of the exporter.
 
 use std::collections::HashSet;
 use std::ffi::OsString;
@@ -111,7 +112,7 @@ fn spawn(node: &NodeSocket, listener: Option<&OwnedFd>, channel: &OwnedFd) -> Re
 /// State of the supervisor's main loop: the exporter process, and the open connections with their guards.
 struct Supervisor {
     exporter: Pid,
-    /// The channel to the exporter; `None` after the exporter has closed its end.
+    /// The channel to the exporter; `None` after the exporter has closed its end or has sent an invalid request.
     channel: Option<OwnedFd>,
     node: NodeSocket,
     connections: Vec<GuardedConnection>,
@@ -210,8 +211,9 @@ impl Supervisor {
         }))
     }
 
-    /// Reaps child processes that have exited. Records each guard that a signal killed, for its later replacement, and
-    /// resumes each guard that a signal stopped. Returns whether there are still child processes.
+    /// Reaps the supervisor's child processes (the exporter and the guards) that have exited. Records each guard that a
+    /// signal killed, for its later replacement, and resumes each guard that a signal stopped. Returns whether there
+    /// are still child processes.
     fn reap(&mut self) -> Result<bool> {
         loop {
             let status = match waitpid(None, Some(WaitPidFlag::WNOHANG | WaitPidFlag::WUNTRACED)) {

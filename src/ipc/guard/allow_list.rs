@@ -1,5 +1,5 @@
-//! The allow-list of the calls that the guard forwards to the node. The guard rejects all other calls, so no bug in the
-//! exporter can change the node's state.
+//! The allow-list of the calls that the guard, the process that relays the exporter's calls, forwards to the node. The
+//! guard rejects all other calls, so no bug in the exporter can change the node's state.
 //!
 //! A client of the node's IPC socket may make any call, including `stop`, wallet calls, submitting blocks and
 //! disconnecting peers. The node selects the method by the interface ID and the method ordinal in a call. The
@@ -27,19 +27,19 @@ const MAX_REQUEST_BYTES: usize = 4096;
 const RPC_EXECUTE: Method = (rpc::Client::TYPE_ID, 0);
 const NODE_EXECUTE: Method = (node::Client::TYPE_ID, 42);
 
-/// The methods that the guard forwards, with the names of their interfaces and their own names. The purpose of each
-/// method that is not only polled is in a comment.
+/// The methods that the guard forwards: interface ID and ordinal, name of the interface, and name of the method. A
+/// comment describes the purpose of each method whose name does not state which value the exporter polls.
 const ALLOWED: &[(Method, &str, &str)] = &[
     (message::CONSTRUCT, "Init", "construct"),           // handshake
     ((init::Client::TYPE_ID, 2), "Init", "makeMining"),  // Mining of Core 30
     ((init::Client::TYPE_ID, 3), "Init", "makeMining"),  // Mining
-    ((init::Client::TYPE_ID, 4), "Init", "makeRpc"), // Rpc, on development branches Chain; a call shows which
-    ((init::Client::TYPE_ID, 5), "Init", "makeNode"), // Node
+    ((init::Client::TYPE_ID, 4), "Init", "makeRpc"),     // Rpc, or Chain on development branches
+    ((init::Client::TYPE_ID, 5), "Init", "makeNode"),    // Node
     ((init::Client::TYPE_ID, 7), "Init", "makeTracing"), // Tracing
-    (message::MAKE_THREAD, "ThreadMap", "makeThread"), // a thread of the node for our calls
+    (message::MAKE_THREAD, "ThreadMap", "makeThread"), // creates a thread of the node for the exporter's calls
     ((mining::Client::TYPE_ID, 1), "Mining", "isInitialBlockDownload"),
     ((mining::Client::TYPE_ID, 2), "Mining", "getTip"),
-    (message::WAIT_TIP_CHANGED, "Mining", "waitTipChanged"), // new tips, and the node's shutdown
+    (message::WAIT_TIP_CHANGED, "Mining", "waitTipChanged"), // waits for a new tip or the node's shutdown
     (message::CREATE_NEW_BLOCK, "Mining", "createNewBlock"), // contents of the next block
     (message::DESTROY_TEMPLATE, "BlockTemplate", "destroy"), // free the template
     ((block_template::Client::TYPE_ID, 2), "BlockTemplate", "getBlock"), // weight and transactions
@@ -47,11 +47,11 @@ const ALLOWED: &[(Method, &str, &str)] = &[
     ((block_template::Client::TYPE_ID, 4), "BlockTemplate", "getTxSigops"), // signature operations
     (RPC_EXECUTE, "Rpc", "executeRpc"), // JSON-RPC, the methods of the list in json_rpc/methods.rs
     ((chain::Client::TYPE_ID, 1), "Chain", "getHeight"),
-    ((chain::Client::TYPE_ID, 27), "Chain", "relayMinFee"), // shows whether the ordinals are those of our schema
+    ((chain::Client::TYPE_ID, 27), "Chain", "relayMinFee"), // tests whether the node has our schema's ordinals
     ((chain::Client::TYPE_ID, 30), "Chain", "havePruned"),
     ((chain::Client::TYPE_ID, 31), "Chain", "getPruneHeight"),
     ((chain::Client::TYPE_ID, 33), "Chain", "isInitialBlockDownload"),
-    ((chain::Client::TYPE_ID, 34), "Chain", "shutdownRequested"), // distinguishes Chain from Rpc
+    ((chain::Client::TYPE_ID, 34), "Chain", "shutdownRequested"), // whether the node is shutting down
     (message::HANDLE_NOTIFICATIONS, "Chain", "handleNotifications"), // subscription
     ((node::Client::TYPE_ID, 18), "Node", "getNodeCount"),
     ((node::Client::TYPE_ID, 19), "Node", "getNodesStats"),
@@ -61,7 +61,7 @@ const ALLOWED: &[(Method, &str, &str)] = &[
     ((node::Client::TYPE_ID, 29), "Node", "getMempoolDynamicUsage"),
     ((node::Client::TYPE_ID, 30), "Node", "getMempoolMaxUsage"),
     ((node::Client::TYPE_ID, 31), "Node", "getHeaderTip"),
-    ((node::Client::TYPE_ID, 34), "Node", "getBestBlockHash"), // poll without JSON-RPC and Mining
+    ((node::Client::TYPE_ID, 34), "Node", "getBestBlockHash"), // tip, if JSON-RPC and Mining return none
     ((node::Client::TYPE_ID, 35), "Node", "getLastBlockTime"),
     ((node::Client::TYPE_ID, 36), "Node", "getVerificationProgress"),
     ((node::Client::TYPE_ID, 37), "Node", "isInitialBlockDownload"),
@@ -70,11 +70,13 @@ const ALLOWED: &[(Method, &str, &str)] = &[
     (message::DISCONNECT, "Handler", "disconnect"), // end of a subscription
 ];
 
-/// A rejected call and the reason, which the exporter logs and which the error response contains.
+/// A call of the exporter that the guard rejected, and the reason. The exporter logs both, and the guard's error
+/// response to the exporter contains both.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Rejection {
     /// The rejected method, for example `Mining.9` or `Rpc.executeRpc`; `other` for unknown interfaces and for ordinals
-    /// above 63. The text becomes a label value, so the number of possible texts is limited to a few hundred.
+    /// above 63. The text becomes a label value of a metric, so the number of possible texts is limited to a few
+    /// hundred.
     pub call: String,
     /// The part of the call that the allow-list does not permit; at most 200 bytes.
     pub reason: String,
@@ -87,7 +89,8 @@ impl fmt::Display for Rejection {
 }
 
 /// Checks the method of a call of the exporter against the allow-list. Also checks the method and the parameters of a
-/// JSON-RPC request, and the timeout of `waitTipChanged`.
+/// JSON-RPC request, and the timeout of `waitTipChanged` (a long poll: the node responds when the tip changes or the
+/// timeout passes).
 ///
 /// # Errors
 /// The parameters are not a valid Cap'n Proto struct of the method's parameter type.
@@ -155,7 +158,8 @@ fn check_request(request: &str, uri: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Like [`check_request`], for a call whose method and parameters are separate arguments.
+/// Like [`check_request`], for a call of `Node.executeRpc`, whose JSON-RPC method and parameters are separate
+/// arguments.
 fn check_command(method: &str, parameters: &str, uri: &str) -> Result<(), String> {
     check_size(parameters, uri)?;
     let parsed: Value =

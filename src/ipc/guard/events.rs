@@ -1,4 +1,5 @@
-//! Events that the guard sends to the exporter, and the bounded queue of events that are not sent yet.
+//! Events that the guard (the process that relays messages between the node and the exporter) sends to the
+//! exporter, and the bounded queue of events that the guard has not sent yet.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -121,7 +122,8 @@ impl EventQueue {
         Ok(EventQueue { socket: BufferedSocket::new(socket)?, blocked: false, dropped: 0 })
     }
 
-    /// Queues the event of a callback. Counts the event as dropped if the queue is full or memory is short.
+    /// Queues the event of a callback. Counts the event as dropped if the queue is full, memory is short, or the
+    /// callback could not be decoded.
     pub fn queue(&mut self, waited: Duration, event: capnp::Result<Option<GuardEvent>>) {
         let has_room =
             self.socket.unsent() < MAX_QUEUED_BYTES && self.socket.reserve(2 * MAX_EVENT_BYTES).is_ok();
@@ -155,7 +157,8 @@ impl EventQueue {
         self.socket.unsent() > 0 && !self.blocked
     }
 
-    /// The socket, if the last write filled its buffer, and poll(2) has not reported the socket as writable since then.
+    /// The event socket as an argument of poll(2), if the last write filled the socket's buffer and poll(2) has not
+    /// reported the socket as writable since then.
     pub fn blocked(&self) -> Option<PollFd<'_>> {
         self.blocked.then(|| self.socket.interest(false))
     }

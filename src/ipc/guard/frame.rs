@@ -1,4 +1,5 @@
 //! Cap'n Proto's stream framing: assembles complete messages from the bytes of a socket, and buffers outgoing messages.
+//! Used by the guard, the process that relays messages between the node and the exporter.
 
 use std::collections::TryReserveError;
 use std::io::{self, Read, Write};
@@ -12,9 +13,9 @@ use nix::poll::{PollFd, PollFlags};
 /// Maximum size in bytes of a message that the guard forwards from the node to the exporter. The guard truncates a
 /// message above this limit. The largest expected message contains a block, which has at most 4 MB.
 pub const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// Maximum size in bytes of a message that the guard truncates. The guard rejects a larger message as invalid. A valid
-/// message has at most one large text or byte string, which Cap'n Proto limits to 512 MiB, so the message always stays
-/// below this limit.
+/// Maximum size in bytes of a message that the guard truncates. The guard rejects a larger message as invalid. Cap'n
+/// Proto limits a text or byte string to 512 MiB, and a message of the node has at most one large text or byte string.
+/// A valid message of the node is therefore smaller than 1 GiB.
 pub const MAX_SKIPPED_BYTES: usize = 1 << 30;
 /// Maximum number of segments of a message, equal to the limit in Cap'n Proto's own readers.
 const MAX_SEGMENTS: usize = 512;
@@ -127,9 +128,9 @@ impl FrameReader {
         }
     }
 
-    /// Makes room in the buffer for the message that is arriving: moves the unread bytes to the front, and grows the
-    /// buffer to exactly the size of the message if the message does not fit. Returns false if the message fills the
-    /// buffer and is larger than `max_message_bytes` or the available memory.
+    /// Makes room in the receive buffer for the message that is arriving: moves the unread bytes to the front, and
+    /// grows the buffer to exactly the size of the message if the message does not fit. Returns false if the message
+    /// fills the buffer and is larger than `max_message_bytes` or the available memory.
     fn make_room(&mut self) -> bool {
         let left = self.end - self.start;
         let bytes = Word::words_to_bytes_mut(&mut self.buffer);
@@ -201,18 +202,18 @@ pub struct BufferedSocket<S = UnixStream> {
     sent: usize,
 }
 
-/// A function that reserves memory for more bytes, or fails if memory is short. A test passes a function that always
-/// fails.
+/// A function that reserves memory for more bytes in a send buffer, or fails if memory is short. A test passes a
+/// function that always fails.
 type Reserve = fn(&mut Vec<u8>, usize) -> Result<(), TryReserveError>;
 
 impl<S: Write> BufferedSocket<S> {
-    /// Creates a buffer with [`BUFFER_BYTES`] of reserved memory, so responses can be sent even if memory runs out
+    /// Creates a send buffer with [`BUFFER_BYTES`] of reserved memory, so responses can be sent even if memory runs out
     /// later.
     fn with_memory(socket: S) -> Self {
         BufferedSocket { socket, bytes: Vec::with_capacity(BUFFER_BYTES), sent: 0 }
     }
 
-    /// Number of bytes in the buffer.
+    /// Number of bytes in the send buffer that the socket has not accepted yet.
     pub fn unsent(&self) -> usize {
         self.bytes.len() - self.sent
     }
@@ -248,7 +249,7 @@ impl<S: Write> BufferedSocket<S> {
         self.bytes.try_reserve(bytes).map_err(|_| io::ErrorKind::OutOfMemory.into())
     }
 
-    /// Appends the bytes that `write` produces, without sending them.
+    /// Appends the bytes that `write` produces to the send buffer, without sending them.
     pub fn queue(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);
     }
@@ -278,7 +279,7 @@ impl<S: Write> BufferedSocket<S> {
         Ok(sent)
     }
 
-    /// Discards the bytes in the buffer.
+    /// Discards the bytes in the send buffer.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.bytes.shrink_to(BUFFER_BYTES);
@@ -294,7 +295,7 @@ fn written(result: io::Result<usize>) -> io::Result<usize> {
 }
 
 impl BufferedSocket {
-    /// Makes the socket nonblocking.
+    /// Creates an empty send buffer for `socket`, and makes the socket nonblocking.
     ///
     /// # Errors
     /// The socket cannot be made nonblocking.
@@ -356,7 +357,8 @@ mod tests {
         }
     }
 
-    /// A writer that stores the accepted bytes. After the number of bytes in the second field, it returns `WouldBlock`.
+    /// A writer that stores the accepted bytes. When the writer has stored the number of bytes in the second field, it
+    /// returns `WouldBlock`.
     struct Narrow(Vec<u8>, usize);
 
     impl Write for Narrow {

@@ -1,4 +1,6 @@
-//! Parses the parts of Cap'n Proto RPC messages that the guard needs.
+//! Parses the parts of Cap'n Proto RPC messages that the guard, the process that relays messages between the node
+//! and the exporter, needs. In Cap'n Proto, a *question ID* identifies a call, and an *export ID* identifies an object
+//! that one side of the connection hosts for the other side.
 
 use capnp::message::ReaderOptions;
 use capnp::private::capability::ClientHook;
@@ -100,8 +102,8 @@ pub enum Message<'a> {
         /// Number of references to drop.
         count: u32,
     },
-    /// The sender has resolved a promised capability to another capability, which has this export ID if the sender hosts
-    /// it. The receiver gets one more reference to the capability.
+    /// The sender has resolved a promised capability to another capability, which has this export ID if the sender
+    /// hosts it. The receiver gets one more reference to the capability.
     Resolve(Option<u32>),
     /// The sender aborts the connection.
     Abort,

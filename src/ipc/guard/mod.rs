@@ -14,8 +14,9 @@
 //!   Cap'n Proto's framing on sockets.
 //! - `events` defines the events for the exporter. `busy_poll` shortens the time for which the node waits for the
 //!   response to a callback, and `trace_budget` limits the time for which the UTXO cache trace delays the node.
-//! - `process` starts and sets up the guard process, on behalf of the [`supervisor`](crate::supervisor).
-//!   `subscription_store` passes the active subscriptions of a killed guard to its replacement.
+//! - `process` starts and sets up the guard process, on behalf of the [`supervisor`](crate::supervisor), the parent
+//!   process of the exporter and of the guards. `subscription_store` passes the active subscriptions of a killed guard
+//!   to its replacement.
 //!
 //! This file contains the code that runs in the exporter: the exporter's handle to a guard.
 
@@ -69,8 +70,8 @@ pub struct Guard {
     run_delay: Duration,
 }
 
-/// Two flags of a connection, which the tasks that read the guard's events and the supervisor's notices set, and which
-/// [`Guard::disconnect`] reads.
+/// Two facts about a connection that [`Guard::disconnect`] needs: the task that reads the guard's events sets the first
+/// flag, and the task that reads the supervisor's notices sets the second flag.
 #[derive(Default)]
 struct GuardState {
     node_shuts_down: Cell<bool>,

@@ -1,4 +1,5 @@
-//! Encodes the messages that originate in the guard, to the node and to the exporter.
+//! Encodes the messages that the guard, the process between the node and the exporter, itself creates for the node and
+//! for the exporter.
 
 use capnp::any_pointer;
 use capnp::capability::FromClientHook;
@@ -15,9 +16,11 @@ use crate::schema::proxy_capnp::thread_map;
 /// A message to the node that originates in the guard, not in the exporter.
 #[derive(Clone, Debug, PartialEq)]
 pub enum GuardMessage {
-    /// A call of `ThreadMap.makeThread`, which creates a thread of the node for the guard's long polls.
+    /// A call of `ThreadMap.makeThread`, which creates a thread of the node for the guard's long polls (calls of
+    /// `waitTipChanged`).
     MakeThread { question: u32, thread_map: u32 },
-    /// A call of `Mining.waitTipChanged`, with the timeout that the exporter used in its last call of this method.
+    /// A call of `Mining.waitTipChanged`, with the timeout of the exporter's last call of this method to which the node
+    /// responded with a tip.
     WaitTipChanged { question: u32, mining: u32, thread: u32, tip: Vec<u8>, timeout: f64 },
     /// A call of `Handler.disconnect`, which ends a subscription.
     Disconnect { question: u32, handler: u32, thread: u32 },

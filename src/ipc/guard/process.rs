@@ -1,4 +1,6 @@
-//! Starts the guard process and sets it up: arguments, process name, signal mask, OOM preference and sandbox.
+//! Starts and sets up the guard, the process that relays messages between the node and the exporter: arguments,
+//! process name, signal mask, OOM preference and sandbox. The supervisor, the exporter's parent process, starts the
+//! guard.
 
 use std::ffi::OsString;
 use std::io;
@@ -34,8 +36,8 @@ const NAME: &std::ffi::CStr = c"bitcoind-guard";
 /// the killed guard's subscriptions and disconnects. The calling process must have one thread, because a child process
 /// that another thread starts at the same time would inherit the guard's descriptors.
 ///
-/// Returns the PID of the guard, a child of the calling process, and the exporter's ends of the guard's two sockets: for
-/// the Cap'n Proto messages that the guard relays, and for the guard's [events](super::TimedEvent).
+/// Returns the PID of the guard, a child of the calling process, and the exporter's ends of the guard's two sockets:
+/// for the Cap'n Proto messages that the guard relays, and for the guard's [events](super::TimedEvent).
 ///
 /// # Errors
 /// A socket pair cannot be created, or the process cannot be started.

@@ -1,5 +1,7 @@
-//! The loop around poll(2) that reads, handles and forwards the messages of the node and of the exporter.
-//! [`protocol`](super::protocol) decides how each message is handled.
+//! The loop around poll(2) in which the guard, the process between the node and the exporter, reads, handles and
+//! forwards the messages of the node and of the exporter. [`protocol`](super::protocol) decides how each message is
+//! handled. To disconnect cleanly means to end the subscriptions and to wait for the responses to all calls before the
+//! guard closes the connection to the node.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -29,13 +31,15 @@ const MAX_UNSENT_BYTES: usize = 1 << 20;
 /// Time for which the guard collects events before it sends them to the exporter. One write for each event would delay
 /// the response to the node's next callback.
 const EVENT_FLUSH_INTERVAL: Duration = Duration::from_millis(1);
-/// Time for which the receive buffer for the node's messages keeps the memory that it allocated for a block, for the
-/// next block. Allocating the memory again takes as long as reading a block from the socket.
+/// Time since the arrival of a block for which the receive buffer for the node's messages keeps the memory that it
+/// allocated for the block. The buffer keeps the memory for the next block, because allocating the memory again takes
+/// as long as reading a block from the socket.
 const MEMORY_KEEP_INTERVAL: Duration = Duration::from_millis(200);
 /// Minimum interval between readings of the guard's run delay, the time for which the guard waited for a CPU.
 const RUN_DELAY_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Files that a guard opens before it applies its sandbox. The default value contains no files.
+/// The files that a guard inherits or opens before it applies its sandbox, and whether the guard is a replacement. The
+/// default value contains no files.
 #[derive(Default)]
 pub struct OpenFiles {
     /// The memory file to which the guard writes its subscriptions, for a replacement guard.
@@ -48,7 +52,8 @@ pub struct OpenFiles {
 
 /// Relays messages between the node and the exporter until the node closes the connection, or the guard has
 /// disconnected cleanly. A guard that replaces a killed guard ends the subscriptions in the store, disconnects, and
-/// relays nothing. The relay passes an error to `log` before it waits for the node to close the connection.
+/// relays nothing. If the guard cannot parse or store a message of the node, the relay passes an error to `log`, and
+/// then waits until the node closes the connection.
 ///
 /// # Errors
 /// A socket cannot be used, or the process at the other end of `node` is not a node.
@@ -108,7 +113,8 @@ pub fn relay(
 /// messages between them.
 struct Relay {
     node: BufferedSocket,
-    /// The receive buffer, which is taken out of the struct while the relay handles the received messages.
+    /// The receive buffer for the node's messages, which is taken out of the struct while the relay handles the
+    /// received messages.
     from_node: FrameReader,
     exporter: BufferedSocket,
     from_exporter: FrameReader,
@@ -311,7 +317,8 @@ impl Relay {
     }
 }
 
-/// Sends buffered bytes, and reads from the socket once unless the send buffer is full.
+/// Sends the bytes in the send buffer of `socket`, and then reads from `socket` once unless the send buffer is still
+/// full.
 fn receive(socket: &mut BufferedSocket, incoming: &mut FrameReader) -> io::Result<ReadOutcome> {
     socket.flush()?;
     if socket.unsent() >= MAX_UNSENT_BYTES {

@@ -1,8 +1,9 @@
-//! The list of a guard's active subscriptions, in a memory file that outlives the guard. A replacement guard reads the
-//! list, ends the subscriptions and disconnects.
+//! The list of a connection's active subscriptions, in a memory file that outlives the guard, the process that relays
+//! the connection's messages. If the guard is killed, a replacement guard reads the list, ends the subscriptions and
+//! disconnects from the node.
 //!
-//! The guard writes the file. The supervisor passes the file's descriptor to the replacement of a killed guard, and
-//! does not read the file.
+//! The guard writes the file. The supervisor, the parent process of the guards, passes the file's descriptor to the
+//! replacement of a killed guard, and does not read the file.
 
 use std::fs::File;
 use std::io;

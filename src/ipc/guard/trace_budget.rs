@@ -1,8 +1,10 @@
-//! The time budget of the UTXO cache trace, which limits the time for which the trace may delay the node.
+//! The time budget of the UTXO cache trace (a subscription to the changes of coins in the node's UTXO caches). The
+//! budget limits the time for which the trace may delay the node.
 //!
-//! The node makes a callback for every coin that it adds, spends or uncaches, and holds `cs_main` while it waits for
-//! the response. Each callback takes tens of microseconds, most of it for thread switches in the node. The node's
-//! waiting time is measured as the time between two callbacks of a burst.
+//! The node makes a callback for every coin that it adds, spends or uncaches, and holds its lock `cs_main` while it
+//! waits for the response of the guard, the process that responds to callbacks on behalf of the exporter. Each callback
+//! takes tens of microseconds, most of it for thread switches in the node. The node's waiting time is measured as the
+//! time between two callbacks of a burst.
 
 use std::time::Duration;
 
@@ -15,15 +17,16 @@ const MAX_BURST_GAP: Duration = Duration::from_millis(250);
 /// node, for example script checks.
 const MAX_ROUND_TRIP: Duration = Duration::from_micros(500);
 
-/// Counter of the time for which the node has waited for the trace in the current period, with the budget as its limit.
+/// Counter of the time for which the node has waited for responses to the trace's callbacks in the current period, with
+/// the budget as its limit.
 #[derive(Default)]
 pub struct TraceBudget {
     allowed: Option<Duration>,
     began: Duration,
     last: Duration,
     waited: Duration,
-    /// The guard's run delay at the last call of `add_run_delay` in this burst of callbacks; `None` before the first
-    /// call.
+    /// The guard's run delay (time for which the guard waited for a CPU) at the last call of `add_run_delay` in this
+    /// burst of callbacks; `None` before the first call.
     run_delay: Option<Duration>,
 }
 

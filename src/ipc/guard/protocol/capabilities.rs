@@ -1,4 +1,4 @@
-//! Reference counts of the node's capabilities that the exporter has.
+//! Counts the exporter's references to each capability (remote object) of the node.
 
 use std::collections::{HashMap, HashSet};
 
@@ -55,7 +55,7 @@ impl NodeCapabilities {
         }
     }
 
-    /// Records that the exporter no longer has the capability.
+    /// Records that the exporter no longer has any reference to the capability.
     pub fn remove(&mut self, id: u32) {
         self.references.remove(&id);
     }

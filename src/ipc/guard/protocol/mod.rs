@@ -1,5 +1,7 @@
-//! The guard's protocol rules and the state that they need: the calls, capabilities and subscriptions of a connection.
-//! The code in this module does no I/O, and its callers pass the current time.
+//! The protocol rules of the guard (the process that relays messages between the node and the exporter), and the
+//! state that the rules need: the calls, capabilities and subscriptions of a connection. The code in this module does
+//! no I/O, and its callers pass the current time. In Cap'n Proto, a *question ID* identifies a call, and an *export ID*
+//! identifies an object that one side of the connection hosts for the other side.
 //!
 //! A node can crash if a client disconnects in the middle of a call or with an active subscription. A node disconnects
 //! or aborts if a client breaks Cap'n Proto's RPC protocol. Therefore the guard applies these rules to every message of
@@ -9,8 +11,9 @@
 //!   drops an invalid message and starts a clean disconnect. The guard never cancels a call: if the exporter sends
 //!   `Finish` before the node's response, the guard forwards the `Finish` only after the response.
 //! - The guard responds to the node's calls, even if the exporter has exited.
-//! - The node announces its shutdown in the response to a long poll (`waitTipChanged`). Therefore the guard makes a
-//!   long poll if the exporter has no long poll under way.
+//! - The node announces its shutdown in the response to a long poll (`waitTipChanged`, to which the node responds when
+//!   the tip changes or a timeout passes). Therefore the guard makes a long poll if the exporter has no long poll under
+//!   way.
 //! - At most one call on a block template is under way at a time, and the guard releases the template before it closes
 //!   the connection.
 //! - To drain (disconnect cleanly) means: disconnect one subscription after the other, wait until the node has released
@@ -18,8 +21,9 @@
 //!
 //! The state is divided into modules. `questions` is the only record of the calls to the node that are under way.
 //! `capabilities` contains the exporter's references to the node's capabilities, `shutdown_watch` the long poll,
-//! `template` the rules for a block template, and `subscriptions` the subscriptions. `on_node_message` and `on_exporter_message` handle
-//! messages. `own_calls` makes the guard's own calls, and decides when the guard may close the connection.
+//! `template` the rules for a block template, and `subscriptions` the subscriptions. `on_node_message` and
+//! `on_exporter_message` handle messages. `own_calls` makes the guard's own calls, and decides when the guard may close
+//! the connection.
 
 mod capabilities;
 mod on_exporter_message;
@@ -45,7 +49,7 @@ use subscriptions::SubscriptionTable;
 use template::Template;
 
 /// First question ID of the guard's own calls, and first export ID of the guard's own objects. The exporter allocates
-/// its IDs from zero.
+/// its IDs from zero, so the IDs of the guard and of the exporter differ.
 const FIRST_GUARD_ID: u32 = 0x7000_0000;
 /// First ID that a replacement guard allocates. The number differs from [`FIRST_GUARD_ID`], because late responses to
 /// the killed guard's calls must not match a call of the replacement guard.
@@ -55,7 +59,7 @@ const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(2);
 /// Interval after which the guard repeats one of its own calls that failed.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The relay's action for a message from the node.
+/// The action that the relay (the guard's loop that reads and writes the sockets) takes for a message from the node.
 #[derive(Debug, PartialEq)]
 pub enum NodeMessageAction {
     /// Send an empty response to the callback, and send the callback to the exporter as an event.
@@ -71,7 +75,8 @@ pub enum NodeMessageAction {
     Keep,
 }
 
-/// The relay's action for a message from the exporter.
+/// The action that the relay (the guard's loop that reads and writes the sockets) takes for a message from the
+/// exporter.
 #[derive(Debug, PartialEq)]
 pub enum ExporterMessageAction {
     /// Forward the message to the node.
@@ -171,8 +176,8 @@ impl ProtocolState {
         self.questions.insert(number, purpose, thread, now);
     }
 
-    /// Whether the guard needs this capability of the node for a clean disconnect. The guard does not forward the
-    /// exporter's release of such a capability.
+    /// Whether the guard needs this capability of the node for its long polls or for a clean disconnect. The guard does
+    /// not forward the exporter's release of such a capability.
     fn is_pinned(&self, id: u32) -> bool {
         self.shutdown_watch.is_pinned(id)
             || self.template.as_ref().is_some_and(|template| template.export == id)
@@ -191,7 +196,8 @@ impl ProtocolState {
     }
 
     /// Starts the clean disconnect. The relay calls this method if the exporter has closed its connection, has broken
-    /// the protocol, or does not read its socket.
+    /// the protocol, or does not read its socket. The clean disconnect also starts when the node announces its
+    /// shutdown.
     pub fn drain(&mut self, now: Duration) {
         if self.draining_since.is_some() {
             return;
@@ -223,7 +229,8 @@ impl ProtocolState {
         self.has_answered || self.replacing_since.is_some()
     }
 
-    /// Records the guard's run delay since its start. See [`TraceBudget::add_run_delay`].
+    /// Records the guard's run delay (time for which the guard waited for a CPU) since the guard's start. See
+    /// [`TraceBudget::add_run_delay`].
     pub fn add_run_delay(&mut self, total: Duration) {
         self.trace_budget.add_run_delay(total);
     }

@@ -1,4 +1,5 @@
-//! Decides how the guard handles each message from the exporter.
+//! Decides how the guard (the process that relays messages between the node and the exporter) handles each message
+//! from the exporter.
 
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ pub(super) const MAX_REFERENCES: usize = 256;
 type Checked<T> = Result<T, ExporterMessageAction>;
 
 impl ProtocolState {
-    /// Returns the action for a message from the exporter, and updates the state.
+    /// Returns the guard's action for a message from the exporter, and updates the protocol state.
     pub fn on_exporter(&mut self, message: &Message, now: Duration) -> ExporterMessageAction {
         let (Ok(action) | Err(action)) = self.check_message(message, now);
         self.release_unused_template();
@@ -66,7 +67,7 @@ impl ProtocolState {
         if is_thread { Ok(passed) } else { Err(UNEXPECTED_CAPABILITY.into()) }
     }
 
-    /// The purpose of a call that may be forwarded.
+    /// Returns the purpose of a call of the exporter if the guard may forward the call to the node.
     fn purpose(&mut self, call: &Call, passed: PassedCapabilities) -> Checked<CallPurpose> {
         if let Some(template) = &self.template
             && call.target == CallTarget::Export(template.export)

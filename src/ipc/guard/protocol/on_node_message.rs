@@ -1,4 +1,5 @@
-//! Decides how the guard handles each message from the node.
+//! Decides how the guard (the process that relays messages between the node and the exporter) handles each message
+//! from the node.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::{CallPurpose, FIRST_GUARD_ID, GuardEvent, GuardMessage, NodeMessageAc
 use crate::ipc::guard::message::{self, Message, Outcome, Return};
 
 impl ProtocolState {
-    /// Returns the action for a message from the node, and updates the state.
+    /// Returns the guard's action for a message from the node, and updates the protocol state.
     ///
     /// # Errors
     /// The results of a response have an invalid encoding.
@@ -66,7 +67,8 @@ impl ProtocolState {
         self.capabilities.set_threads(hosted, are_threads);
         let first = hosted.first().copied();
         if let CallPurpose::CreateNewBlock = answered.purpose {
-            // The node has no template if the response has none, or if an early `Finish` of the exporter releases it.
+            // The node keeps no template if its response contains none, or if the exporter has already sent a `Finish`
+            // that releases the template.
             self.template = first.filter(|_| is_kept).map(|export| Template { export, destroyed: false });
         }
         self.release_unused_template();
@@ -74,8 +76,8 @@ impl ProtocolState {
         Ok(if own { NodeMessageAction::Keep } else { NodeMessageAction::Forward })
     }
 
-    /// Updates the state according to the purpose and the outcome of a call. `own` is whether the guard itself made the
-    /// call.
+    /// Updates the protocol state according to the purpose and the outcome of a call to the node. `own` is whether the
+    /// guard itself made the call.
     fn apply_outcome(
         &mut self,
         answered: Question,

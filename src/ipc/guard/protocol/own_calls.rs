@@ -1,4 +1,6 @@
-//! The calls that the guard itself makes, their timing, and the decision when the guard may close the connection.
+//! The calls that the guard (the process that relays messages between the node and the exporter) itself makes to
+//! the node, their timing, and the decision when the guard may close the connection to the node. A replacement guard
+//! takes over the connection of a killed guard, ends the subscriptions and disconnects.
 
 use std::time::Duration;
 
@@ -12,7 +14,8 @@ use super::{
 pub(super) const SETTLE_TIME: Duration = Duration::from_millis(20);
 /// Time without a message from the node after which a replacement guard sends its first message. If the killed guard
 /// had a `disconnect` call under way, the `destroy` call that the node makes during a `disconnect` would have arrived
-/// within this time. A second `disconnect` in the middle of the first one hangs the node.
+/// within this time. The replacement guard waits because a second `disconnect` during the first `disconnect` would hang
+/// the node.
 pub(super) const QUIET_TIME: Duration = Duration::from_millis(500);
 /// Time since the start of a replacement guard after which the guard sends its first message even if the node was never
 /// silent for [`QUIET_TIME`].
@@ -57,8 +60,9 @@ impl ProtocolState {
         (!is_busy).then_some(next)
     }
 
-    /// Time from which the guard makes the next call for its long polls; `None` if the guard has no call to make,
-    /// because a long poll of the exporter or of the guard, or the guard's request for a thread, is under way.
+    /// Time from which the guard makes the next call for its long polls (calls of `waitTipChanged`); `None` if the
+    /// guard has no call to make, because a long poll of the exporter or of the guard, or the guard's request for a
+    /// thread, is under way.
     fn watch_due_at(&self) -> Option<Duration> {
         let due_at = self.shutdown_watch.due_at()?;
         let is_busy = self.questions.any_under_way(|number, purpose| match purpose {

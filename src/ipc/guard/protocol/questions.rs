@@ -1,5 +1,6 @@
-//! The unfinished calls to the node, both the exporter's calls and the guard's own calls. Cap'n Proto's term for an
-//! unfinished call is *question*.
+//! The unfinished calls to the node: calls of the exporter, and calls of the guard, the process that relays messages
+//! between the node and the exporter. Cap'n Proto's term for an unfinished call is *question*. A call of the exporter
+//! is unfinished until the exporter has sent `Finish`, the message after which the node may discard the results.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use super::FIRST_GUARD_ID;
 use super::shutdown_watch::LongPoll;
 
-/// The purpose of a call to the node, which determines how its response changes the state.
+/// The purpose of a call to the node, which determines how the node's response changes the guard's protocol state.
 #[derive(Debug)]
 pub(super) enum CallPurpose {
     /// A bootstrap request or a call of `construct`, which run on the node's event loop.
@@ -31,7 +32,7 @@ pub(super) enum CallPurpose {
     Other,
 }
 
-/// A call to the node. The table [`Questions`] has it until the node responds.
+/// A call to which the node has not responded yet: an entry of the table [`Questions`].
 #[derive(Debug)]
 pub(super) struct Question {
     pub purpose: CallPurpose,

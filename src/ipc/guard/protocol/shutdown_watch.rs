@@ -1,5 +1,6 @@
-//! The long poll (`waitTipChanged`) through which a node announces its shutdown. The guard makes this call if the
-//! exporter has no long poll under way.
+//! The long poll through which a node announces its shutdown: a call of `waitTipChanged`, to which the node responds
+//! when the tip changes, a timeout passes, or the node shuts down. The guard, the process that relays all messages
+//! between the node and the exporter, makes this call if the exporter has no long poll under way.
 
 use std::time::Duration;
 
@@ -19,7 +20,8 @@ pub(super) const MIN_SUBSCRIBED_POLL_INTERVAL: Duration = Duration::from_millis(
 /// announce the shutdown.
 pub(super) const TAKEOVER_DELAY: Duration = Duration::from_millis(10);
 
-/// Parameters of the exporter's last long poll, which the guard uses for its own long polls.
+/// Parameters of the exporter's last long poll to which the node responded with a tip. The guard uses these parameters
+/// for its own long polls.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct LongPoll {
     mining: u32,
@@ -70,10 +72,10 @@ impl LongPollResult {
 /// response shows that the node has loaded its chain state.
 #[derive(Default)]
 pub(super) struct ShutdownWatch {
-    /// The node's thread map, with which the exporter created a thread.
+    /// Export ID of the node's thread map, the object with which the exporter created a thread of the node.
     pub thread_map: Option<u32>,
     long_poll: Option<LongPoll>,
-    /// The thread of the node that runs the guard's long polls.
+    /// Export ID of the node's thread that runs the guard's long polls.
     thread: Option<u32>,
     /// Hash of the tip that the last successful long poll returned.
     tip: Vec<u8>,
@@ -120,8 +122,8 @@ impl ShutdownWatch {
         }
     }
 
-    /// Time from which the guard makes its [next call](Self::next_call) if no long poll is under way; `None` if the guard
-    /// cannot make a call.
+    /// Time from which the guard makes its [next call](Self::next_call) if no long poll is under way; `None` if the
+    /// guard cannot make a call.
     pub fn due_at(&self) -> Option<Duration> {
         let can_poll = self.long_poll.is_some() && self.thread.or(self.thread_map).is_some();
         can_poll.then_some(self.due_at)

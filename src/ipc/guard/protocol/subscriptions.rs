@@ -1,4 +1,6 @@
-//! The subscriptions of a connection, from the exporter's request until the node has released the callback object.
+//! The subscriptions of a connection. To subscribe, the exporter passes a callback object to the node, and the node
+//! calls this object for each event. The guard, the process that relays messages between the node and the exporter,
+//! responds to these callbacks.
 //!
 //! A subscription has ended when the node has responded to `disconnect` and has released the callback object. A node
 //! rejects two concurrent `disconnect` calls on one thread, and hangs on a second `disconnect` of the same
@@ -9,13 +11,13 @@ use std::time::Duration;
 use super::{BUSY_RETRY_INTERVAL, RETRY_INTERVAL, SubscriptionIds};
 use crate::ipc::is_thread_busy;
 
-/// A subscription, from the exporter's request until the node releases the callback object.
+/// A subscription of the exporter, from the exporter's request until the node releases the callback object.
 #[derive(Debug)]
 struct TrackedSubscription {
     callback: u32,
     thread: u32,
-    /// The handler that the node returned when it accepted the subscription; `None` until then. The node may make
-    /// callbacks of an accepted subscription.
+    /// Export ID of the node's handler, which the node returned when it accepted the subscription; `None` until then.
+    /// The node may make callbacks of an accepted subscription.
     handler: Option<u32>,
     /// Number of references that the node has to the callback object.
     references: u32,
@@ -24,14 +26,14 @@ struct TrackedSubscription {
 }
 
 impl TrackedSubscription {
-    /// The IDs of an accepted subscription.
+    /// The IDs with which the guard can end the subscription; `None` until the node has accepted the subscription.
     fn ids(&self) -> Option<SubscriptionIds> {
         let &TrackedSubscription { callback, thread, handler, .. } = self;
         handler.map(|handler| SubscriptionIds { callback, handler, thread })
     }
 }
 
-/// Table of all subscriptions of a connection.
+/// Table of the subscriptions of a connection that have not ended.
 #[derive(Default)]
 pub(super) struct SubscriptionTable {
     all: Vec<TrackedSubscription>,
@@ -95,8 +97,8 @@ impl SubscriptionTable {
         self.all.retain(|subscription| subscription.references > 0 || subscription.handler.is_none());
     }
 
-    /// Returns the export ID of the callback object of the subscription with this handler. `None` if the subscription is
-    /// already disconnected, or if no subscription has this handler.
+    /// Returns the export ID of the callback object of the subscription with this handler. `None` if the subscription
+    /// is already disconnected, or if no subscription has this handler.
     pub fn connected_callback(&self, handler: u32) -> Option<u32> {
         let subscription = self.all.iter().find(|subscription| subscription.handler == Some(handler))?;
         (!subscription.disconnected).then_some(subscription.callback)

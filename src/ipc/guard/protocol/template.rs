@@ -1,4 +1,5 @@
-//! A block template in the node's memory.
+//! The rules of the guard (the process that relays messages between the node and the exporter) for a block template
+//! in the node's memory.
 //!
 //! The node keeps the transactions of a template in memory until the template is destroyed or released. A node reads
 //! freed memory if it destroys a template while it handles another call on the template, or if it handles a call after

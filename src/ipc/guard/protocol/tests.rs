@@ -624,15 +624,15 @@ fn guard_polls_only_without_the_exporters_long_poll() {
     guard.passes(Duration::from_secs(3600));
     assert_eq!((guard.calls(), guard.protocol.next_wakeup(guard.now)), (vec![], None));
     // After the node's response to the exporter's long poll, the exporter starts another long poll within
-    // `TAKEOVER_DELAY`. The guard starts no long poll.
+    // `TAKEOVER_DELAY`, so the guard starts no long poll.
     guard.node(tip_results(20, Some(TIP)));
     guard.passes(TAKEOVER_DELAY - Duration::from_millis(1));
     assert_eq!(guard.calls(), []);
     guard.exporter(call(21, MINING, message::WAIT_TIP_CHANGED, &[], &[THREAD]));
     guard.passes(Duration::from_secs(3600));
     assert_eq!(guard.calls(), []);
-    // After the node's response to the exporter's long poll, the exporter does not start another long poll. The guard
-    // starts a long poll after `TAKEOVER_DELAY`.
+    // After the node's response to the exporter's long poll, the exporter does not start another long poll, so the
+    // guard starts a long poll after `TAKEOVER_DELAY`.
     guard.node(failure(21, "no"));
     assert_eq!(guard.protocol.next_wakeup(guard.now), Some(TAKEOVER_DELAY));
     guard.passes(TAKEOVER_DELAY);
@@ -747,7 +747,8 @@ fn pinned_capabilities_are_not_released() {
             "{needed}"
         );
     }
-    // The guard also does not forward the release of a pinned capability that is part of a `Finish` message.
+    // The guard also does not forward a release in a `Finish` message if the capability is pinned (if the guard itself
+    // needs the capability).
     guard.exporter(call(20, CHAIN, GET_HEIGHT, &[], &[]));
     guard.node(results(20, &[MINING]));
     assert_eq!(guard.exporter(finish(20, true)), ExporterMessageAction::Keep);
@@ -899,8 +900,8 @@ fn subscribes_with(
     })
 }
 
-/// The guard must find the same callback and thread in the parameters of a subscription as the node finds. A node whose
-/// subscription has no callback crashes at the next block.
+/// The guard must find the same callback and thread in the parameters of a subscription as the node finds. Otherwise
+/// the guard could forward a subscription without a callback, and the node would then crash at the next block.
 #[test]
 fn parameters_refer_to_the_capabilities_of_the_message() {
     const OTHER_THREAD: u32 = 99;
@@ -953,8 +954,8 @@ fn parameters_refer_to_the_capabilities_of_the_message() {
     assert_eq!(verdict, ExporterMessageAction::Violation("handshake without a thread map"));
 }
 
-/// The guard rejects calls with options of Cap'n Proto. Some options make a node close the connection while other calls
-/// are under way.
+/// The guard rejects calls with options of Cap'n Proto, because some options make a node close the connection while
+/// other calls are under way.
 #[test]
 fn calls_have_no_options() {
     let with = |set: fn(rpc::call::Builder)| {
