@@ -1,5 +1,5 @@
-//! Runs an exporter process from startup to shutdown: notifies the service manager that the process is ready and does
-//! not hang, and handles signals.
+//! Runs the exporter process of either exporter from startup to shutdown: notifies the service manager that the process
+//! is ready and does not hang, and handles signals.
 
 use std::process::ExitCode;
 use std::sync::Arc;

@@ -1,4 +1,6 @@
-//! Descriptors that the service manager passes to this process, and notifications to the service manager.
+//! Descriptors that the service manager (systemd) passes to this process, and notifications to the service manager. In
+//! bitcoind-ipc-exporter, the supervisor (the process that the user starts) receives the exporter process's
+//! notifications and forwards them.
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
@@ -43,7 +45,8 @@ impl InheritedFds {
         Ok(inherited)
     }
 
-    /// Takes the connection to the node, which the unit passes with `OpenFile=/path/node.sock:ipc`.
+    /// Takes the connection to the node's IPC socket, which the systemd unit passes with
+    /// `OpenFile=/path/node.sock:ipc`.
     pub fn ipc(&mut self) -> Option<OwnedFd> {
         self.0.get_mut("ipc")?.pop()
     }
@@ -100,8 +103,8 @@ impl Notification {
     }
 }
 
-/// The channel to the supervisor, which sends notifications to the service manager on behalf of this process. Unset in
-/// a process without a supervisor.
+/// The channel to the supervisor, which forwards this process's notifications to the service manager. Unset in a
+/// process without a supervisor, which sends its notifications to the service manager itself.
 static SUPERVISOR: OnceLock<OwnedFd> = OnceLock::new();
 
 /// The socket to the service manager; `None` if there is no service manager. The socket is connected before the
@@ -162,7 +165,8 @@ fn log_failure(error: &std::io::Error) {
     tracing::warn!("cannot notify the service manager: {error}");
 }
 
-/// A counter that a thread's event loop increments periodically, which shows that the event loop does not hang.
+/// A counter that the event loop of one thread, for example the HTTP server's thread, increments periodically. The
+/// increments show that the event loop does not hang.
 #[derive(Clone, Default)]
 pub struct Heartbeat(Arc<AtomicU64>);
 
@@ -181,8 +185,8 @@ impl Heartbeat {
 }
 
 /// Sends WATCHDOG=1 to the service manager at twice the rate that the service manager requires. Sends WATCHDOG=1 only
-/// while the runtime that runs this future and the runtime that increments `other` do not hang. Returns immediately if
-/// the service manager requires no watchdog.
+/// while neither the tokio runtime that runs this future nor the runtime that increments `other` hangs. Returns
+/// immediately if the service manager requires no watchdog.
 pub async fn watchdog(other: Heartbeat) {
     let Some(within) = sd_notify::watchdog_enabled() else { return };
     let mut seen = 0;

@@ -92,7 +92,7 @@ pub fn first_expiry() -> Option<f64> {
     Some(first.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
 }
 
-/// Returns a warning for a certificate that has expired or expires within two weeks.
+/// Returns a warning for the log if the certificate at `path` has expired or expires within two weeks.
 pub fn expiry_warning(path: &Path, expires: SystemTime, now: SystemTime) -> Option<String> {
     /// Time before the expiry from which the warning is returned. The period is shorter than 30 days, because
     /// certificates with a lifetime of 90 days are usually renewed 30 days before they expire.

@@ -14,7 +14,8 @@ use tracing::warn;
 
 use crate::text;
 
-/// Parses a host name or IP address for `--web.allowed-host`. The result has no port.
+/// Parses a host name or IP address for `--web.allowed-host`. A port in the text is omitted from the result, because
+/// each allowed name is allowed with any port.
 ///
 /// # Errors
 /// The reason why the text is invalid.
@@ -46,8 +47,8 @@ impl AllowedHosts {
         AllowedHosts { names, ..Self::default() }
     }
 
-    /// Whether the host name of a request is allowed. A request without a host name is allowed, because it does not
-    /// come from a browser. Logs the first host name that is rejected.
+    /// Whether the host name of a request is allowed. A request without a host name is allowed, because every browser
+    /// sends a host name. Logs the first host name that is rejected.
     pub fn permit(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let of_uri = uri.authority().map(|authority| authority.as_str().as_bytes());
         let of_headers = headers.get_all(HOST).iter().map(|value| value.as_bytes());

@@ -1,4 +1,4 @@
-//! The sockets on which the HTTP endpoint listens.
+//! The listening sockets of the exporter's HTTP endpoint, which the exporter opens itself or inherits from systemd.
 
 use std::io;
 use std::net::TcpListener;
@@ -30,7 +30,7 @@ pub enum Listener {
     Unix(UnixListener, Option<(PathBuf, (u64, u64))>),
 }
 
-/// The device and the inode of a file.
+/// Returns the device number and the inode number of the file at `path`, which together identify the file.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     path.symlink_metadata().map(|file| (file.dev(), file.ino()))
 }
@@ -55,7 +55,7 @@ impl Listener {
         }
     }
 
-    /// Creates a listener from a listening socket that the service manager passed.
+    /// Creates a listener from a listening socket that the service manager (systemd) passed to the exporter.
     ///
     /// # Errors
     /// The descriptor is not a listening socket.

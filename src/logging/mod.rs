@@ -1,4 +1,4 @@
-//! Logging to stderr or the journal, and optionally to a file.
+//! The exporters' logging to stderr or the systemd journal, and optionally to a file.
 
 mod journal;
 mod log_file;
@@ -102,8 +102,8 @@ fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(LineQ
     queue::start(thread, MAX_WAITING_LINES, move |line: Vec<u8>| to.write_all(&line))
 }
 
-/// Prints to standard output from another thread. The calling thread is not delayed if the output is not read.
-/// Dropping the returned writer waits for the other thread for at most a second.
+/// Prints to standard output from another thread. The calling thread is not delayed if no process reads the output, for
+/// example from a full pipe. Dropping the returned writer waits at most a second until the text is written.
 ///
 /// # Errors
 /// The thread cannot be started.

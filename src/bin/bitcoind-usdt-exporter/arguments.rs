@@ -1,4 +1,5 @@
-//! The command line of bitcoind-usdt-exporter.
+//! The command line arguments of bitcoind-usdt-exporter. The block log is a SQLite file with a row for each connected
+//! block, and the block store is a PostgreSQL database to which the exporter forwards these rows.
 
 use std::path::{Path, PathBuf};
 
@@ -178,7 +179,8 @@ impl Arguments {
         if self.tracepoints.is_empty() { TracepointGroup::all() } else { &self.tracepoints }
     }
 
-    /// The channels that connect the block log to the block store; `None` if no block store is configured.
+    /// Starts the thread that forwards the rows of the block log to the block store, and returns the channel to this
+    /// thread; `None` if no block store is configured.
     ///
     /// # Errors
     /// The settings of the block store are invalid or incomplete, or the thread that forwards rows cannot be started.

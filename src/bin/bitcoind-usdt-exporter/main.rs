@@ -1,5 +1,5 @@
-//! The main program of bitcoind-usdt-exporter: parses the arguments, starts the parts of the exporter, and sets the
-//! exit code.
+//! The main program of bitcoind-usdt-exporter: parses the arguments, starts the tracing of the node and the HTTP
+//! server, and sets the exit code.
 
 mod arguments;
 mod blocks_command;

@@ -1,8 +1,8 @@
 //! Settings of `fibre_exporter.py`, the Python exporter that this exporter replaces: its configuration file, and its
 //! environment variables, which override the file.
 //!
-//! Each setting corresponds to an argument of this exporter. A setting is used if neither the command line nor this
-//! exporter's own environment variables set the argument.
+//! Each setting corresponds to an argument of this exporter. A setting is used only if neither the command line nor
+//! this exporter's own environment variables set the argument.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -50,7 +50,7 @@ struct Overlay<'a> {
 }
 
 impl Overlay<'_> {
-    /// Sets all arguments that have a setting and that the user did not give.
+    /// Sets all arguments for which `fibre_exporter.py` has a setting and that the user did not give.
     fn apply(&self, to: &mut Arguments) -> Result<(), String> {
         self.set(&mut to.node.bitcoind, "bitcoind", PathBufValueParser::new())?;
         self.set(&mut to.node.pid, "pid", value_parser!(i32).range(1..))?;
