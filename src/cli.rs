@@ -141,7 +141,7 @@ pub fn ignore_broken_pipe(written: io::Result<()>) -> Result<()> {
     }
 }
 
-/// The command line of a binary, which includes [`CommonArgs`].
+/// The command line arguments of one of the two binaries, which include [`CommonArgs`].
 pub trait Cli: Parser {
     /// Prefix of the names of the binary's environment variables, for example `BITCOIND_IPC_EXPORTER`.
     const ENVIRONMENT: &'static str;
@@ -168,7 +168,8 @@ pub trait Cli: Parser {
         command.mut_arg("metrics_addr", |argument| argument.required(false).default_value(Self::METRICS_ADDR))
     }
 
-    /// Parses the arguments. clap also returns a request for help or for the version as an error.
+    /// Parses the command line arguments of the process. clap also returns a request for help or for the version as an
+    /// error.
     ///
     /// # Errors
     /// An invalid argument, or a request for help or for the version.

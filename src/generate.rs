@@ -19,7 +19,7 @@ pub enum PackageFile {
     Zsh,
 }
 
-/// The contents of the requested file.
+/// The contents of `file` for the command line `command`.
 ///
 /// # Errors
 /// The manual page cannot be rendered.

@@ -29,7 +29,7 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// The process with this PID. If `binary` is `None`, the path of its binary is read from `/proc`.
+    /// The process with this PID. If `binary` is `None`, the path of the process's binary is read from `/proc`.
     ///
     /// # Errors
     /// The process does not exist, or the exporter lacks the permission to read the path of its binary.
@@ -57,7 +57,8 @@ impl NodeProcess {
         PathBuf::from(format!("/proc/{}/exe", self.pid))
     }
 
-    /// Opens a pidfd, which becomes readable when the process exits; `None` if the process has already exited.
+    /// Opens a pidfd, a descriptor that becomes readable when the process exits; `None` if the process has already
+    /// exited.
     ///
     /// # Errors
     /// The process cannot be watched, for example because it is in another PID namespace.
@@ -137,7 +138,7 @@ impl SocketPeer {
         Some(stat.comm == "b-shutoff")
     }
 
-    /// Resolves when the process has exited.
+    /// Waits until the node's process has exited.
     ///
     /// # Errors
     /// The process is not the node or has no pidfd, or the pidfd cannot be watched.
@@ -171,7 +172,7 @@ pub struct ThreadTime {
     pub id: i32,
     /// The first fifteen bytes of the thread's name. The kernel stores only these bytes.
     pub name: String,
-    /// User plus system time, in seconds.
+    /// User plus system CPU time of the thread, in seconds.
     pub seconds: f64,
 }
 

@@ -19,8 +19,8 @@ const EXPORTER: &[&str] = &["the exporter"];
 /// the boot time in `/proc/stat`, which a service with `ProcSubset=pid` cannot read.
 pub static STARTED: LazyLock<f64> = LazyLock::new(now);
 
-/// The metric families about the exporter's own process. Families from `/proc/self` are absent if `/proc` cannot be
-/// read.
+/// The metric families about the exporter's own process. Families whose values come from `/proc/self` have no samples
+/// if `/proc` cannot be read.
 #[rustfmt::skip]
 pub fn families() -> Vec<Family> {
     let process = Process::myself().ok();

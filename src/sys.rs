@@ -24,9 +24,9 @@ pub fn clock(id: ClockId) -> Duration {
 pub struct ClockError {
     /// Whether a time service, for example NTP, keeps the clock synchronized.
     pub is_synchronized: bool,
-    /// Bound on the error (`maxerror`). The bound grows between two corrections of the clock.
+    /// Upper bound of the wall clock's error (`maxerror`). The bound grows between two corrections of the clock.
     pub max_us: i64,
-    /// Estimate of the error (`esterror`).
+    /// Estimate of the wall clock's error (`esterror`).
     pub estimated_us: i64,
 }
 
@@ -114,8 +114,8 @@ pub fn taken_over() -> MutexGuard<'static, Vec<RawFd>> {
     TAKEN.lock().expect("nobody panics holding it")
 }
 
-/// Takes ownership of a descriptor that this process inherited, and makes it close-on-exec. Each descriptor can be
-/// taken over once.
+/// Takes ownership of a descriptor that this process inherited, and makes it close-on-exec. The function succeeds at
+/// most once for each descriptor.
 ///
 /// # Errors
 /// The descriptor is not open, was taken over before, or is standard input, output or error.

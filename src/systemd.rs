@@ -66,9 +66,9 @@ impl InheritedFds {
     }
 }
 
-/// Closes every inherited descriptor that was not taken over, except 0, 1 and 2. A node that starts the exporter
-/// passes all descriptors of the node to the exporter. If these descriptors stayed open in the exporter, the node's
-/// listening sockets would stay in use after the node has exited.
+/// Closes every inherited descriptor of which this process has not taken ownership (see [`take_over`]), except 0, 1 and
+/// 2. A node that starts the exporter passes all descriptors of the node to the exporter. If these descriptors stayed
+/// open in the exporter, the node's listening sockets would stay in use after the node has exited.
 pub fn close_inherited() {
     let taken = taken_over();
     let open: Vec<RawFd> = match std::fs::read_dir("/proc/self/fd") {
@@ -76,8 +76,8 @@ pub fn close_inherited() {
         Err(_) => (3..1024).collect(), // /proc cannot be read: all descriptors up to the usual limit
     };
     for fd in open.into_iter().filter(|fd| *fd > 2 && !taken.contains(fd)) {
-        // An error is ignored, because the list includes the descriptor of /proc/self/fd itself, which is closed
-        // already.
+        // An error is ignored, because the list includes the descriptor with which `read_dir` read /proc/self/fd, and
+        // this descriptor is closed already.
         let _ = nix::unistd::close(fd);
     }
 }
@@ -85,7 +85,7 @@ pub fn close_inherited() {
 /// A state of this process that the process reports to the service manager.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Notification {
-    /// The process serves HTTP requests (READY=1).
+    /// The process has started and serves HTTP requests (READY=1).
     Ready,
     /// The event loops of the process do not hang (WATCHDOG=1).
     Watchdog,

@@ -1,4 +1,5 @@
-//! Checks the `Host` header of requests to a listener on a loopback address, as a defence against DNS rebinding.
+//! Checks the `Host` header of requests to an exporter that listens on a loopback address, as a defence against DNS
+//! rebinding.
 //!
 //! The operator of a web page can make the page's host name resolve to 127.0.0.1. A script of the page can then read
 //! the responses of a service on loopback, because the browser treats the service as the page's own server. The browser
@@ -34,7 +35,7 @@ pub fn host_name(text: &str) -> Result<String, String> {
     Ok(name.into())
 }
 
-/// The set of host names for which a listener serves requests.
+/// The set of host names for which an HTTP listener of the exporter serves requests.
 #[derive(Default)]
 pub struct AllowedHosts {
     names: Vec<String>,

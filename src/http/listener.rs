@@ -22,7 +22,7 @@ pub fn remove_stale_socket(path: &Path) -> io::Result<()> {
     if is_stale { std::fs::remove_file(path) } else { Ok(()) }
 }
 
-/// A listening socket of the HTTP endpoint.
+/// A listening socket of the exporter's HTTP endpoint.
 pub enum Listener {
     /// A TCP socket.
     Tcp(TcpListener),
@@ -36,7 +36,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 impl Listener {
-    /// Listens on the address. Replaces the file of a Unix socket on which no process listens.
+    /// Opens a socket that listens on `address`. Replaces the file of a Unix socket on which no process listens.
     ///
     /// # Errors
     /// The process cannot listen on the address, for example because another process listens on it.

@@ -1,4 +1,4 @@
-//! The HTTP endpoint that serves the metrics, the status page and the health checks.
+//! The exporter's HTTP endpoint, which serves the metrics, the status page and the health checks.
 //!
 //! The endpoint runs on its own thread, so a slow or hostile client, or the rendering of a large page, cannot delay the
 //! thread that communicates with the node.
@@ -22,8 +22,8 @@
 //!   and `server::SOCKET_BYTES` makes the socket buffers small. Tests: `deadline::tests`, `http_abuse.rs`.
 //! - A web page whose host name resolves to loopback (DNS rebinding): `host` rejects requests for other host names.
 //!   Tests: `host::tests`, `http_abuse.rs`.
-//! - Many wrong passwords, each of which costs the CPU time of a bcrypt check: `web_config::basic_auth` makes one bcrypt
-//!   check at a time, has a short queue of requests, and does not check a verified password again. Tests:
+//! - Many wrong passwords, each of which costs the CPU time of a bcrypt check: `web_config::basic_auth` makes one
+//!   bcrypt check at a time, has a short queue of requests, and does not check a verified password again. Tests:
 //!   `basic_auth::tests`, `http_abuse.rs`.
 //! - Finding valid user names by the response time: `web_config::basic_auth` checks the passwords of unknown users
 //!   against another user's hash. Test: `basic_auth::tests`.

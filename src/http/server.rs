@@ -40,7 +40,7 @@ const MAX_CONNECTIONS: u64 = 256;
 /// bitcoind-usdt-exporter). These connections count towards [`MAX_CONNECTIONS`]. The separate limit is needed because
 /// health checks need no password: clients without a password could otherwise use up all connections.
 const MAX_HEALTH_CONNECTIONS: usize = 16;
-/// Number of file descriptors that are reserved for other purposes than HTTP connections.
+/// Number of file descriptors that the exporter needs for other purposes than HTTP connections.
 const OTHER_FILES: u64 = 64;
 /// Maximum size of a request's first line and headers, in bytes. Prometheus sends about 300 bytes.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
@@ -204,7 +204,7 @@ pub fn max_connections() -> usize {
 }
 
 /// The maximum number of connections of one listener. The health check listener has a separate limit, so the server
-/// never closes a scraper's connection in favour of a connection for health checks.
+/// never closes a connection of Prometheus to accept a connection for health checks.
 fn connection_limit(max_connections: usize, access: EndpointScope) -> usize {
     let health = (max_connections / 4).clamp(1, MAX_HEALTH_CONNECTIONS);
     if access == EndpointScope::Health { health } else { max_connections - health }

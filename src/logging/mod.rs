@@ -68,7 +68,7 @@ pub struct Logging {
 /// [`dropped_lines`] counts the lines that were not written.
 ///
 /// # Errors
-/// RUST_LOG is invalid, or the file cannot be opened.
+/// RUST_LOG is invalid, or the journal or the log file cannot be opened.
 pub fn start(log: LogTarget, level: LogLevel, file: Option<&Path>) -> Result<Logging> {
     let directives = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or(level.directives().into());
     let filter = EnvFilter::try_new(&directives).with_context(|| format!("RUST_LOG={directives}"))?;

@@ -1,5 +1,5 @@
-//! Queues of lines for stdout, stderr, the journal and the log file. Each queue has its own writer thread, so a thread
-//! that logs never waits for a slow target.
+//! Queues of output lines for stdout, stderr, the journal and the log file. Each queue has its own writer thread, so a
+//! thread that logs never waits for a slow target.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -296,20 +296,22 @@ impl Arguments {
         endpoint::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)
     }
 
-    /// Whether the arguments contain neither a socket path nor a data directory, and do not request HTTP without IPC.
+    /// Whether no argument states how to find the node: the arguments contain neither a socket path nor a data
+    /// directory, and do not allow polling over HTTP without IPC.
     pub fn has_no_node_argument(&self) -> bool {
         self.socket_path.is_none() && self.datadir.is_none() && !self.is_http_only_allowed()
     }
 
-    /// Whether the arguments request JSON-RPC over HTTP and no connection over IPC.
+    /// Whether the exporter may poll the node over HTTP if there is no connection over IPC: the arguments request
+    /// JSON-RPC over HTTP, and contain neither a socket path nor the descriptor of an IPC connection.
     fn is_http_only_allowed(&self) -> bool {
         let asked = self.rpc == HttpRpcMode::On || (self.rpc == HttpRpcMode::Auto && self.rpc_url.is_some());
         asked && self.socket_path.is_none() && self.ipc_fd.is_none()
     }
 }
 
-/// Rewrites `-ipcfd` to `--ipc-fd`. Bitcoin Core starts child processes with `-ipcfd N`, which clap would parse as five
-/// short options.
+/// Rewrites the argument `-ipcfd` to `--ipc-fd`, and returns other arguments unchanged. Bitcoin Core starts child
+/// processes with `-ipcfd N`, which clap would parse as five short options.
 fn normalize_ipcfd(argument: OsString) -> OsString {
     match argument.to_str() {
         Some(text) if text == "-ipcfd" || text.starts_with("-ipcfd=") => {

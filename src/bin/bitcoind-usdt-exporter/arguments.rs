@@ -205,7 +205,7 @@ impl Arguments {
         Ok(logging)
     }
 
-    /// TLS and authentication of the metrics endpoint.
+    /// The web configuration (TLS and authentication) of the metrics endpoint.
     ///
     /// # Errors
     /// An argument is missing, or a file cannot be read or is invalid.
@@ -220,8 +220,8 @@ impl Arguments {
         }
     }
 
-    /// TLS of the health endpoint. As in `fibre_exporter.py`, the health endpoint uses the certificate of the metrics
-    /// endpoint and needs no password.
+    /// The web configuration (TLS without authentication) of the endpoint for health checks. As in `fibre_exporter.py`,
+    /// the health endpoint uses the certificate of the metrics endpoint and needs no password.
     ///
     /// # Errors
     /// An argument is missing, or a file cannot be read or is invalid.
@@ -229,12 +229,13 @@ impl Arguments {
         WebConfig::from_parts(None, self.certificate()?).context("--tls-cert, --tls-key")
     }
 
-    /// Files of the certificate and its private key, if both are set.
+    /// Paths of the certificate file (`--tls-cert`) and of the private key file (`--tls-key`); `None` if neither is
+    /// set.
     fn certificate(&self) -> Result<Option<(&Path, &Path)>> {
         require_both(("tls_cert", self.tls_cert.as_deref()), ("tls_key", self.tls_key.as_deref()))
     }
 
-    /// Address of the metrics endpoint. The address is not used if systemd passes a socket.
+    /// Address of the metrics endpoint. The address is not used if systemd passes a listening socket to the exporter.
     pub fn address(&self) -> Address {
         match self.port {
             Some(port) => Address::Tcp(format!("0.0.0.0:{port}")),
@@ -255,7 +256,8 @@ impl Arguments {
     }
 }
 
-/// Combines two settings that require each other. Returns an error if only one of them is set.
+/// Combines two settings that require each other, for example a user name and a password. Returns an error if only one
+/// of the two settings is set.
 fn require_both<T>(
     (one, first): (&str, Option<T>),
     (other, second): (&str, Option<T>),

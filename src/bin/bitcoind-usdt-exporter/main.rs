@@ -122,8 +122,8 @@ fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listen
     Ok((listener, health.transpose()?))
 }
 
-/// The pages that the exporter serves over HTTP: metrics, readiness, the page of recent blocks, and the data of that
-/// page.
+/// The contents of the pages that the exporter serves over HTTP: metrics, readiness, the page of recent blocks, and the
+/// data of that page.
 struct StatusPages {
     reader: Arc<MetricsReader>,
     /// Value of the label `node` of each sample.

@@ -83,8 +83,8 @@ impl WebConfig {
         Ok(WebConfig { tls, users: Users::new(hashes), ..Default::default() })
     }
 
-    /// Reads and validates the configuration file. Error messages contain the line in the configuration file, or the
-    /// path of the certificate or key file.
+    /// Reads and validates the web configuration file at `path`. Error messages contain the line in the web
+    /// configuration file, or the path of the certificate or key file.
     ///
     /// # Errors
     /// The configuration file, or a file to which it refers, cannot be read or is invalid.
@@ -124,12 +124,12 @@ impl WebConfig {
         Ok(WebConfig { tls, users: Users::new(file.basic_auth_users), headers })
     }
 
-    /// The current TLS configuration, for a new connection; `None` for plain HTTP.
+    /// The current TLS configuration of the server, for a new connection; `None` for plain HTTP.
     pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
         self.tls.as_ref().map(ReloadableTls::current)
     }
 
-    /// Whether clients need a password or a client certificate.
+    /// Whether the server rejects clients without a password or without a client certificate.
     pub fn protects(&self) -> bool {
         self.users.is_some() || self.tls.as_ref().is_some_and(|tls| tls.asks_for_certificate)
     }

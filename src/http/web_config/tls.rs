@@ -28,8 +28,8 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Interval between warnings that a certificate expires soon.
 const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The section `tls_server_config` of the web configuration file: the HTTPS server's certificate, and the connections
-/// that the server accepts.
+/// The section `tls_server_config` of the web configuration file: the certificate of the HTTPS server, and the rules
+/// for its TLS connections.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsServerConfig {
@@ -51,7 +51,8 @@ pub struct TlsServerConfig {
     _prefer_server_cipher_suites: bool,
 }
 
-/// The policy for client certificates. The names of the variants are from Go's crypto/tls.
+/// Whether clients need a certificate. The names of the variants are from Go's crypto/tls, because the web
+/// configuration file uses Go's names.
 #[derive(Clone, Copy, Default, Deserialize, PartialEq)]
 enum ClientAuth {
     #[default]
@@ -99,7 +100,7 @@ impl TlsServerConfig {
         })
     }
 
-    /// Builds the rustls server configuration from the contents of the files. Also returns the expiry time of the
+    /// Builds the rustls server configuration from the contents of the PEM files. Also returns the expiry time of the
     /// server's certificate.
     fn config(&self, contents: &PemFiles) -> Result<(ServerConfig, Option<SystemTime>)> {
         let certificates = certificates(&contents.certificates, &self.cert_file)?;
@@ -198,7 +199,7 @@ impl ReloadableTls {
         Ok(ReloadableTls { config, asks_for_certificate })
     }
 
-    /// The current TLS configuration, for a new connection.
+    /// The current TLS configuration of the server, for a new connection.
     pub fn current(&self) -> Arc<ServerConfig> {
         self.config.borrow().clone()
     }

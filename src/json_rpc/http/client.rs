@@ -36,8 +36,8 @@ struct ClientState {
     /// not been made yet or has failed, or a call after the check has failed. `None` if the check found that a node
     /// responds over HTTP and is the node behind the IPC socket (if there is an IPC socket).
     unusable: watch::Sender<Option<HttpFailure>>,
-    /// The state in the last log line: the reason why HTTP is not used, or an empty text if HTTP is used. `None` before
-    /// the first log line.
+    /// Whether HTTP is used, according to the client's last log line: the reason why HTTP is not used, or an empty text
+    /// if HTTP is used. `None` before the first log line.
     last_logged: RefCell<Option<String>>,
     repeats: RepeatLimiter,
     /// Whether the last attempt to read the credentials found a cookie or a password.
@@ -83,7 +83,7 @@ impl HttpRpc {
         }))
     }
 
-    /// The settings of this client.
+    /// The client's settings: the node's URL, the credentials, and when to use HTTP.
     pub fn config(&self) -> &HttpRpcConfig {
         &self.0.config
     }
