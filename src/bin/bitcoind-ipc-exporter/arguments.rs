@@ -296,8 +296,8 @@ impl Arguments {
         endpoint::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)
     }
 
-    /// Whether no argument states how to find the node: the arguments contain neither a socket path nor a data
-    /// directory, and do not allow polling over HTTP without IPC.
+    /// Whether the arguments contain neither a socket path nor a data directory, and do not allow polling over HTTP
+    /// without IPC.
     pub fn has_no_node_argument(&self) -> bool {
         self.socket_path.is_none() && self.datadir.is_none() && !self.is_http_only_allowed()
     }
