@@ -27,8 +27,8 @@ pub const TRANSPORTS: [&str; 3] = ["detecting", "v1", "v2"];
 /// `MemPoolRemovalReason`, in the order of the enum, as the tracepoint `mempool:removed` passes them.
 pub const REMOVAL_REASONS: [&str; 6] = ["expiry", "sizelimit", "reorg", "block", "conflict", "replaced"];
 
-/// Reasons for which the node marks a peer as misbehaving, as `net:misbehaving_connection` passes them, with `N` in
-/// place of each number. Core gives an empty reason for most invalid blocks.
+/// Reasons for which the node marks a peer as misbehaving, as the tracepoint `net:misbehaving_connection` passes them,
+/// with `N` in place of each number. Core gives an empty reason for most invalid blocks.
 pub const MISBEHAVING_REASONS: [&str; 18] = [
     "",
     "addr message size = N",

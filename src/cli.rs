@@ -1,5 +1,7 @@
 //! The command line arguments that both binaries (bitcoind-ipc-exporter and bitcoind-usdt-exporter) share, and
-//! functions that print to standard output and error.
+//! functions that print to standard output and error. The block store is a PostgreSQL database to which exporters
+//! forward a row for each connected block; the sandbox limits a process to the system calls, files and ports that the
+//! process needs.
 
 use std::ffi::OsString;
 use std::fmt::Display;
@@ -39,7 +41,7 @@ pub struct CommonArgs {
     #[arg(long = "web.allowed-host", value_name = "NAME", value_delimiter = ',', value_parser = http::host_name, env = "WEB_ALLOWED_HOST")]
     pub web_allowed_host: Vec<String>,
 
-    /// The block store.
+    /// Settings of the block store.
     #[command(flatten)]
     pub store: StoreArgs,
 
@@ -78,7 +80,8 @@ impl CommonArgs {
         self.web_config_file.as_deref().map_or_else(|| Ok(WebConfig::default()), WebConfig::read)
     }
 
-    /// The web configuration file, and the certificate and key files that it names, which the sandbox has to allow.
+    /// The files that the sandbox has to allow because of these arguments: the web configuration file
+    /// (`--web.config.file`), and the certificate and key files that the web configuration file names.
     pub fn files(&self) -> AllowedFiles {
         let read = self.web_config_file.as_deref().map(WebConfig::reloaded_files).unwrap_or_default();
         let read_once = self.web_config_file.iter().cloned().collect();
@@ -117,7 +120,7 @@ pub fn print_error(line: impl Display) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Prints the output of a command to standard output.
+/// Prints `text` to standard output, for options and subcommands that print and exit.
 ///
 /// # Errors
 /// Standard output cannot be written. A reader that closes the pipe early is not an error.
@@ -138,7 +141,7 @@ pub fn ignore_broken_pipe(written: io::Result<()>) -> Result<()> {
     }
 }
 
-/// The command line of a binary, which includes [`CommonArgs`].
+/// The command line arguments of one of the two binaries, which include [`CommonArgs`].
 pub trait Cli: Parser {
     /// Prefix of the names of the binary's environment variables, for example `BITCOIND_IPC_EXPORTER`.
     const ENVIRONMENT: &'static str;
@@ -165,7 +168,8 @@ pub trait Cli: Parser {
         command.mut_arg("metrics_addr", |argument| argument.required(false).default_value(Self::METRICS_ADDR))
     }
 
-    /// Parses the arguments. clap also returns a request for help or for the version as an error.
+    /// Parses the command line arguments of the process. clap also returns a request for help or for the version as an
+    /// error.
     ///
     /// # Errors
     /// An invalid argument, or a request for help or for the version.
@@ -177,7 +181,7 @@ pub trait Cli: Parser {
         Ok(program)
     }
 
-    /// Prints a file that packages ship with the binary.
+    /// Prints a file that packages ship with the binary: the manual page, or completions for a shell.
     ///
     /// # Errors
     /// Standard output cannot be written.

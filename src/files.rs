@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use nix::libc::{ENXIO, O_NONBLOCK};
 use tokio::sync::oneshot;
 
-/// Maximum size of a file that [`read`] accepts. It is far above the size of the files that users configure: the
-/// system's bundle of certificate authorities has 220 kB.
+/// Maximum size of a file that [`read`] accepts. This maximum is far above the size of all files that users configure.
+/// For example, the operating system's bundle of CA certificates has 220 kB.
 const MAX_BYTES: u64 = 4 << 20;
 /// Timeout for opening or reading a file.
 const READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,8 +29,8 @@ const MAX_ATTEMPTS: usize = 4;
 /// An attempt to read or open a file: the path of the file, and the start time.
 type Attempt = (PathBuf, Instant);
 
-/// The attempts to read or open a file. The thread of an unfinished attempt, which may block indefinitely, owns the
-/// attempt.
+/// All unfinished attempts to read or open a file. The list has only weak references to the attempts. The thread that
+/// reads or opens the file, which may block indefinitely, owns the attempt and drops it when the operation finishes.
 static ATTEMPTS: Mutex<Vec<Weak<Attempt>>> = Mutex::new(Vec::new());
 
 /// Reads a file of at most 4 MiB. Blocks for at most five seconds.

@@ -19,7 +19,7 @@ pub enum PackageFile {
     Zsh,
 }
 
-/// The contents of the requested file.
+/// The contents of `file` for the command line `command`.
 ///
 /// # Errors
 /// The manual page cannot be rendered.
@@ -36,8 +36,8 @@ pub fn contents(file: PackageFile, mut command: Command) -> io::Result<Vec<u8>> 
     Ok(completions)
 }
 
-/// Renders one manual page that describes all subcommands. The page of clap_mangen only refers to a separate page for
-/// each subcommand.
+/// Renders one manual page that describes all subcommands. The page that clap_mangen renders by default only refers to
+/// a separate page for each subcommand.
 fn manual(command: Command) -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     let man = Man::new(command.clone());

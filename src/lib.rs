@@ -38,10 +38,10 @@
 //! - `testing` exports the items that only tests, benches and fuzz targets use.
 //! - [`scheduling`] sets the priorities of processes and threads. `sys` has the system calls that need `unsafe`.
 //!
-//! All code that communicates with the node runs on the main thread. HTTP runs on a separate thread, because a slow
-//! scraper must not delay a response to the node. The two threads share atomics, and locks that are held only for a
-//! lookup and never while a line is logged. Log lines are written by threads that read from bounded queues. A log
-//! target that is not read therefore delays no other thread.
+//! In the exporter process of the IPC exporter, all code that communicates with the node runs on the main thread. The
+//! HTTP server runs on a separate thread, because a slow scraper must not delay the communication with the node. The
+//! two threads share atomics, and locks that are held only for a lookup and never while a line is logged. Log lines are
+//! written by threads that read from bounded queues. A log target that is not read therefore delays no other thread.
 
 #![cfg_attr(
     not(test),

@@ -1,4 +1,6 @@
-//! Identifies the node's process, reads its resource usage, and detects its exit.
+//! Identifies the node's process, reads its resource usage, and detects its exit. Some values can be read only by the
+//! supervisor, the process of bitcoind-ipc-exporter that starts the exporter process and is not restricted by the
+//! sandbox's file rules.
 
 use std::cell::Cell;
 use std::fmt;
@@ -27,7 +29,7 @@ pub struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// The process with this PID. If `binary` is `None`, the path of its binary is read from `/proc`.
+    /// The process with this PID. If `binary` is `None`, the path of the process's binary is read from `/proc`.
     ///
     /// # Errors
     /// The process does not exist, or the exporter lacks the permission to read the path of its binary.
@@ -55,7 +57,8 @@ impl NodeProcess {
         PathBuf::from(format!("/proc/{}/exe", self.pid))
     }
 
-    /// Opens a pidfd, which becomes readable when the process exits; `None` if the process has already exited.
+    /// Opens a pidfd, a descriptor that becomes readable when the process exits; `None` if the process has already
+    /// exited.
     ///
     /// # Errors
     /// The process cannot be watched, for example because it is in another PID namespace.
@@ -91,8 +94,8 @@ pub struct SocketPeer {
 }
 
 impl SocketPeer {
-    /// The process with this PID. The PID is 0 for a process in another PID namespace. Through `supervisor`, the
-    /// exporter reads the values that a process in the sandbox may not read.
+    /// The process with this PID. The PID is 0 for a process in another PID namespace. `supervisor` is the client with
+    /// which the exporter requests the values that only the supervisor may read.
     pub fn from_pid(pid: i32, supervisor: Option<Rc<SupervisorClient>>) -> Self {
         let pid = Some(pid).filter(|&pid| pid > 0);
         SocketPeer {
@@ -103,7 +106,8 @@ impl SocketPeer {
         }
     }
 
-    /// The process; `None` if it is not visible in `/proc`, or if its threads do not show that it is a node.
+    /// The node's process; `None` if the process is not visible in `/proc`, or if the names of its threads do not show
+    /// that it is a node.
     fn node(&self) -> Option<Process> {
         let process = Process::new(self.pid?).ok()?;
         if !self.is_node.get() {
@@ -134,7 +138,7 @@ impl SocketPeer {
         Some(stat.comm == "b-shutoff")
     }
 
-    /// Resolves when the process has exited.
+    /// Waits until the node's process has exited.
     ///
     /// # Errors
     /// The process is not the node or has no pidfd, or the pidfd cannot be watched.
@@ -168,14 +172,14 @@ pub struct ThreadTime {
     pub id: i32,
     /// The first fifteen bytes of the thread's name. The kernel stores only these bytes.
     pub name: String,
-    /// User plus system time, in seconds.
+    /// User plus system CPU time of the thread, in seconds.
     pub seconds: f64,
 }
 
 impl ProcessUsage {
-    /// The process with this PID, if the names of its threads show that it is a node, and if its age matches this
-    /// uptime of the node in seconds. These checks are necessary because the PID can be outdated, or belong to another
-    /// PID namespace.
+    /// A reader for the process with this PID, if the names of its threads show that the process is a node, and if its
+    /// age matches this uptime of the node in seconds. These checks are necessary because the PID, which the node wrote
+    /// to its PID file, can be outdated, or belong to another PID namespace.
     pub fn of_node(pid: i32, uptime: f64) -> Option<Self> {
         let process = SocketPeer::from_pid(pid, None).process()?;
         let age = sys::clock(ClockId::CLOCK_BOOTTIME).as_secs_f64()
@@ -195,7 +199,7 @@ impl ProcessUsage {
         self.process.stat().ok().filter(|stat| stat.starttime == self.started)
     }
 
-    /// CPU time of each running thread.
+    /// CPU time of each thread of the node's process.
     pub fn threads(&self) -> Vec<ThreadTime> {
         let tasks = self.process.tasks().into_iter().flatten().flatten();
         let times = tasks.filter_map(|task| {
@@ -212,7 +216,7 @@ impl ProcessUsage {
         times.collect()
     }
 
-    /// The part of the node's resource usage that this process has no permission to read, requested from the
+    /// The part of the node's resource usage that the exporter process has no permission to read, requested from the
     /// supervisor; empty without a supervisor.
     pub async fn private(&self) -> PrivateUsage {
         match &self.supervisor {
@@ -238,7 +242,8 @@ pub fn cpu_seconds(stat: &Stat) -> f64 {
     (stat.utime + stat.stime) as f64 / procfs::ticks_per_second() as f64
 }
 
-/// The path without the suffix ` (deleted)`, which the kernel appends if the file was removed or replaced.
+/// The path without the suffix ` (deleted)`, which the kernel appends to the path of a process's binary in `/proc` if
+/// the file was removed or replaced.
 pub(crate) fn without_mark(path: &Path) -> PathBuf {
     path.to_str().and_then(|path| path.strip_suffix(" (deleted)")).map_or(path.into(), PathBuf::from)
 }

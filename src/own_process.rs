@@ -1,5 +1,6 @@
 //! Metrics about the exporter's own process, whose values are read at the scrape: the `process_*` metrics of Prometheus
-//! client libraries, from `/proc/self`, and metrics about the exporter's log, TLS certificate, sandbox and block store.
+//! client libraries, from `/proc/self`, and metrics about the exporter's log, TLS certificate, sandbox (the limits on
+//! its system calls and files) and block store (the PostgreSQL database to which the exporter forwards rows).
 
 use std::sync::LazyLock;
 
@@ -14,12 +15,12 @@ const PROC: &[&str] = &["/proc/self"];
 const EXPORTER: &[&str] = &["the exporter"];
 
 /// Time of the first use of this variable, in Unix seconds. Both exporters use this variable at startup, and its value
-/// is therefore exported as the start time. The start time in `/proc` is relative to the boot time in `/proc/stat`,
-/// which a service with `ProcSubset=pid` cannot read.
+/// is therefore exported as the start time. The start time in `/proc/self/stat` is not used, because it is relative to
+/// the boot time in `/proc/stat`, which a service with `ProcSubset=pid` cannot read.
 pub static STARTED: LazyLock<f64> = LazyLock::new(now);
 
-/// The metric families about the exporter's own process. Families from `/proc/self` are absent if `/proc` cannot be
-/// read.
+/// The metric families about the exporter's own process. Families whose values come from `/proc/self` have no samples
+/// if `/proc` cannot be read.
 #[rustfmt::skip]
 pub fn families() -> Vec<Family> {
     let process = Process::myself().ok();

@@ -1,6 +1,6 @@
-//! CPU scheduling and OOM priorities of threads and processes, and the kernel's statistic of their run delay. The
-//! priority of the guard, the process that answers the node's callbacks, is higher than the priority of the HTTP
-//! thread, because the node waits for the guard's answers.
+//! CPU scheduling and OOM priorities of threads and processes, and the kernel's statistic of their run delay (time
+//! spent waiting for a CPU). The priority of the guard, the process that answers the node's callbacks, is higher than
+//! the priority of the HTTP thread, because the node waits for the guard's answers.
 //!
 //! Errors of the functions in this file are ignored: if the kernel or a system call filter rejects a call, for example
 //! without privileges, the exporter keeps the default priority.

@@ -1,5 +1,5 @@
-//! Runs an exporter process from startup to shutdown: notifies the service manager that the process is ready and does
-//! not hang, and handles signals.
+//! Runs the exporter process of either exporter from startup to shutdown: notifies the service manager that the process
+//! is ready and does not hang, and handles signals.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,9 +16,10 @@ use tracing::info;
 use crate::http::{self, Endpoint, Listener, Pages};
 use crate::systemd::{self, Heartbeat};
 
-/// A second signal of the same kind within this time is ignored as a duplicate. If a service manager sends a signal to
-/// all processes of a unit, the exporter process of bitcoind-ipc-exporter receives the signal twice: directly, and from
-/// the supervisor, its parent process, which forwards the signal.
+/// A second SIGTERM or SIGINT, if it is the same signal as the first and follows within this time, is ignored as a
+/// duplicate. If a service manager sends a signal to all processes of a unit, the exporter process of
+/// bitcoind-ipc-exporter receives the signal twice: directly, and from the supervisor, its parent process, which
+/// forwards the signal.
 const SAME_SIGNAL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Starts the HTTP server, notifies the service manager, and runs `work` on this thread until it finishes. SIGTERM or
@@ -40,8 +41,9 @@ pub fn run(
     let listeners: Vec<_> = listeners.collect();
     let kept: Vec<_> = listeners.iter().map(|(listener, _)| listener.clone()).collect();
     let heartbeat = Heartbeat::default();
-    // Register the signal handlers before the server creates a second tokio runtime. Once any runtime receives signals,
-    // it receives them for all runtimes, and a signal without a registered handler is lost.
+    // Register the signal handlers before the server creates a second tokio runtime. Once any tokio runtime of the
+    // process receives signals, this runtime receives the signals for all runtimes, and a signal without a registered
+    // handler is lost.
     let signals = {
         let _entered = runtime.enter();
         [signal::signal(SignalKind::terminate())?, signal::signal(SignalKind::interrupt())?]

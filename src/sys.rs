@@ -24,9 +24,9 @@ pub fn clock(id: ClockId) -> Duration {
 pub struct ClockError {
     /// Whether a time service, for example NTP, keeps the clock synchronized.
     pub is_synchronized: bool,
-    /// Bound on the error (`maxerror`). The bound grows between two corrections of the clock.
+    /// Upper bound of the wall clock's error (`maxerror`). The bound grows between two corrections of the clock.
     pub max_us: i64,
-    /// Estimate of the error (`esterror`).
+    /// Estimate of the wall clock's error (`esterror`).
     pub estimated_us: i64,
 }
 
@@ -51,9 +51,9 @@ pub fn lower_priority() {
     unsafe { libc::nice(NICE) };
 }
 
-/// Sets the time slice of the calling thread to 0.1 ms, if the thread has the default scheduling policy. With this short
-/// slice, the scheduler runs the thread soon after it wakes up, instead of at the end of another thread's slice (for
-/// example 3 ms). Time slices can be set with Linux 6.12 or later.
+/// Sets the CPU scheduler's time slice of the calling thread to 0.1 ms, if the thread has the default scheduling
+/// policy. With this short slice, the scheduler runs the thread soon after it wakes up, instead of at the end of
+/// another thread's slice (for example 3 ms). Time slices can be set with Linux 6.12 or later.
 pub fn shorten_timeslice() {
     const SLICE_NS: u64 = 100_000;
     const SIZE: u32 = size_of::<libc::sched_attr>() as u32;
@@ -68,7 +68,7 @@ pub fn shorten_timeslice() {
     }
 }
 
-/// Opens a pidfd, which becomes readable when the process exits.
+/// Opens a pidfd, a descriptor that becomes readable when the process `pid` exits.
 ///
 /// # Errors
 /// The process does not exist in the PID namespace of this process, or no descriptor can be opened.
@@ -105,17 +105,17 @@ pub fn reset_signal(reset: Signal) -> nix::Result<()> {
     unsafe { signal(reset, SigHandler::SigDfl) }.map(drop)
 }
 
-/// Numbers of the inherited descriptors that this process has taken over.
+/// Numbers of the inherited descriptors of which this process has taken ownership (see [`take_over`]).
 static TAKEN: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
-/// Locks and returns the list of inherited descriptors that were taken over. While the lock is held, [`take_over`]
-/// blocks.
+/// Locks and returns the list of inherited descriptors of which this process has taken ownership. While the lock is
+/// held, [`take_over`] blocks.
 pub fn taken_over() -> MutexGuard<'static, Vec<RawFd>> {
     TAKEN.lock().expect("nobody panics holding it")
 }
 
-/// Takes ownership of a descriptor that this process inherited, and makes it close-on-exec. Each descriptor can be
-/// taken over once.
+/// Takes ownership of a descriptor that this process inherited, and makes it close-on-exec. The function succeeds at
+/// most once for each descriptor.
 ///
 /// # Errors
 /// The descriptor is not open, was taken over before, or is standard input, output or error.

@@ -1,4 +1,6 @@
-//! Descriptors that the service manager passes to this process, and notifications to the service manager.
+//! Descriptors that the service manager (systemd) passes to this process, and notifications to the service manager. In
+//! bitcoind-ipc-exporter, the supervisor (the process that the user starts) receives the exporter process's
+//! notifications and forwards them.
 
 use std::collections::BTreeMap;
 use std::os::fd::{OwnedFd, RawFd};
@@ -43,7 +45,8 @@ impl InheritedFds {
         Ok(inherited)
     }
 
-    /// Takes the connection to the node, which the unit passes with `OpenFile=/path/node.sock:ipc`.
+    /// Takes the connection to the node's IPC socket, which the systemd unit passes with
+    /// `OpenFile=/path/node.sock:ipc`.
     pub fn ipc(&mut self) -> Option<OwnedFd> {
         self.0.get_mut("ipc")?.pop()
     }
@@ -63,9 +66,9 @@ impl InheritedFds {
     }
 }
 
-/// Closes every inherited descriptor that was not taken over, except 0, 1 and 2. A node that starts the exporter
-/// passes all descriptors of the node to the exporter. If these descriptors stayed open in the exporter, the node's
-/// listening sockets would stay in use after the node has exited.
+/// Closes every inherited descriptor of which this process has not taken ownership (see [`take_over`]), except 0, 1 and
+/// 2. A node that starts the exporter passes all descriptors of the node to the exporter. If these descriptors stayed
+/// open in the exporter, the node's listening sockets would stay in use after the node has exited.
 pub fn close_inherited() {
     let taken = taken_over();
     let open: Vec<RawFd> = match std::fs::read_dir("/proc/self/fd") {
@@ -73,8 +76,8 @@ pub fn close_inherited() {
         Err(_) => (3..1024).collect(), // /proc cannot be read: all descriptors up to the usual limit
     };
     for fd in open.into_iter().filter(|fd| *fd > 2 && !taken.contains(fd)) {
-        // An error is ignored, because the list includes the descriptor of /proc/self/fd itself, which is closed
-        // already.
+        // An error is ignored, because the list includes the descriptor with which `read_dir` read /proc/self/fd, and
+        // this descriptor is closed already.
         let _ = nix::unistd::close(fd);
     }
 }
@@ -82,7 +85,7 @@ pub fn close_inherited() {
 /// A state of this process that the process reports to the service manager.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Notification {
-    /// The process serves HTTP requests (READY=1).
+    /// The process has started and serves HTTP requests (READY=1).
     Ready,
     /// The event loops of the process do not hang (WATCHDOG=1).
     Watchdog,
@@ -100,8 +103,8 @@ impl Notification {
     }
 }
 
-/// The channel to the supervisor, which sends notifications to the service manager on behalf of this process. Unset in
-/// a process without a supervisor.
+/// The channel to the supervisor, which forwards this process's notifications to the service manager. Unset in a
+/// process without a supervisor, which sends its notifications to the service manager itself.
 static SUPERVISOR: OnceLock<OwnedFd> = OnceLock::new();
 
 /// The socket to the service manager; `None` if there is no service manager. The socket is connected before the
@@ -162,7 +165,8 @@ fn log_failure(error: &std::io::Error) {
     tracing::warn!("cannot notify the service manager: {error}");
 }
 
-/// A counter that a thread's event loop increments periodically, which shows that the event loop does not hang.
+/// A counter that the event loop of one thread, for example the HTTP server's thread, increments periodically. The
+/// increments show that the event loop does not hang.
 #[derive(Clone, Default)]
 pub struct Heartbeat(Arc<AtomicU64>);
 
@@ -181,8 +185,8 @@ impl Heartbeat {
 }
 
 /// Sends WATCHDOG=1 to the service manager at twice the rate that the service manager requires. Sends WATCHDOG=1 only
-/// while the runtime that runs this future and the runtime that increments `other` do not hang. Returns immediately if
-/// the service manager requires no watchdog.
+/// while neither the tokio runtime that runs this future nor the runtime that increments `other` hangs. Returns
+/// immediately if the service manager requires no watchdog.
 pub async fn watchdog(other: Heartbeat) {
     let Some(within) = sd_notify::watchdog_enabled() else { return };
     let mut seen = 0;

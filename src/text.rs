@@ -3,9 +3,9 @@
 
 use std::fmt::{self, Display, Write};
 
-/// Maximum size of a label value in bytes.
+/// Maximum size of the value of a metric's label, in bytes.
 pub const LABEL_BYTES: usize = 256;
-/// Maximum size in bytes of a field in a log line, and of a message on a page.
+/// Maximum size in bytes of a field in a log line, and of a message on a status page.
 pub const MESSAGE_BYTES: usize = 1024;
 
 /// The last character of a truncated text.
@@ -15,17 +15,17 @@ const CUT: char = '…';
 /// with `…`. Formatting stops at the limit, and a large value therefore takes no additional memory.
 pub fn bounded(text: impl Display, limit: usize) -> String {
     let mut bounded = BoundedText { text: String::new(), limit };
-    // An error means that the limit was reached.
+    // The returned error is ignored: it means that `bounded` has reached its limit.
     let _ = write!(bounded, "{text}");
     bounded.text
 }
 
-/// The text for a log line or a page, truncated to [`MESSAGE_BYTES`] by [`bounded`].
+/// The text for a log line or a status page, truncated to [`MESSAGE_BYTES`] by [`bounded`].
 pub fn message(text: impl Display) -> String {
     bounded(text, MESSAGE_BYTES)
 }
 
-/// The text as a label value, truncated to [`LABEL_BYTES`] by [`bounded`].
+/// The text as the value of a metric's label, truncated to [`LABEL_BYTES`] by [`bounded`].
 pub fn label(text: impl Display) -> String {
     bounded(text, LABEL_BYTES)
 }

@@ -53,8 +53,8 @@ pub fn read_pem(path: &Path) -> Result<Vec<u8>> {
 pub fn not_after(certificate: &[u8]) -> Option<SystemTime> {
     let to_be_signed = *elements(AnyRef::from_der(certificate).ok()?)?.first()?;
     let fields = elements(to_be_signed)?;
-    // The version, which certificates of version 1 do not have, the serial number, the signature algorithm and the
-    // issuer precede the validity.
+    // In a certificate, the version (absent in certificates of version 1), the serial number, the signature algorithm
+    // and the issuer precede the validity.
     let has_version = fields.first()?.tag().is_context_specific();
     let validity = *fields.get(3 + usize::from(has_version))?;
     let not_after = *elements(validity)?.get(1)?;
@@ -92,10 +92,10 @@ pub fn first_expiry() -> Option<f64> {
     Some(first.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64())
 }
 
-/// Returns a warning for a certificate that has expired or expires within two weeks.
+/// Returns a warning for the log if the certificate at `path` has expired or expires within two weeks.
 pub fn expiry_warning(path: &Path, expires: SystemTime, now: SystemTime) -> Option<String> {
-    /// Time before the expiry from which the warning is returned. The period is shorter than 30 days, because
-    /// certificates with a lifetime of 90 days are usually renewed 30 days before they expire.
+    /// Time before the expiry at which the warnings begin. The period is shorter than 30 days, because certificates
+    /// with a lifetime of 90 days are usually renewed 30 days before they expire.
     const WARNING_PERIOD: Duration = Duration::from_secs(14 * 24 * 60 * 60);
     let (path, at) = (path.display(), humantime::format_rfc3339_seconds(expires));
     match expires.duration_since(now) {

@@ -1,10 +1,10 @@
-//! Parses the addresses on which the HTTP endpoint listens.
+//! Parses the addresses on which the exporter's HTTP endpoint listens (`--metrics-addr`).
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-/// An address on which the HTTP endpoint listens, parsed from a command line option.
+/// An address on which the exporter's HTTP endpoint listens, for example the value of `--metrics-addr`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Address {
     /// TCP address: `HOST:PORT` or `[IPv6]:PORT`.

@@ -1,4 +1,4 @@
-//! Limits the number of concurrent HTTP connections.
+//! Limits the number of concurrent connections to a listener of the exporter's HTTP server.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,9 +11,9 @@ use tracing::debug;
 pub type Authenticated = Arc<AtomicBool>;
 
 /// The open connections of a listener, up to a maximum number. A new connection is always accepted. If the maximum is
-/// reached, the oldest connection without [`Authenticated`] is closed for it, or the oldest connection if all are
-/// authenticated. Clients that flood the listener without a password therefore close only connections of clients
-/// without a password.
+/// reached, the oldest open connection whose [`Authenticated`] flag is false is closed first, or the oldest open
+/// connection if all flags are true. A flood of connections without a password therefore replaces only connections
+/// without a password, unless all open connections are authenticated.
 pub struct Connections {
     limit: usize,
     /// The task that serves each open connection, and the connection's flag, oldest connection first.

@@ -1,4 +1,4 @@
-//! Disconnects HTTP clients that do not read a response before a deadline.
+//! Disconnects HTTP clients that do not read a complete response of the exporter within a time limit.
 
 use std::future::Future;
 use std::io::{Error, ErrorKind, IoSlice, Result};
@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 /// A connection to an HTTP client, with a deadline for sending each complete response. Without the deadline, a client
-/// that reads very slowly would keep the response in the exporter's memory.
+/// that reads very slowly would keep its response in the exporter's memory for an unlimited time.
 pub struct WriteDeadline<S> {
     stream: S,
     /// Maximum time from the first to the last byte of a response.
@@ -25,7 +25,8 @@ impl<S: AsyncWrite + Unpin> WriteDeadline<S> {
         WriteDeadline { stream, time, due: None }
     }
 
-    /// Returns `result`, or a timeout error if `result` is pending and the deadline of the response has passed.
+    /// Returns `result`, the result of a write, flush or shutdown of `stream`, or a timeout error if `result` is
+    /// pending and the deadline of the response has passed. Starts the timer of the response if it is not running.
     fn in_time<T>(&mut self, cx: &mut Context<'_>, result: Poll<Result<T>>) -> Poll<Result<T>> {
         let due = self.due.get_or_insert_with(|| Box::pin(sleep(self.time)));
         if result.is_ready() {
@@ -61,7 +62,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for WriteDeadline<S> {
         self.stream.is_write_vectored()
     }
 
-    /// hyper flushes the stream after each response, so a completed flush ends the deadline of the response.
+    /// The HTTP library hyper flushes the stream after each response, so a completed flush means that the response was
+    /// sent and its timer can be removed.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
         if flushed.is_ready() {

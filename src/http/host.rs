@@ -1,4 +1,5 @@
-//! Checks the `Host` header of requests to a listener on a loopback address, as a defence against DNS rebinding.
+//! Checks the `Host` header of requests to an exporter that listens on a loopback address, as a defence against DNS
+//! rebinding.
 //!
 //! The operator of a web page can make the page's host name resolve to 127.0.0.1. A script of the page can then read
 //! the responses of a service on loopback, because the browser treats the service as the page's own server. The browser
@@ -14,7 +15,8 @@ use tracing::warn;
 
 use crate::text;
 
-/// Parses a host name or IP address for `--web.allowed-host`. The result has no port.
+/// Parses a host name or IP address for `--web.allowed-host`. A port in the text is omitted from the result, because
+/// each allowed name is allowed with any port.
 ///
 /// # Errors
 /// The reason why the text is invalid.
@@ -33,7 +35,7 @@ pub fn host_name(text: &str) -> Result<String, String> {
     Ok(name.into())
 }
 
-/// The set of host names for which a listener serves requests.
+/// The set of host names for which an HTTP listener of the exporter serves requests.
 #[derive(Default)]
 pub struct AllowedHosts {
     names: Vec<String>,
@@ -46,8 +48,8 @@ impl AllowedHosts {
         AllowedHosts { names, ..Self::default() }
     }
 
-    /// Whether the host name of a request is allowed. A request without a host name is allowed, because it does not
-    /// come from a browser. Logs the first host name that is rejected.
+    /// Whether the host name of a request is allowed. A request without a host name is allowed, because every browser
+    /// sends a host name. Logs the first host name that is rejected.
     pub fn permit(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         let of_uri = uri.authority().map(|authority| authority.as_str().as_bytes());
         let of_headers = headers.get_all(HOST).iter().map(|value| value.as_bytes());

@@ -1,4 +1,4 @@
-//! The sockets on which the HTTP endpoint listens.
+//! The listening sockets of the exporter's HTTP endpoint, which the exporter opens itself or inherits from systemd.
 
 use std::io;
 use std::net::TcpListener;
@@ -22,7 +22,7 @@ pub fn remove_stale_socket(path: &Path) -> io::Result<()> {
     if is_stale { std::fs::remove_file(path) } else { Ok(()) }
 }
 
-/// A listening socket of the HTTP endpoint.
+/// A listening socket of the exporter's HTTP endpoint.
 pub enum Listener {
     /// A TCP socket.
     Tcp(TcpListener),
@@ -30,13 +30,13 @@ pub enum Listener {
     Unix(UnixListener, Option<(PathBuf, (u64, u64))>),
 }
 
-/// The device and the inode of a file.
+/// Returns the device number and the inode number of the file at `path`, which together identify the file.
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     path.symlink_metadata().map(|file| (file.dev(), file.ino()))
 }
 
 impl Listener {
-    /// Listens on the address. Replaces the file of a Unix socket on which no process listens.
+    /// Opens a socket that listens on `address`. Replaces the file of a Unix socket on which no process listens.
     ///
     /// # Errors
     /// The process cannot listen on the address, for example because another process listens on it.
@@ -55,7 +55,7 @@ impl Listener {
         }
     }
 
-    /// Creates a listener from a listening socket that the service manager passed.
+    /// Creates a listener from a listening socket that the service manager (systemd) passed to the exporter.
     ///
     /// # Errors
     /// The descriptor is not a listening socket.

@@ -11,7 +11,8 @@ struct Element<'a> {
     version: Option<&'a str>,
 }
 
-/// The elements of these headers, for example of `text/plain;version=0.0.4;q=0.5,*/*`.
+/// Parses the elements of the given values of `Accept` or `Accept-Encoding` headers, for example of
+/// `text/plain;version=0.0.4;q=0.5,*/*`.
 fn elements<'a>(headers: impl Iterator<Item = &'a str>) -> impl Iterator<Item = Element<'a>> {
     headers.flat_map(|header| header.split(',')).map(|element| {
         let mut parts = element.split(';').map(str::trim);
@@ -27,8 +28,9 @@ fn elements<'a>(headers: impl Iterator<Item = &'a str>) -> impl Iterator<Item = 
     })
 }
 
-/// Selects the format with the higher quality value in the `Accept` headers of a request. OpenMetrics 1.0 is selected
-/// only if a header names OpenMetrics. The default is the text format.
+/// Selects the exposition format of a response: OpenMetrics 1.0 if the `Accept` headers of the request name
+/// OpenMetrics, with a quality value above 0 that is not lower than the value of the text format. Otherwise the text
+/// format is selected.
 pub fn negotiate<'a>(accept: impl Iterator<Item = &'a str>) -> Format {
     let (mut open_metrics, mut text) = (0.0_f64, 0.0_f64);
     for Element { name, quality, version } in elements(accept) {

@@ -1,4 +1,4 @@
-//! The paths of the HTTP endpoint, and the response for each path.
+//! The paths of the exporter's HTTP endpoint, and the response for each path.
 
 use std::io::Write;
 
@@ -18,7 +18,7 @@ use crate::metrics::Format;
 
 /// The contents of the HTTP endpoint's pages, which each of the two exporters implements.
 pub trait Pages: Send + Sync + 'static {
-    /// Body of `/metrics` in this format.
+    /// Body of `/metrics` in this exposition format.
     fn metrics(&self, format: Format) -> String;
     /// Result of the readiness check `/readyz`: `Ok` is served as status 200, an error as status 503.
     ///
@@ -138,7 +138,8 @@ pub fn misdirected() -> Response<Full<Bytes>> {
     respond(StatusCode::MISDIRECTED_REQUEST, TEXT, text.into())
 }
 
-/// Builds the response to a request with a password if too many passwords are waiting to be verified.
+/// Builds the response to a request whose password cannot be verified now, because too many other requests are waiting
+/// for a password check.
 pub fn busy() -> Response<Full<Bytes>> {
     /// Value of the `Retry-After` header, in seconds.
     const RETRY_SECONDS: u32 = 10;

@@ -1,4 +1,4 @@
-//! The HTTP server, which accepts connections and handles their requests on a separate thread.
+//! The exporter's HTTP server, which accepts connections and handles their requests on a separate thread.
 
 use std::convert::Infallible;
 use std::os::fd::AsFd;
@@ -36,11 +36,11 @@ use crate::systemd::Heartbeat;
 /// lowers this number. Prometheus uses one connection. Each connection needs up to 80 kB of memory, most of it for a
 /// response that the client has not read yet.
 const MAX_CONNECTIONS: u64 = 256;
-/// Maximum number of connections of the health check listener. These connections count towards [`MAX_CONNECTIONS`]. The
-/// separate limit is needed because health checks need no password: clients without a password could otherwise use up
-/// all connections.
+/// Maximum number of connections of the separate listener for health checks (`--health-port` of
+/// bitcoind-usdt-exporter). These connections count towards [`MAX_CONNECTIONS`]. The separate limit is needed because
+/// health checks need no password: clients without a password could otherwise use up all connections.
 const MAX_HEALTH_CONNECTIONS: usize = 16;
-/// Number of file descriptors that are reserved for other purposes than HTTP connections.
+/// Number of file descriptors that the exporter needs for other purposes than HTTP connections.
 const OTHER_FILES: u64 = 64;
 /// Maximum size of a request's first line and headers, in bytes. Prometheus sends about 300 bytes.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
@@ -55,12 +55,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const SOCKET_BYTES: usize = 32 * 1024;
 /// Maximum duration of a TLS handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Maximum time for which a shutdown waits for responses that are being sent.
+/// Maximum time for which a shutdown of the server waits for responses that are being sent.
 const FINISH_TIMEOUT: Duration = Duration::from_millis(500);
-/// Time after a failed accept(2) until the next attempt.
+/// Time after a failed accept(2) until the server tries to accept a connection again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The configuration of a listener: the paths that the listener serves, TLS and users, and the allowed host names.
+/// The configuration of one listener (a listening socket) of the HTTP server, which decides which requests the listener
+/// serves: the paths, TLS, the users and the allowed host names.
 pub struct Endpoint {
     web_config: WebConfig,
     access: EndpointScope,
@@ -107,10 +108,11 @@ impl HttpServerHandle {
     }
 }
 
-/// Starts the server on a new thread.
+/// Starts the HTTP server for all `listeners` on a new thread, which increments `heartbeat` as long as it does not
+/// hang.
 ///
 /// # Errors
-/// The runtime or the thread cannot be created, or a listener cannot be used.
+/// The tokio runtime or the thread cannot be created, or a listener cannot be used.
 pub fn serve_on_thread(
     max_connections: usize,
     listeners: impl IntoIterator<Item = (Arc<Listener>, Endpoint)>,
@@ -202,7 +204,7 @@ pub fn max_connections() -> usize {
 }
 
 /// The maximum number of connections of one listener. The health check listener has a separate limit, so the server
-/// never closes a scraper's connection in favour of a connection for health checks.
+/// never closes a connection of Prometheus to accept a connection for health checks.
 fn connection_limit(max_connections: usize, access: EndpointScope) -> usize {
     let health = (max_connections / 4).clamp(1, MAX_HEALTH_CONNECTIONS);
     if access == EndpointScope::Health { health } else { max_connections - health }
@@ -233,7 +235,7 @@ async fn serve_stream(
 }
 
 /// Handles the requests of one client until the client disconnects, exceeds a size limit, or exceeds a timeout. At a
-/// graceful shutdown, the response to the current request is still sent.
+/// graceful shutdown of the server, the response to the current request is still sent.
 ///
 /// # Errors
 /// The client sent an invalid request, exceeded a size limit or a timeout, or the connection failed.

@@ -1,4 +1,5 @@
-//! The error type of calls to the node, over IPC and over HTTP, and the failure of a request over HTTP with its cause.
+//! The error type of calls to the node, over IPC and over HTTP, and the type that describes why a request over HTTP
+//! failed.
 
 use std::fmt;
 use std::time::Duration;
@@ -54,14 +55,14 @@ impl CallError {
         }
     }
 
-    /// Whether the node is still loading its block index and chain state.
+    /// Whether the call failed because the node is still loading its block index and chain state.
     pub fn is_warmup(&self) -> bool {
         /// `RPC_IN_WARMUP` in Core's rpc/protocol.h.
         const RPC_IN_WARMUP: i64 = -28;
         matches!(self, CallError::JsonRpc { code: RPC_IN_WARMUP, .. })
     }
 
-    /// Whether the node's JSON-RPC does not have this method.
+    /// Whether the call failed because the node's JSON-RPC does not have the method.
     pub fn is_unknown_method(&self) -> bool {
         /// `RPC_METHOD_NOT_FOUND` in Core's rpc/protocol.h.
         const RPC_METHOD_NOT_FOUND: i64 = -32601;
@@ -98,7 +99,7 @@ impl std::error::Error for CallError {}
 /// The cause of a failed JSON-RPC request over HTTP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureCause {
-    /// The connection was refused, because no process listens at the address.
+    /// The connection was refused, because no process listens at the node's address.
     Refused,
     /// The node did not respond within the timeout of the call.
     Timeout,
@@ -119,7 +120,8 @@ pub enum FailureCause {
 }
 
 impl FailureCause {
-    /// Values of the `cause` label, in the order of the variants.
+    /// Values of the label `cause` of the metric `bitcoin_exporter_http_rpc_failures_total`, in the order of the
+    /// variants.
     pub const NAMES: [&'static str; FailureCause::Other as usize + 1] = [
         "refused",
         "timeout",
@@ -132,7 +134,7 @@ impl FailureCause {
         "other",
     ];
 
-    /// Value of the metric label `cause`.
+    /// Value of the metric label `cause` for this cause.
     pub fn name(self) -> &'static str {
         Self::NAMES[self as usize]
     }
@@ -144,7 +146,8 @@ impl FailureCause {
     }
 }
 
-/// A failed JSON-RPC request over HTTP: its cause, and a text for the log.
+/// The reason why a JSON-RPC request over HTTP failed, or why the exporter makes no such requests: a cause for the
+/// metrics, and a text for the log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HttpFailure {
     /// Cause of the failure.

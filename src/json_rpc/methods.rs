@@ -1,7 +1,8 @@
 //! The JSON-RPC methods that the exporter calls, with the permitted parameters of each method. No method in the list
 //! changes the node's state.
 //!
-//! The exporter and the guard check each call against this list and reject all other calls.
+//! The exporter checks each call against this list and rejects all other calls. The guard, the process that relays the
+//! exporter's IPC messages to the node, makes the same check.
 
 use serde_json::Value;
 

@@ -1,4 +1,5 @@
-//! JSON-RPC calls to the node, and the trait of the two transports: IPC (`src/ipc/execute_rpc.rs`) and [`http`].
+//! JSON-RPC calls to the node, and the trait that both transports implement: IPC (`src/ipc/execute_rpc.rs`) and
+//! [`http`].
 //!
 //! `methods` lists the permitted methods, which only read the node's state. `error` contains the error type
 //! of calls, with the failures of requests over HTTP. This file encodes requests and decodes responses.
@@ -21,7 +22,7 @@ pub use methods::{method_names, whitelist_line};
 
 /// A transport for JSON-RPC calls to a node, implemented for IPC and for HTTP.
 pub trait Transport {
-    /// Makes a call. Returns the JSON text of the result.
+    /// Makes a JSON-RPC call to the node. Returns the JSON text of the result.
     fn call<'a>(
         &'a self,
         method: &'static str,
@@ -34,7 +35,7 @@ pub trait Transport {
     }
 }
 
-/// A JSON-RPC client, over IPC or HTTP.
+/// A JSON-RPC client of a node, which makes its calls over IPC or over HTTP.
 #[derive(Clone)]
 pub struct JsonRpc(Rc<dyn Transport>);
 
@@ -54,8 +55,8 @@ impl JsonRpc {
         self.0.unavailable()
     }
 
-    /// Tests with a call of `uptime` whether the node offers JSON-RPC over this transport. The node responds to
-    /// `uptime` safely even while it starts.
+    /// Tests with a call of `uptime` whether the node offers JSON-RPC over this transport. This method is safe even
+    /// while the node is starting, because it needs no data that the node has to load first.
     ///
     /// # Errors
     /// The node does not respond, or the connection is closed.
@@ -103,7 +104,7 @@ pub(crate) fn request(method: &str, parameters: &Value) -> String {
     json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}).to_string()
 }
 
-/// A JSON-RPC response object.
+/// A JSON-RPC response object from the node.
 #[derive(Deserialize)]
 pub(crate) struct Response<'a> {
     /// Makes deserialization fail if the object has no `id`, because an object without an ID is not a JSON-RPC
@@ -128,7 +129,7 @@ impl Response<'_> {
     }
 }
 
-/// Parses a JSON text from the node.
+/// Parses a JSON text from the node into `T`.
 pub(crate) fn parse<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, CallError> {
     serde_json::from_str(text).map_err(|error| CallError::Malformed(format!("unexpected JSON: {error}")))
 }

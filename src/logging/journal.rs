@@ -40,8 +40,8 @@ impl Visit for JournalEntry {
     }
 }
 
-/// Queues log events for the thread that writes to the journal. Spans of `tracing` are ignored, because the exporters
-/// use none.
+/// A `tracing` layer that queues log events for the thread that writes to the journal. Spans of `tracing` are ignored,
+/// because the exporters use none.
 struct JournalLayer(LineQueue<JournalEntry>);
 
 impl<S: Subscriber> Layer<S> for JournalLayer {
@@ -55,13 +55,15 @@ impl<S: Subscriber> Layer<S> for JournalLayer {
 
 /// Connects to the journal. Blocks while the journal's socket is full.
 fn connect() -> io::Result<Dispatch> {
-    // By default, tracing_journald gives info and debug the priorities notice and info.
+    // Set the priorities of the levels info and debug, because by default tracing_journald maps these levels to the
+    // higher priorities notice and info.
     let priorities =
         PriorityMappings { info: Priority::Informational, debug: Priority::Debug, ..PriorityMappings::new() };
-    // Field names get no prefix, so `journalctl BLOCK_HEIGHT=800000` finds them. Levels are mapped to syslog
-    // priorities.
+    // Field names get no prefix, so `journalctl BLOCK_HEIGHT=800000` finds the log lines whose field `block_height` has
+    // this value.
     let journal = tracing_journald::layer()?.with_field_prefix(None).with_priority_mappings(priorities);
-    // The syslog identifier is the file name of the binary, also in the exporter process that the supervisor starts.
+    // The syslog identifier is the file name of the binary in all processes. The process name is not used, because the
+    // exporter process, which the supervisor (the process that the user starts) starts, has another process name.
     let binary = std::env::current_exe().ok();
     let name = binary.as_deref().and_then(Path::file_name).unwrap_or_default();
     let journal = journal.with_syslog_identifier(name.to_string_lossy().into());
@@ -85,8 +87,8 @@ pub fn start<S: Subscriber>() -> io::Result<(impl Layer<S>, LogWriter)> {
     thread::Builder::new().name("log-connect".into()).spawn(move || sender.send(connect()))?;
     let mut journal = connected.recv_timeout(CONNECT_TIMEOUT).ok().transpose()?;
     let (entries, writer) = queue::start("log-journal", MAX_WAITING_LINES, move |entry: JournalEntry| {
-        // tracing_journald does not report entries that it could not send. Test the socket with an empty message,
-        // which the journal discards.
+        // tracing_journald does not report entries that it could not send. Therefore test the socket first with an
+        // empty message, which the journal discards.
         while probe.send_to(&[], SOCKET).is_err() {
             thread::sleep(RETRY_INTERVAL);
         }

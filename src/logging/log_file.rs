@@ -11,8 +11,8 @@ use crate::files;
 /// Minimum time between two checks whether the log file's path still refers to the open file.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An open log file. At most once a second, a write first checks the path. If the path refers to another file, the
-/// write opens that file and replaces the open file with it.
+/// An open log file. At most once a second, a write first checks whether the log file's path still refers to the open
+/// file. If the path refers to another file, the write opens that file and uses it from now on.
 pub struct LogFile {
     path: PathBuf,
     file: File,
@@ -20,7 +20,7 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Opens the file, and creates it if it does not exist.
+    /// Opens the log file at `path`, and creates the file if it does not exist.
     ///
     /// # Errors
     /// The errors of [`files::append_to`].
@@ -28,7 +28,8 @@ impl LogFile {
         Ok(LogFile { path: path.into(), file: files::append_to(path)?, checked: None })
     }
 
-    /// Reopens the file if its path refers to another file. If the other file cannot be opened, keeps the open file.
+    /// Opens the log file again if its path now refers to another file. If the other file cannot be opened, keeps the
+    /// open file.
     fn reopen_if_moved(&mut self) {
         if self.checked.is_some_and(|checked| checked.elapsed() < CHECK_INTERVAL) {
             return;

@@ -1,4 +1,4 @@
-//! Logging to stderr or the journal, and optionally to a file.
+//! The exporters' logging to stderr or the systemd journal, and optionally to a file.
 
 mod journal;
 mod log_file;
@@ -68,7 +68,7 @@ pub struct Logging {
 /// [`dropped_lines`] counts the lines that were not written.
 ///
 /// # Errors
-/// RUST_LOG is invalid, or the file cannot be opened.
+/// RUST_LOG is invalid, or the journal or the log file cannot be opened.
 pub fn start(log: LogTarget, level: LogLevel, file: Option<&Path>) -> Result<Logging> {
     let directives = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or(level.directives().into());
     let filter = EnvFilter::try_new(&directives).with_context(|| format!("RUST_LOG={directives}"))?;
@@ -102,8 +102,8 @@ fn lines(thread: &str, mut to: impl Write + Send + 'static) -> io::Result<(LineQ
     queue::start(thread, MAX_WAITING_LINES, move |line: Vec<u8>| to.write_all(&line))
 }
 
-/// Prints to standard output from another thread. The calling thread is not delayed if the output is not read.
-/// Dropping the returned writer waits for the other thread for at most a second.
+/// Prints to standard output from another thread. The calling thread is not delayed if no process reads the output, for
+/// example from a full pipe. Dropping the returned writer waits at most a second until the text is written.
 ///
 /// # Errors
 /// The thread cannot be started.

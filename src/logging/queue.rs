@@ -1,5 +1,5 @@
-//! Queues of lines for stdout, stderr, the journal and the log file. Each queue has its own writer thread, so a thread
-//! that logs never waits for a slow target.
+//! Queues of output lines for stdout, stderr, the journal and the log file. Each queue has its own writer thread, so a
+//! thread that logs never waits for a slow target.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -21,7 +21,8 @@ pub fn dropped_lines() -> u64 {
     DROPPED.load(Relaxed)
 }
 
-/// The sending end of an output queue. Pushing a line never blocks.
+/// The sending end of the queue of one log target (stdout, stderr, the journal or the log file). Pushing a line never
+/// blocks.
 #[derive(Clone)]
 pub struct LineQueue<T>(SyncSender<Option<T>>);
 
@@ -45,7 +46,8 @@ impl Write for LineQueue<Vec<u8>> {
     }
 }
 
-/// Handle of a writer thread. Dropping the handle waits until the queued lines are written, for at most a second.
+/// Handle of the thread that writes the queued lines to one log target. Dropping the handle waits until the queued
+/// lines are written, for at most a second.
 pub struct LogWriter {
     end: Box<dyn Fn() -> bool + Send>,
     ended: Receiver<()>,

@@ -5,15 +5,16 @@ use std::time::{Duration, Instant};
 
 /// Minimum time between two log lines with the same text.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
-/// Maximum number of remembered texts. It also limits the number of lines within one [`REPEAT_INTERVAL`], because a new
-/// text is logged only if it can be remembered.
+/// Maximum number of remembered texts. This maximum also limits the number of log lines within one [`REPEAT_INTERVAL`],
+/// because a new text is logged only if it can be remembered.
 const MAX_TEXTS: usize = 16;
 
-/// Limiter of repeated log lines, with the texts that were logged last.
+/// Decides whether to log a text or to suppress it as a repetition. The value contains the texts that were logged last.
 #[derive(Default)]
 pub struct RepeatLimiter(RefCell<Vec<LoggedText>>);
 
-/// A text that was logged, with the number of times that it was suppressed since it was logged.
+/// A text that was logged, the time of its last log line, and the number of times that the text was suppressed since
+/// that time.
 struct LoggedText {
     text: String,
     logged: Instant,
@@ -21,9 +22,9 @@ struct LoggedText {
 }
 
 impl RepeatLimiter {
-    /// Decides whether to log this text now; `None` if the text was logged less than a minute ago, or if [`MAX_TEXTS`]
-    /// other texts were logged in the last minute. The returned text is the end of the log line: the number of times
-    /// that the text was suppressed, or an empty text if it was not suppressed.
+    /// Decides whether to log this text now. Returns `None` to suppress the text, if the text was logged less than a
+    /// minute ago, or if [`MAX_TEXTS`] other texts were logged in the last minute. Otherwise returns the text to append
+    /// to the log line: the number of suppressed repetitions, or an empty text if no repetition was suppressed.
     pub fn admit(&self, text: &str) -> Option<String> {
         self.admit_at(text, Instant::now())
     }

@@ -1,4 +1,5 @@
-//! The command line arguments of bitcoind-ipc-exporter.
+//! The command line arguments of bitcoind-ipc-exporter. The block log is a SQLite file with a row for each new tip, and
+//! the block store is a PostgreSQL database to which the exporter forwards these rows.
 
 use std::ffi::OsString;
 use std::net::IpAddr;
@@ -84,7 +85,7 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH", env = "BITCOIND_IPC_EXPORTER_RPC_PASSWORD_FILE", requires = "rpc_user")]
     pub rpc_password_file: Option<PathBuf>,
 
-    /// The intervals and the modes of the collector.
+    /// Settings of the collector, the part of the exporter that polls the node.
     #[command(flatten)]
     pub polling: Config,
 
@@ -166,7 +167,7 @@ impl Arguments {
         Self::read(arguments).unwrap_or_else(|error| error.exit())
     }
 
-    /// The configuration of the collector.
+    /// The configuration of the collector for a node at `source`.
     ///
     /// # Errors
     /// The settings of JSON-RPC over HTTP are incomplete or invalid.
@@ -179,8 +180,8 @@ impl Arguments {
         })
     }
 
-    /// The chain in `--chain`, or if it is not set, the chain whose directory contains the socket. `None` if no chain
-    /// is known.
+    /// The chain in `--chain`, or without `--chain` the chain whose directory contains the node's IPC socket. `None` if
+    /// neither is known.
     fn known_chain(&self) -> Option<&'static ChainParams> {
         let by_folder = || self.socket_path.as_deref().and_then(ChainParams::from_path);
         self.chain.as_deref().map(ChainParams::from_name).or_else(by_folder)
@@ -228,7 +229,8 @@ impl Arguments {
         }))
     }
 
-    /// Candidates for the node's data directory: the chain's directory in `--datadir`, and the directory of the socket.
+    /// Candidates for the directory in which the node stores its chain: the chain's directory in `--datadir`, and the
+    /// directory of the node's IPC socket.
     fn data_directory(&self, source: &NodeEndpoint) -> DatadirCandidates {
         let chain = self.known_chain().unwrap_or(&CHAINS[0]);
         DatadirCandidates {
@@ -241,7 +243,7 @@ impl Arguments {
     /// The settings of the block store; `None` if no block store is configured.
     ///
     /// # Errors
-    /// The settings are invalid or incomplete, or the block store has the address of a Unix socket.
+    /// The settings are invalid or incomplete, or the address of the block store is a Unix socket.
     pub fn store(&self) -> Result<Option<StoreSettings>> {
         let store = &self.common.store;
         let settings = store.settings(Self::ENVIRONMENT, self.block_log.as_deref(), &self.node_name)?;
@@ -254,8 +256,8 @@ impl Arguments {
         Ok(Some(settings))
     }
 
-    /// Starts the thread of the block log; `None` if no block log is configured. With `store`, the rows of the block
-    /// log are forwarded to the block store.
+    /// Starts the thread that writes the block log; `None` if no block log is configured. If `store` is not `None`,
+    /// another thread forwards the rows of the block log to the block store.
     ///
     /// # Errors
     /// The file of the block log cannot be opened, or a thread cannot be started.
@@ -270,7 +272,7 @@ impl Arguments {
         BlockLogThread::start(path, self.block_log_keep, forwarding).map(Some)
     }
 
-    /// The files and ports that the sandbox has to allow because the exporter uses them while it serves.
+    /// The files and ports that the exporter uses while it serves, and that its sandbox therefore has to allow.
     pub fn files(&self, config: &Config, store: Option<&StoreSettings>) -> AllowedFiles {
         let mut files = self.common.files();
         files.write.extend(self.block_log.clone());
@@ -287,27 +289,29 @@ impl Arguments {
         files
     }
 
-    /// Path of the node's socket; `None` if the connection is inherited and neither a path nor a data directory is
+    /// Path of the node's IPC socket; `None` if the connection is inherited and neither a path nor a data directory is
     /// given.
     pub fn node_socket(&self, has_inherited: bool) -> Option<PathBuf> {
         let chain = self.chain.as_deref().unwrap_or("main");
         endpoint::socket_path(has_inherited, self.socket_path.clone(), self.datadir.as_deref(), chain)
     }
 
-    /// Whether the arguments contain neither a socket path nor a data directory, and do not request HTTP without IPC.
+    /// Whether the arguments contain neither a socket path nor a data directory, and do not allow polling over HTTP
+    /// without IPC.
     pub fn has_no_node_argument(&self) -> bool {
         self.socket_path.is_none() && self.datadir.is_none() && !self.is_http_only_allowed()
     }
 
-    /// Whether the arguments request JSON-RPC over HTTP and no connection over IPC.
+    /// Whether the exporter may poll the node over HTTP if there is no connection over IPC: the arguments request
+    /// JSON-RPC over HTTP, and contain neither a socket path nor the descriptor of an IPC connection.
     fn is_http_only_allowed(&self) -> bool {
         let asked = self.rpc == HttpRpcMode::On || (self.rpc == HttpRpcMode::Auto && self.rpc_url.is_some());
         asked && self.socket_path.is_none() && self.ipc_fd.is_none()
     }
 }
 
-/// Rewrites `-ipcfd` to `--ipc-fd`. Bitcoin Core starts child processes with `-ipcfd N`, which clap would parse as five
-/// short options.
+/// Rewrites the argument `-ipcfd` to `--ipc-fd`, and returns other arguments unchanged. Bitcoin Core starts child
+/// processes with `-ipcfd N`, which clap would parse as five short options.
 fn normalize_ipcfd(argument: OsString) -> OsString {
     match argument.to_str() {
         Some(text) if text == "-ipcfd" || text.starts_with("-ipcfd=") => {

@@ -1,5 +1,7 @@
-//! The main program of bitcoind-ipc-exporter: parses the arguments, starts the supervisor or the exporter process, and
-//! sets the exit code.
+//! The main program of bitcoind-ipc-exporter. The same binary runs as three kinds of process: as the supervisor, which
+//! the user starts and which opens the connections to the node; as the exporter process, which polls the node and
+//! serves the metrics; and as a guard, which relays the messages of one connection between the node and the exporter
+//! process.
 #![deny(
     clippy::print_stderr,
     clippy::print_stdout,
@@ -29,8 +31,8 @@ use tracing::{info, warn};
 
 use arguments::{Arguments, Command};
 
-/// Time for which an exporter that systemd started for a scrape continues to serve before it exits, if it has no
-/// connection to a node or its collector has ended.
+/// Time for which an exporter that systemd started for a scrape (socket activation) continues to serve before it exits,
+/// if it has no connection to a node, or if its collector (the code that polls the node) has ended.
 const SCRAPE_LINGER_INTERVAL: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {

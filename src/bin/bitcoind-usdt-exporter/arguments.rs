@@ -1,4 +1,5 @@
-//! The command line of bitcoind-usdt-exporter.
+//! The command line arguments of bitcoind-usdt-exporter. The block log is a SQLite file with a row for each connected
+//! block, and the block store is a PostgreSQL database to which the exporter forwards these rows.
 
 use std::path::{Path, PathBuf};
 
@@ -178,7 +179,8 @@ impl Arguments {
         if self.tracepoints.is_empty() { TracepointGroup::all() } else { &self.tracepoints }
     }
 
-    /// The channels that connect the block log to the block store; `None` if no block store is configured.
+    /// Starts the thread that forwards the rows of the block log to the block store, and returns the channel to this
+    /// thread; `None` if no block store is configured.
     ///
     /// # Errors
     /// The settings of the block store are invalid or incomplete, or the thread that forwards rows cannot be started.
@@ -203,7 +205,7 @@ impl Arguments {
         Ok(logging)
     }
 
-    /// TLS and authentication of the metrics endpoint.
+    /// The web configuration (TLS and authentication) of the metrics endpoint.
     ///
     /// # Errors
     /// An argument is missing, or a file cannot be read or is invalid.
@@ -218,8 +220,8 @@ impl Arguments {
         }
     }
 
-    /// TLS of the health endpoint. As in `fibre_exporter.py`, the health endpoint uses the certificate of the metrics
-    /// endpoint and needs no password.
+    /// The web configuration (TLS without authentication) of the endpoint for health checks. As in `fibre_exporter.py`,
+    /// the health endpoint uses the certificate of the metrics endpoint and needs no password.
     ///
     /// # Errors
     /// An argument is missing, or a file cannot be read or is invalid.
@@ -227,12 +229,13 @@ impl Arguments {
         WebConfig::from_parts(None, self.certificate()?).context("--tls-cert, --tls-key")
     }
 
-    /// Files of the certificate and its private key, if both are set.
+    /// Paths of the certificate file (`--tls-cert`) and of the private key file (`--tls-key`); `None` if neither is
+    /// set.
     fn certificate(&self) -> Result<Option<(&Path, &Path)>> {
         require_both(("tls_cert", self.tls_cert.as_deref()), ("tls_key", self.tls_key.as_deref()))
     }
 
-    /// Address of the metrics endpoint. The address is not used if systemd passes a socket.
+    /// Address of the metrics endpoint. The address is not used if systemd passes a listening socket to the exporter.
     pub fn address(&self) -> Address {
         match self.port {
             Some(port) => Address::Tcp(format!("0.0.0.0:{port}")),
@@ -253,7 +256,8 @@ impl Arguments {
     }
 }
 
-/// Combines two settings that require each other. Returns an error if only one of them is set.
+/// Combines two settings that require each other, for example a user name and a password. Returns an error if only one
+/// of the two settings is set.
 fn require_both<T>(
     (one, first): (&str, Option<T>),
     (other, second): (&str, Option<T>),

@@ -1,4 +1,5 @@
-//! The subcommand `blocks`, which prints blocks of the block log.
+//! The subcommand `blocks`, which prints blocks of the block log (a SQLite file with a row for each connected block) or
+//! of the block store (a PostgreSQL database to which many exporters forward these rows).
 
 use std::io::{self, BufWriter};
 use std::path::PathBuf;
@@ -52,7 +53,8 @@ pub struct BlocksCommand {
 }
 
 impl BlocksCommand {
-    /// Prints the blocks that match the filter, or with `--propagation` the times at which each node connected them.
+    /// Prints the blocks that match the filter, or with `--propagation` the times at which each node in the block store
+    /// connected the blocks.
     ///
     /// # Errors
     /// The block log or the block store cannot be read, or the output cannot be written.

@@ -1,5 +1,5 @@
-//! The main program of bitcoind-usdt-exporter: parses the arguments, starts the parts of the exporter, and sets the
-//! exit code.
+//! The main program of bitcoind-usdt-exporter: parses the arguments, starts the tracing of the node and the HTTP
+//! server, and sets the exit code.
 
 mod arguments;
 mod blocks_command;
@@ -122,8 +122,8 @@ fn listen(arguments: &Arguments, inherited: &mut InheritedFds) -> Result<(Listen
     Ok((listener, health.transpose()?))
 }
 
-/// The pages that the exporter serves over HTTP: metrics, readiness, the page of recent blocks, and the data of that
-/// page.
+/// The contents of the pages that the exporter serves over HTTP: metrics, readiness, the page of recent blocks, and the
+/// data of that page.
 struct StatusPages {
     reader: Arc<MetricsReader>,
     /// Value of the label `node` of each sample.

@@ -1,8 +1,8 @@
 //! Settings of `fibre_exporter.py`, the Python exporter that this exporter replaces: its configuration file, and its
 //! environment variables, which override the file.
 //!
-//! Each setting corresponds to an argument of this exporter. A setting is used if neither the command line nor this
-//! exporter's own environment variables set the argument.
+//! Each setting corresponds to an argument of this exporter. A setting is used only if neither the command line nor
+//! this exporter's own environment variables set the argument.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,8 +17,9 @@ use serde_yaml_ng::Value;
 
 use super::arguments::{Arguments, DEFAULT_PORT};
 
-/// The keys of the configuration file of `fibre_exporter.py`, some of which have two names. The name of the environment
-/// variable of a key is `FIBRE_` followed by the key in capitals.
+/// The keys of the configuration file of `fibre_exporter.py`, some of which have two names. The name of a setting's
+/// environment variable is `FIBRE_` followed by the key in capitals; for a setting with two keys, the key is
+/// `bitcoind_path` or `metrics_port`.
 const KEYS: &str = "bitcoind_path, bitcoind, pid, node_name, metrics_port, port, health_port, verbose, log_level, log_file, \
                     metrics_auth_username, metrics_auth_password, tls_cert, tls_key";
 
@@ -50,7 +51,7 @@ struct Overlay<'a> {
 }
 
 impl Overlay<'_> {
-    /// Sets all arguments that have a setting and that the user did not give.
+    /// Sets all arguments for which `fibre_exporter.py` has a setting and that the user did not give.
     fn apply(&self, to: &mut Arguments) -> Result<(), String> {
         self.set(&mut to.node.bitcoind, "bitcoind", PathBufValueParser::new())?;
         self.set(&mut to.node.pid, "pid", value_parser!(i32).range(1..))?;
@@ -133,7 +134,7 @@ impl Overlay<'_> {
         Err(format!("the argument '--web.config.file <PATH>' cannot be used with {}", set.join(", ")))
     }
 
-    /// The clap declaration of an argument.
+    /// The declaration in clap of the argument whose identifier is `id`.
     fn argument(&self, id: &str) -> &Arg {
         self.command.get_arguments().find(|argument| argument.get_id() == id).expect("it is declared")
     }
@@ -152,7 +153,7 @@ fn variable(key: &str) -> Option<(String, String)> {
     (!value.is_empty()).then_some((variable, value))
 }
 
-/// Reads the keys and values of the configuration file. Keys without a value are omitted.
+/// Reads the keys and values of the configuration file of `fibre_exporter.py`. Keys without a value are omitted.
 fn read(path: &Path) -> Result<BTreeMap<String, String>, String> {
     let at = path.display();
     let text = files::read_text(path).map_err(|error| format!("--config {at}: {error}"))?;

@@ -1,4 +1,4 @@
-//! HTTP basic authentication: verifies the users and passwords of requests.
+//! HTTP basic authentication: verifies the user name and the password of each request to the exporter.
 //!
 //! A bcrypt check is slow by design. The digest of a verified password is kept in memory, so only the first request
 //! with this password waits for the bcrypt check. Password checks run one at a time, and requests wait for their check

@@ -22,7 +22,7 @@ pub(super) use basic_auth::AuthResult;
 use basic_auth::Users;
 use tls::{ReloadableTls, TlsServerConfig};
 
-/// The contents of the YAML configuration file, before validation.
+/// The contents of the web configuration file (`--web.config.file`, YAML), before validation.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "tls_server_config, http_server_config or basic_auth_users")]
 struct WebConfigFile {
@@ -32,19 +32,19 @@ struct WebConfigFile {
     basic_auth_users: BTreeMap<String, String>,
 }
 
-/// The `http_server_config` section of the configuration file.
+/// The section `http_server_config` of the web configuration file: the HTTP version and the headers of responses.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct HttpServer {
-    /// Only HTTP/1.1 is supported, so the only valid value is false.
+    /// Whether to offer HTTP/2. The exporter supports only HTTP/1.1, so the only valid value is false.
     #[serde(default)]
     http2: bool,
     #[serde(default)]
     headers: BTreeMap<String, String>,
 }
 
-/// A validated web configuration: TLS settings, users and response headers. The default is plain HTTP without
-/// authentication.
+/// A validated web configuration for a listener of the HTTP server: TLS settings, users and response headers. The
+/// default is plain HTTP without authentication.
 #[derive(Default)]
 pub struct WebConfig {
     tls: Option<ReloadableTls>,
@@ -55,8 +55,9 @@ pub struct WebConfig {
 }
 
 impl WebConfig {
-    /// Returns the paths of the files that the server reads repeatedly: certificate, key and CA certificates. Returns
-    /// no paths if the configuration is invalid; [`read`](Self::read) then returns the error.
+    /// Returns the paths of the files that the web configuration file at `path` names and that the server reads
+    /// repeatedly: certificate, key and CA certificates. Returns no paths if the web configuration is invalid;
+    /// [`read`](Self::read) then returns the error.
     pub fn reloaded_files(path: &Path) -> Vec<PathBuf> {
         let file =
             files::read_text(path).ok().and_then(|text| serde_yaml_ng::from_str::<WebConfigFile>(&text).ok());
@@ -82,8 +83,8 @@ impl WebConfig {
         Ok(WebConfig { tls, users: Users::new(hashes), ..Default::default() })
     }
 
-    /// Reads and validates the configuration file. Error messages contain the line in the configuration file, or the
-    /// path of the certificate or key file.
+    /// Reads and validates the web configuration file at `path`. Error messages contain the line in the web
+    /// configuration file, or the path of the certificate or key file.
     ///
     /// # Errors
     /// The configuration file, or a file to which it refers, cannot be read or is invalid.
@@ -123,12 +124,12 @@ impl WebConfig {
         Ok(WebConfig { tls, users: Users::new(file.basic_auth_users), headers })
     }
 
-    /// The current TLS configuration, for a new connection; `None` for plain HTTP.
+    /// The current TLS configuration of the server, for a new connection; `None` for plain HTTP.
     pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
         self.tls.as_ref().map(ReloadableTls::current)
     }
 
-    /// Whether clients need a password or a client certificate.
+    /// Whether the server rejects clients without a password or without a client certificate.
     pub fn protects(&self) -> bool {
         self.users.is_some() || self.tls.as_ref().is_some_and(|tls| tls.asks_for_certificate)
     }
@@ -136,10 +137,10 @@ impl WebConfig {
 
 /// Returns the cost of a bcrypt hash, or the reason why the hash is invalid.
 fn cost(hash: &str) -> Result<u32, String> {
-    /// Minimum cost of a hash that bcrypt permits.
+    /// Minimum cost that bcrypt permits for a hash.
     const MIN_COST: u32 = 4;
     /// Maximum bcrypt cost that the exporter permits. At this cost a password check takes several seconds, for which
-    /// the first scrape waits. Each increment of the cost doubles the time of a check.
+    /// the first request with the password waits. Each increment of the cost doubles the time of a check.
     const MAX_COST: u32 = 16;
     let parts = hash.parse::<bcrypt::HashParts>().map_err(|error| format!("not a bcrypt hash ({error})"))?;
     match parts.get_cost() {

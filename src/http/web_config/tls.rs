@@ -1,4 +1,5 @@
-//! Implements `tls_server_config`: TLS settings and certificates, which are reloaded when their files change.
+//! Implements the section `tls_server_config` of the web configuration file (`--web.config.file`): TLS settings of the
+//! HTTP server, and certificates, which are reloaded when their files change.
 //!
 //! A separate thread checks for changed files, because reading from a file system that does not respond would block the
 //! HTTP thread.
@@ -27,7 +28,8 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(5);
 /// Interval between warnings that a certificate expires soon.
 const WARNING_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The `tls_server_config` section of the configuration file.
+/// The section `tls_server_config` of the web configuration file: the certificate of the HTTPS server, and the rules
+/// for its TLS connections.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsServerConfig {
@@ -43,12 +45,14 @@ pub struct TlsServerConfig {
     /// Names of the permitted cipher suites, in the notation of Go. As in Go, the list applies only to TLS 1.2.
     #[serde(default)]
     cipher_suites: Vec<String>,
-    /// This option is accepted for compatibility and has no effect, as in Go since version 1.18.
+    /// This option is accepted for compatibility with the files of other Prometheus exporters. It has no effect, as in
+    /// Go since version 1.18.
     #[serde(default, rename = "prefer_server_cipher_suites")]
     _prefer_server_cipher_suites: bool,
 }
 
-/// The policy for client certificates. The names of the variants are from Go's crypto/tls.
+/// Whether clients need a certificate. The names of the variants are from Go's crypto/tls, because the web
+/// configuration file uses Go's names.
 #[derive(Clone, Copy, Default, Deserialize, PartialEq)]
 enum ClientAuth {
     #[default]
@@ -72,7 +76,7 @@ impl TlsServerConfig {
         TlsServerConfig { cert_file: certificate.into(), key_file: key.into(), ..Self::default() }
     }
 
-    /// Resolves relative paths against the directory of the configuration file.
+    /// Resolves relative paths against `folder`, the directory of the web configuration file.
     pub fn relative_to(self, folder: &Path) -> Self {
         TlsServerConfig {
             cert_file: folder.join(self.cert_file),
@@ -82,7 +86,7 @@ impl TlsServerConfig {
         }
     }
 
-    /// Returns the paths of the files to which the configuration refers.
+    /// Returns the paths of the certificate and key files that the section names.
     pub fn files(self) -> Vec<PathBuf> {
         [self.cert_file, self.key_file].into_iter().chain(self.client_ca_file).collect()
     }
@@ -96,7 +100,7 @@ impl TlsServerConfig {
         })
     }
 
-    /// Builds the rustls server configuration from the contents of the files. Also returns the expiry time of the
+    /// Builds the rustls server configuration from the contents of the PEM files. Also returns the expiry time of the
     /// server's certificate.
     fn config(&self, contents: &PemFiles) -> Result<(ServerConfig, Option<SystemTime>)> {
         let certificates = certificates(&contents.certificates, &self.cert_file)?;
@@ -171,8 +175,8 @@ struct PemFiles {
     client_authorities: Option<Vec<u8>>,
 }
 
-/// The server's TLS configuration. A thread replaces the configuration within seconds when the certificate files
-/// change.
+/// The current TLS configuration of the HTTPS server. A separate thread replaces the configuration within seconds when
+/// the certificate files change.
 pub struct ReloadableTls {
     config: watch::Receiver<Arc<ServerConfig>>,
     /// Whether the server rejects clients without a client certificate.
@@ -195,7 +199,7 @@ impl ReloadableTls {
         Ok(ReloadableTls { config, asks_for_certificate })
     }
 
-    /// The current TLS configuration, for a new connection.
+    /// The current TLS configuration of the server, for a new connection.
     pub fn current(&self) -> Arc<ServerConfig> {
         self.config.borrow().clone()
     }

@@ -1,5 +1,6 @@
-//! The client of JSON-RPC over HTTP. The client makes the calls of a poll only after a check has found that the
-//! expected node responds over HTTP.
+//! The client of a node's JSON-RPC over HTTP. A poll is the periodic series of calls from which the exporter updates
+//! its metrics. The client makes the calls of a poll only after a check in `collect` has found that the expected node
+//! responds over HTTP: the node behind the IPC socket, or without IPC a node on the configured chain.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -31,18 +32,18 @@ struct ClientState {
     connection: Mutex<Option<PooledConnection>>,
     /// Timeout of one call, including retries.
     deadline: Duration,
-    /// The reason why the client makes no calls of a poll: it is not known yet whether the expected node responds over
-    /// HTTP, or the check of this, or a later call, failed. `None` if the check found that a node responds over HTTP
-    /// and is the node behind the IPC socket (if there is an IPC socket).
+    /// The reason why the client makes no calls of a poll: the check whether the expected node responds over HTTP has
+    /// not been made yet or has failed, or a call after the check has failed. `None` if the check found that a node
+    /// responds over HTTP and is the node behind the IPC socket (if there is an IPC socket).
     unusable: watch::Sender<Option<HttpFailure>>,
-    /// The state in the last log line: the reason why HTTP is not used, or an empty text if HTTP is used. `None` before
-    /// the first log line.
+    /// Whether HTTP is used, according to the client's last log line: the reason why HTTP is not used, or an empty text
+    /// if HTTP is used. `None` before the first log line.
     last_logged: RefCell<Option<String>>,
     repeats: RepeatLimiter,
     /// Whether the last attempt to read the credentials found a cookie or a password.
     has_credentials: Cell<bool>,
-    /// Whether this client does not log failures, because `collect` logs the failures as the reason why the exporter
-    /// has no connection to a node.
+    /// Whether this client does not log failures, because the module `collect` logs the failures as the reason why the
+    /// exporter has no connection to a node.
     quiet: Cell<bool>,
     /// Whether the user expects that HTTP is used: HTTP is required, or credentials were found at least once.
     wanted: Cell<bool>,
@@ -82,7 +83,7 @@ impl HttpRpc {
         }))
     }
 
-    /// The settings of this client.
+    /// The client's settings: the node's URL, the credentials, and when to use HTTP.
     pub fn config(&self) -> &HttpRpcConfig {
         &self.0.config
     }
@@ -118,7 +119,8 @@ impl HttpRpc {
         /// A method that the recommended whitelist (`-rpcwhitelist`) does not contain. If the node executes this
         /// method, the credentials are not restricted by the whitelist.
         const BEYOND_READING: &str = "help";
-        // The entry also prevents the log line about a rejected method.
+        // The entry also prevents that `request` logs a warning if the node rejects the method, because the rejection
+        // is the recommended configuration.
         if !self.0.forbidden.borrow_mut().insert(BEYOND_READING.into()) {
             return;
         }
@@ -150,7 +152,7 @@ impl HttpRpc {
         if !is_logged && let Some(suppressed) = repeats.admit(&failure.text) {
             let text = format!("JSON-RPC over HTTP is not used: {failure}{suppressed}");
             if quiet.get() {
-                // Nothing is logged here, because `collect` logs the reason.
+                // Nothing is logged here, because the module `collect` logs the reason.
             } else if config.required || has_credentials.get() {
                 warn!("{text}; retrying until it succeeds");
             } else {
@@ -309,8 +311,8 @@ impl HttpRpc {
         let (mut pooled, mut answer) = match send_request(self.config(), pooled, &first, &body).await {
             Ok(answered) => answered,
             Err(why) => {
-                // Reading the credentials again updates `has_credentials`, because a node that has exited has deleted
-                // its cookie file.
+                // Read the credentials again to update `has_credentials`: if the request failed because the node has
+                // exited, the node has also deleted its cookie file.
                 let _ = self.read_credentials().await;
                 return Err(why);
             }

@@ -1,5 +1,5 @@
-//! The HTTP connection to a node's JSON-RPC. The connection stays open between requests, carries one request at a time,
-//! and reads each response into memory.
+//! The HTTP connection to a node's JSON-RPC server. The connection stays open between requests, carries one request at
+//! a time, and reads each response into memory.
 
 use std::sync::Arc;
 
@@ -19,13 +19,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{FailureCause, HttpFailure, HttpRpcConfig};
 
-/// Maximum size of a response body in bytes. The response to getpeerinfo with 1,000 peers has 2 MB.
+/// Maximum size of a response body in bytes. The response to getpeerinfo of a node with 1,000 peers has 2 MB.
 const MAX_BODY_BYTES: usize = 64 << 20;
 /// Maximum size of a response's status line and headers in bytes. The status line and headers of Bitcoin Core's
 /// responses have about 150 bytes.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
-/// An HTTP connection to the node that stays open between requests.
+/// An open HTTP connection to the node's JSON-RPC server, which the client keeps for its next request. The client keeps
+/// at most one connection.
 pub struct PooledConnection {
     sender: http1::SendRequest<Full<Bytes>>,
     /// The `Authorization` header of the last request on this connection.
@@ -33,8 +34,8 @@ pub struct PooledConnection {
     _driver: AbortOnDropHandle<()>,
 }
 
-/// Sends a request and reads the response. Opens a new connection if `pooled` is `None`, or if the node has closed that
-/// connection. Also returns the connection, which the next request can use.
+/// Sends a request and reads the response. Opens a new connection if `pooled` is `None`, or if the node has closed the
+/// connection `pooled`. Also returns the connection that carried the request, which the next request can use.
 ///
 /// # Errors
 /// The connection cannot be opened, or the node sends no complete response.

@@ -14,7 +14,7 @@ use crate::files;
 /// Name of the environment variable that contains the password of `--rpc-user`.
 pub const PASSWORD_VARIABLE: &str = "BITCOIND_IPC_EXPORTER_RPC_PASSWORD";
 
-/// Maximum size of a cookie file or password file, in bytes. A cookie has 75 bytes.
+/// Maximum size of a cookie file or password file, in bytes. The cookie of Bitcoin Core has 75 bytes.
 const MAX_FILE_BYTES: u64 = 4096;
 
 /// The source of the credentials for JSON-RPC over HTTP. The value contains no secret; the secret is read from the

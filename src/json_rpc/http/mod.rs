@@ -31,9 +31,10 @@ pub struct HttpRpcConfig {
     pub url: Url,
     /// TLS settings of the connection; `None` for an http URL.
     pub tls: Option<Arc<ClientConfig>>,
-    /// The source from which the credentials are read.
+    /// The source from which the exporter reads its credentials for the node.
     pub credentials: Credentials,
-    /// Name of the configured chain; `None` if the user configured no chain.
+    /// Name of the chain that the node must have: the chain in `--chain`, or the chain whose directory contains the
+    /// node's IPC socket. `None` if neither is known.
     pub chain: Option<String>,
     /// Whether the user requires HTTP (`--rpc on`). If HTTP is required and not usable, a warning is logged, and
     /// `--once` and `--check` return an error if the exporter would use HTTP for this node.

@@ -1,4 +1,4 @@
-//! The TLS client settings for https: the CA certificates that the exporter trusts.
+//! The TLS settings of the client for JSON-RPC over HTTPS: the CA certificates that the exporter trusts.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,8 +9,8 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::tls;
 
-/// Creates the TLS settings for https. The exporter then trusts the CA certificates in the PEM file `authorities`, or
-/// the system's CA certificates if `authorities` is `None`.
+/// Creates the TLS settings of the client for JSON-RPC over HTTPS. With these settings the exporter trusts the CA
+/// certificates in the PEM file `authorities`, or the system's CA certificates if `authorities` is `None`.
 ///
 /// # Errors
 /// The file cannot be read or contains no certificate, or the system has no CA certificates.
