@@ -5,7 +5,7 @@ use super::pushed::{CounterVec, Gauge, GaugeVec, area};
 
 const RPC: &[&str] = &["JSON-RPC getrpcinfo `active_commands`"];
 
-/// Types of ZMQ notifications that are used as label values; all others are `other`.
+/// Types of ZMQ notifications that are used as label values; all other types have the label value `other`.
 pub const ZMQ_TYPES: [&str; 5] = ["pubhashblock", "pubhashtx", "pubrawblock", "pubrawtx", "pubsequence"];
 
 const PROC: &[&str] = &[

@@ -1,4 +1,4 @@
-//! Landlock rules: the files that a process may read, and the TCP ports to which it may connect.
+//! Landlock rules: the files that a process may read and write, and the TCP ports to which it may connect.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -106,7 +106,8 @@ fn folders(path: &Path) -> Vec<PathBuf> {
     let Ok(path) = std::path::absolute(path) else { return Vec::new() };
     let mut folders = Vec::from_iter(path.parent().map(PathBuf::from));
     for part in path.ancestors() {
-        // For example, /run/secrets is a link to /run/secrets.d/1, and after a renewal to /run/secrets.d/2.
+        // For example, the directory /run/secrets is a link to /run/secrets.d/1, and after a renewal of the secrets, a
+        // link to /run/secrets.d/2.
         if part.is_symlink()
             && let Ok(target) = part.canonicalize()
         {
