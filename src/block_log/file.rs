@@ -61,9 +61,9 @@ pub(super) const VERSIONS: [(i32, &str); 2] = [
         );
         CREATE INDEX blocks_by_height ON blocks (block_height);",
     ),
-    // Rows of bitcoind-ipc-exporter have no data about the contents of a block (`transactions`, `inputs`, `sigops`) and
-    // its arrival, so the columns of this data must permit NULL. The table is copied because SQLite cannot drop NOT
-    // NULL from a column.
+    // Rows that bitcoind-ipc-exporter writes have no data about the contents of a block (`transactions`, `inputs`,
+    // `sigops`) and about its arrival, so the columns for this data must permit NULL. The migration copies the table,
+    // because SQLite cannot remove the constraint NOT NULL from a column.
     (
         3,
         "ALTER TABLE blocks RENAME TO old;
@@ -116,7 +116,7 @@ pub(super) const VERSIONS: [(i32, &str); 2] = [
 const VERSION: i32 = VERSIONS[VERSIONS.len() - 1].0;
 /// Maximum time for which the exporter or a reader waits until another process releases its lock on the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Size of SQLite's page cache in KiB. The size is smaller than SQLite's default of 2 MB, to save memory.
+/// Size of SQLite's page cache in KiB. It is smaller than SQLite's default of 2 MB, to save memory.
 const CACHE_KIB: i32 = 256;
 
 /// Names of the columns that a [`BlockReport`] fills.

@@ -1,8 +1,8 @@
 //! The block log (`--block-log`): a SQLite file to which the exporter adds a row for each block that the node connects
 //! to its active chain. The IPC exporter, which sees only changes of the tip, adds a row for each new tip.
 //!
-//! - `report` defines the report of a connected block, which is the content of a row. The exporter also logs the report
-//! and shows it on the status page.
+//! - `report` defines the report of a connected block, which is the content of a row. The USDT exporter also logs the
+//!   report and shows it on its status page.
 //! - `file` opens the SQLite file, migrates it to the current schema, adds rows, and deletes the oldest rows.
 //! - `writer` writes rows from a bounded queue on a dedicated thread.
 //! - [`outbox`] writes to the outbox, a table of the same file that keeps rows until the block store has them. The

@@ -32,7 +32,7 @@ pub struct BlockFilter {
 
 /// The result of a query of the block log or the block store: the matching rows, with all columns.
 pub struct Rows {
-    /// The names of the columns.
+    /// The names of the rows' columns.
     pub names: Vec<&'static str>,
     /// The rows. Rows of the block log are sorted from the oldest to the newest. Rows of the block store are sorted by
     /// block, and for each block by the time at which the node connected the block; nodes without a comparable time

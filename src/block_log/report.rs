@@ -1,5 +1,5 @@
-//! The report of a connected block: facts about the block and its arrival at the node. The exporter logs the report,
-//! writes it to the block log as a row, and shows it on the status page.
+//! The report of a connected block: facts about the block and its arrival at the node. The exporter writes the report
+//! to the block log as a row. The USDT exporter also logs the report and shows it on its status page.
 
 use rusqlite::ToSql;
 use serde::Serialize;
@@ -7,7 +7,7 @@ use tracing::info;
 
 use crate::sys::ClockError;
 
-/// Generates the struct `BlockReport`, its log line and its columns of the block log from one list of fields.
+/// Generates the struct `BlockReport`, its log line, and its columns in the block log, from one list of fields.
 macro_rules! block_report {
     ($($field:ident: $type:ty,)*) => {
         /// The report of one block that the node has connected to its active chain: the block's contents, and the
@@ -15,6 +15,8 @@ macro_rules! block_report {
         /// fields. The times of stages (`header_us`, `compact_us`, `asked_us`, `answered_us`, `complete_us`,
         /// `connected_us`) are measured from the first announcement of the block. The time of a stage that did not
         /// occur is `None`. If no peer announced the block, the fields from `announced_by` to `flush_us` are `None`.
+        /// The IPC exporter, which cannot see the arrival, sets only the time, the height, the hash, the resolution and
+        /// the clock's error.
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {

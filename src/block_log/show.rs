@@ -70,7 +70,7 @@ fn fields_with_commas_or_quotes_are_quoted() {
     assert_eq!(["a b", "a,b", "a\"b"].map(|text| quoted(text.into())), ["a b", "\"a,b\"", "\"a\"\"b\""]);
 }
 
-/// Formats the value of a column as text; empty for NULL.
+/// Formats a value of a column as text; NULL becomes an empty text.
 fn text(value: &Value) -> String {
     match value {
         Value::Integer(number) => number.to_string(),

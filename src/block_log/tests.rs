@@ -172,7 +172,7 @@ fn reader_rolls_back_a_killed_exporters_write() {
     let mut file = BlockLogFile::open(&path, 10).unwrap();
     file.add_reports(&[report(1)]).unwrap();
     // Copy the file and its journal during a transaction, after SQLite has written a part of the transaction to the
-    // file. A crash would leave these two files.
+    // file. A crash of the exporter at this moment would leave two such files.
     let connection = Connection::open(&path).unwrap();
     connection.execute_batch("PRAGMA cache_size = 1; PRAGMA cache_spill = 1; BEGIN IMMEDIATE;").unwrap();
     let rows = "WITH RECURSIVE numbers (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM numbers WHERE value < 500)

@@ -86,7 +86,8 @@ pub struct OutboxBatch {
 pub struct Forwarding {
     /// Name of the chain, name of the node and kind of exporter, which are part of each row in the block store.
     pub origin: RowOrigin,
-    /// The state of the forwarding, which both threads update for the metrics and the status page.
+    /// The numbers of forwarded, waiting and dropped rows and the state of the block store, which both threads update
+    /// for the metrics and the status page.
     pub counts: Arc<StoreState>,
     /// Channel to the forwarding thread for the next batch.
     pub batches: mpsc::Sender<OutboxBatch>,
@@ -147,7 +148,8 @@ impl BlockLogThread {
     }
 }
 
-/// Whether a later attempt to open the file may succeed with the same configuration, as after the error of a full disk.
+/// Whether the error may go away without a change of the configuration, like the error of a full disk. In this case,
+/// the thread tries to open the file again later.
 fn is_temporary(error: &anyhow::Error) -> bool {
     let code = error.downcast_ref::<DatabaseError<ErrorCode>>().and_then(|failure| failure.code);
     matches!(
@@ -265,7 +267,7 @@ impl BlockLogWriter {
     }
 }
 
-/// The progress of forwarding the rows of the outbox: which rows are being sent to the block store, and which rows the
+/// The progress of forwarding the rows of the outbox to the block store: which rows are being sent, and which rows the
 /// block store has confirmed.
 struct Outbox {
     forwarding: Forwarding,
@@ -274,7 +276,7 @@ struct Outbox {
     /// Time of the next attempt to delete the rows up to `stored`; `None` if they have been deleted.
     delete_at: Option<Instant>,
     under_way: Option<UnderWay>,
-    /// Whether the outbox may have rows that no batch has contained yet.
+    /// Whether the outbox may have rows that have not been sent in a batch yet.
     has_news: bool,
 }
 
@@ -300,10 +302,10 @@ impl Outbox {
         self.under_way.as_ref().map_or(self.stored, |batch| batch.up_to)
     }
 
-    /// Resets the state after a file was opened, because the IDs of another file are different. If a batch is being
-    /// sent and its rows are in the opened file, they are sent again, which does not change the block store. `unsent`
-    /// is the number of rows in the outbox of the opened file. If an earlier file was moved away with unsent rows,
-    /// these rows are counted as dropped, except the rows of the batch that is being sent.
+    /// Resets the progress after a file was opened, because the rows in another file have other IDs. If a batch is
+    /// being sent and its rows are in the opened file, they are sent again, which does not change the block store.
+    /// `unsent` is the number of rows in the outbox of the opened file. If an earlier file was moved away with unsent
+    /// rows, these rows are counted as dropped, except the rows of the batch that is being sent.
     fn file_opened(&mut self, unsent: u64) {
         let waiting = self.forwarding.counts.waiting.load(Relaxed);
         let under_way = self.under_way.take().map_or(0, |batch| batch.rows);

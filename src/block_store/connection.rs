@@ -19,8 +19,8 @@ use crate::text;
 /// The schema version that this exporter supports: the version of `contrib/postgresql/propagation.sql`.
 const VERSION: i32 = 1;
 const SCHEMA: &str = include_str!("../../contrib/postgresql/propagation.sql");
-/// Timeout of an attempt to connect and of an SQL statement. A database that is stopped or overloaded must not block
-/// the thread that forwards rows forever.
+/// Timeout of an attempt to connect to the block store and of an SQL statement. Without the timeout, a database that is
+/// stopped or overloaded could block the thread that forwards rows forever.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Timeout of the request to the server to cancel an SQL statement that has exceeded its timeout.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,7 +55,7 @@ pub struct StoreConnection {
 }
 
 impl StoreConnection {
-    /// Connects to the block store, and creates the schema if it does not exist.
+    /// Connects to the block store to store rows, and creates the schema `propagation` if it does not exist.
     ///
     /// # Errors
     /// The database cannot be reached, rejects the user, or has a schema of another version.
@@ -138,7 +138,8 @@ impl StoreConnection {
         }
     }
 
-    /// Stores rows. `heights` are the heights of the rows' blocks, for which partitions are created if necessary.
+    /// Stores rows. `heights` are the heights of the rows' blocks. If the table has no partition for a height, the
+    /// exporter creates the partition.
     ///
     /// # Errors
     /// A row is invalid ([`is_invalid_row`]), or the block store cannot be reached, or cannot store any rows now, for
@@ -153,8 +154,8 @@ impl StoreConnection {
         stored.map(drop)
     }
 
-    /// Creates the missing partitions for these heights. Called only after PostgreSQL has rejected a row because no
-    /// partition contains its height, since the creation of a partition can lock the table.
+    /// Creates the missing partitions of the table for blocks of these heights. Called only after PostgreSQL has
+    /// rejected a row because no partition contains its height, since the creation of a partition can lock the table.
     async fn ensure_partitions(&self, heights: &[i32]) -> Result<()> {
         const ENSURE: &str = "SELECT propagation.ensure_partition(height) FROM unnest($1) AS height";
         // The returned error must not contain the database's error code. With the code, `is_invalid_row` could
@@ -183,7 +184,7 @@ impl StoreConnection {
         Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
-    /// Creates the schema, unless another exporter creates it at the same time.
+    /// Creates the schema `propagation`, unless another exporter creates it at the same time.
     async fn create_schema(&self) -> Result<()> {
         // The lock is held until the end of the transaction. If another exporter held the lock before, the check after
         // the lock therefore finds the schema that the other exporter has created.
@@ -241,7 +242,7 @@ fn explain(error: tokio_postgres::Error) -> anyhow::Error {
     let text = match error.as_db_error() {
         Some(reported) => format!("{}{}", text::message(reported.message()), advice(reported.code())),
         None => {
-            // The error text of tokio_postgres does not contain the reason.
+            // The text of an error of tokio_postgres does not contain the reason, which is in the error's sources.
             let mut reasons = error.to_string();
             let mut source = error.source();
             while let Some(reason) = source {

@@ -77,7 +77,8 @@ struct Forwarder {
     failures: u32,
     /// Times at which the ranks of this node will be read from the block store.
     rank_times: VecDeque<Instant>,
-    /// Whether the ranks are read: false after more than [`MAX_RANKED_NODES`] nodes had a rank for one block.
+    /// Whether the exporter reads the ranks of its node: false after more than [`MAX_RANKED_NODES`] nodes had a rank
+    /// for one block.
     reads_ranks: bool,
     /// Whether the last attempt to read the ranks failed. A failure does not affect the forwarding of rows.
     ranks_failed: bool,
@@ -123,7 +124,8 @@ impl Forwarder {
         self.rank_times = delays.map(|delay| now + *delay).collect();
     }
 
-    /// Sends a batch once. Rows that the block store rejects are dropped, because they would block all later rows.
+    /// Sends a batch once. Rows that the block store rejects as invalid are dropped, because sending them again would
+    /// fail each time, and all later rows would have to wait.
     async fn send(&mut self, Batch { rows, heights, .. }: &Batch) -> Result<()> {
         let connection = self.connect().await?;
         let rejected = match connection.store(rows, heights).await {

@@ -47,9 +47,9 @@ pub(super) async fn ranks(
     Ok(rows.iter().map(rank).collect())
 }
 
-/// For each block of a height, the nodes that reported the block, in the order in which they connected the block. Nodes
-/// whose clock was not synchronized, and nodes that connected the block more than an hour after the first node, come
-/// last, without offsets.
+/// Queries the rows of one block height. The rows of each block at this height are sorted in the order in which the
+/// nodes connected the block. The rows of nodes whose clock was not synchronized, and of nodes that connected the block
+/// more than an hour after the first node, come last, without rank and times relative to the first node.
 ///
 /// # Errors
 /// The store cannot be queried, or it has several chains and none was selected.

@@ -168,7 +168,8 @@ impl StoreSettings {
 }
 
 /// For a level of `sslmode`, the TLS modes of the attempts to connect, in their order, and the verification of the
-/// server's certificate. As in libpq, `require` verifies the certificate if there is a file of authorities.
+/// server's certificate. As in libpq, `require` verifies the certificate only if the URL names a file of authorities
+/// (`sslrootcert`).
 fn tls_modes(sslmode: &str, has_authorities: bool) -> Result<(&'static [SslMode], Verification)> {
     Ok(match sslmode {
         "disable" => (&[SslMode::Disable], Verification::None),
@@ -201,8 +202,9 @@ fn split_tls_options(url: &str) -> Result<(String, String, Option<PathBuf>)> {
         }
     }
     let url = if others.is_empty() { base.into() } else { format!("{base}?{}", others.join("&")) };
-    // As in libpq, the system's authorities require the verification of the host name, because these authorities sign
-    // certificates of any host.
+    // As in libpq, `sslrootcert=system` requires the verification of the host name. Without this verification, a
+    // certificate of any host would be accepted, because the system's authorities sign certificates of all hosts on the
+    // internet.
     match mode {
         Some(mode) if uses_system && mode != "verify-full" => {
             bail!("sslrootcert=system needs sslmode=verify-full")
@@ -212,8 +214,8 @@ fn split_tls_options(url: &str) -> Result<(String, String, Option<PathBuf>)> {
     }
 }
 
-/// The source of the password: the file, the environment variable, the systemd credential, or if there is none of
-/// them, the URL.
+/// The source of the block store's password, in this order of precedence: the file, the environment variable, the
+/// systemd credential, the URL.
 fn password_source(file: Option<PathBuf>, environment: &str) -> PasswordSource {
     let variable = format!("{environment}_BLOCK_STORE_PASSWORD");
     let credential =

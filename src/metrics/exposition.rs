@@ -1,9 +1,9 @@
 //! Writes metric families in the two exposition formats, OpenMetrics 1.0 and Prometheus text 0.0.4, with the encoder of
 //! the crate prometheus-client.
 //!
-//! The two formats differ in the names of counters and in exemplars. In OpenMetrics the family name of a counter has no
-//! `_total`. Only OpenMetrics has exemplars and an end mark (`# EOF`). prometheus-client encodes exemplars only of its
-//! own metric types. The exporters use other types (`model`), and `write_family` therefore adds the exemplars.
+//! The two formats differ in three points: in OpenMetrics, the family name of a counter has no `_total`, buckets of
+//! histograms can have exemplars, and the text ends with `# EOF`. prometheus-client encodes exemplars only of its own
+//! metric types. The exporters use other types (`model`), and `write_family` therefore adds the exemplars.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};

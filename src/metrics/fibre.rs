@@ -1,4 +1,4 @@
-//! Metrics about FIBRE/UDP peers. FIBRE relays blocks over UDP, and only nodes that are built from a branch with FIBRE
+//! Metrics about FIBRE/UDP peers. FIBRE relays blocks over UDP, and only nodes that are built with FIBRE
 //! have such peers.
 
 use super::model::gauge;

@@ -6,14 +6,14 @@
 //! samples. There are two ways to create a family:
 //!
 //! - **pushed** (`pushed`): the `area!` block in the file of an area declares a handle for each metric (`utxo_cache` is
-//!   a short example). Code that has a new value sets it through the handle: `metrics.chain.height.set(Some(7))`.
-//!   Values from polls of the node are pushed.
+//! a short example). Code that has a new value sets it through the handle: `metrics.chain.height.set(Some(7))`.
+//! Values from polls of the node are pushed.
 //! - **read at the scrape**: a function returns families with their current values, and declares each family in the
 //! same expression. `own_process` and the tracepoint groups of `usdt` have such functions.
 //!
 //! [`render`] writes families in an exposition format. [`markdown`] writes METRICS.md from the declarations.
 //!
-//! A family has one of two lifetimes. Values that were *read from the node* (gauges, and counters that the node keeps)
+//! A family has one of two lifetimes. Values that were *read from the node* (gauges, and totals that the node counts)
 //! are removed when the connection to the node is lost, or when they are older than their [`lifetime`]. Values that
 //! *the exporter counted* do not expire, and are kept when the connection to the node is lost. Each family has an
 //! expiry time, which every scrape checks. Expired values are therefore not exported even if a poller hangs.
@@ -54,15 +54,15 @@ pub use reference::markdown;
 pub use utxo_cache::UtxoCacheMetrics;
 
 /// Time for which a value is exported after it was read from the node, if the node is polled at this interval. The time
-/// is two intervals, and a single failed poll therefore removes no value. The minimum of five seconds matters only for
-/// tests, which poll at shorter intervals.
+/// is two intervals, and the value therefore remains exported if a single poll fails. The minimum of five seconds
+/// matters only for tests, which poll at shorter intervals.
 pub fn lifetime(interval: Duration) -> Duration {
     const MIN_LIFETIME: Duration = Duration::from_secs(5);
     interval.saturating_mul(2).max(MIN_LIFETIME)
 }
 
-/// All metric families of the IPC exporter whose values are pushed, by area. An exporter has one value of this type,
-/// through which its code sets the values of the metrics.
+/// All metric families of the IPC exporter whose values are pushed, by area. The IPC exporter has one value of this
+/// type, through which its code sets the values of the metrics.
 pub struct Metrics {
     pushed: Vec<Arc<PushedFamily>>,
     /// Metrics about the active chain, chainstates, indexes and soft forks.
@@ -86,8 +86,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Creates all families, for an exporter that does not poll the node at an interval: values that are read from the
-    /// node do not expire. At first, only some families about the exporter itself have samples.
+    /// Creates all families for tests and for METRICS.md. Values that are read from the node do not expire. At first,
+    /// only some families about the exporter itself have samples.
     pub fn new() -> Arc<Self> {
         Self::with_poll_lifetime(Duration::MAX)
     }
@@ -133,7 +133,7 @@ impl Metrics {
         render(&self.families(), &[], format)
     }
 
-    /// Names of the families that have samples.
+    /// Names of the families that currently have samples, and are therefore exported.
     pub fn present(&self) -> Vec<&'static str> {
         let families = self.families().into_iter().filter(|family| !family.samples.is_empty());
         families.map(|family| family.declaration.name).collect()

@@ -1,4 +1,5 @@
-//! Metrics about the node itself (version, uptime, memory), and about its process, from `/proc`.
+//! Metrics about the node itself (version, uptime, memory), and about the node's process, which the exporter reads from
+//! `/proc`.
 
 use super::model::{counter, gauge};
 use super::pushed::{CounterVec, Gauge, GaugeVec, area};

@@ -170,7 +170,7 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Handle of a gauge without labels. The gauge is not exported until a value is set.
+/// Handle through which code sets a gauge without labels. The gauge is not exported until a value is set.
 pub struct Gauge(Arc<PushedFamily>);
 
 impl Gauge {
@@ -207,7 +207,7 @@ impl Gauge {
     }
 }
 
-/// Handle of a gauge with `N` labels.
+/// Handle through which code sets the samples of a gauge with `N` labels.
 pub struct GaugeVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> GaugeVec<N> {
@@ -227,7 +227,8 @@ impl<const N: usize> GaugeVec<N> {
         }
         self.0.replace(self.0.lifetime, counts);
     }
-    /// Sets one sample. All samples of the gauge get the same new expiry time.
+    /// Sets one sample. All samples of the gauge get a new expiry time, because the samples of a family expire
+    /// together.
     pub fn set(&self, labels: [&str; N], value: f64) {
         self.0.update(self.0.lifetime, &labels, Value::Number(value), |shown| *shown = Value::Number(value));
     }
@@ -259,8 +260,8 @@ impl<const N: usize> GaugeVec<N> {
     }
 }
 
-/// Handle of a counter without labels. The counter is absent until the exporter begins to count the events, because a
-/// count of 0 before this time would wrongly show that no events occurred.
+/// Handle through which code counts events in a counter without labels. The counter is absent until the exporter begins
+/// to count the events, because a count of 0 before this time would wrongly show that no events occurred.
 pub struct Counter(Arc<PushedFamily>);
 
 impl Counter {
@@ -298,7 +299,7 @@ impl Counter {
     }
 }
 
-/// Handle of a counter with `N` labels.
+/// Handle through which code counts events in a counter with `N` labels.
 pub struct CounterVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> CounterVec<N> {
@@ -318,7 +319,8 @@ impl<const N: usize> CounterVec<N> {
     }
 }
 
-/// Handle of a histogram without labels. The histogram is absent until [`Histogram::start`] is called.
+/// Handle through which code adds observed values to a histogram without labels. The histogram is absent until
+/// [`Histogram::start`] is called.
 pub struct Histogram(Arc<PushedFamily>);
 
 impl Histogram {

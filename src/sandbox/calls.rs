@@ -49,9 +49,9 @@ impl SyscallList {
         self.any(&[libc::SYS_connect]).masked(libc::SYS_sendmmsg, 3, FAST_OPEN, 0).internet_sockets()
     }
 
-    /// Allows the creation of TCP and UDP sockets, but of no other internet sockets. The ports of TCP connections are
-    /// restricted by Landlock. Landlock does not restrict MPTCP and SCTP, with which a process could connect to any
-    /// port.
+    /// Allows the creation of TCP and UDP sockets, but of no other internet sockets. The IPC exporter's rules of
+    /// Landlock restrict the ports of TCP connections, but not of MPTCP and SCTP, with which a process could connect to
+    /// any port.
     fn internet_sockets(mut self) -> Self {
         /// Mask of the socket type without the flags SOCK_CLOEXEC and SOCK_NONBLOCK.
         const TYPE: u64 = 0xf;
@@ -197,8 +197,8 @@ fn exporter() -> SyscallList {
             libc::SYS_epoll_ctl,
             libc::SYS_epoll_pwait,
             libc::SYS_eventfd2,
-            // Reading files and /proc. The rules for open() and openat() are in `reads_files` and `writes_block_log`,
-            // and Landlock restricts the paths.
+            // Reading files and /proc. The rules for open() and openat() are in `reads_files` and `writes_block_log`.
+            // In the IPC exporter, Landlock restricts the paths.
             libc::SYS_faccessat,
             libc::SYS_faccessat2,
             libc::SYS_fstat,
@@ -220,7 +220,8 @@ fn exporter() -> SyscallList {
             // adjtimex() reads the estimated error of the system clock. Setting the clock requires the capability
             // CAP_SYS_TIME.
             libc::SYS_adjtimex,
-            // HTTP connections, and descriptors from the supervisor.
+            // Accepting HTTP connections, and receiving file descriptors from the supervisor, the process that starts
+            // the exporter.
             libc::SYS_accept4,
             libc::SYS_getpeername,
             libc::SYS_getsockname,
@@ -262,7 +263,7 @@ fn reads_files(list: SyscallList) -> SyscallList {
 }
 
 /// Allows the system calls with which SQLite writes the block log, the file with a row for each block. The list itself
-/// permits opening any file for writing; Landlock restricts the paths.
+/// permits opening any file for writing. In the IPC exporter, Landlock restricts the paths.
 fn writes_block_log(list: SyscallList) -> SyscallList {
     #[cfg(target_arch = "x86_64")]
     let list = list.any(&[libc::SYS_open]);
@@ -308,7 +309,7 @@ pub struct UsdtNeeds {
 pub fn usdt_exporter(needs: UsdtNeeds) -> SyscallList {
     let mut list = exporter()
         .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])
-        // The ioctl requests that attach BPF programs to tracepoints, and enable and disable them.
+        // The ioctl requests that attach BPF programs to tracepoints, and enable and disable the attached programs.
         .with(libc::SYS_ioctl, 1, &PERF_EVENTS);
     if needs.removes_socket {
         list = list.any(UNLINK);

@@ -32,11 +32,11 @@ pub enum SandboxMode {
     Off,
 }
 
-/// The value that [`parts`] returns, for the metrics about the process.
+/// The value that [`parts`] returns.
 static PARTS: Mutex<Vec<(&str, bool)>> = Mutex::new(Vec::new());
 
-/// Names of the parts of the sandbox (`seccomp`, `landlock`), and whether each part is active. Empty until the system
-/// call filter has been applied.
+/// Names of the parts of the sandbox (`seccomp`, `landlock`), and whether each part is active in this process, for the
+/// metric `bitcoin_exporter_sandbox`. Empty until the system call filter has been applied.
 pub fn parts() -> Vec<(&'static str, bool)> {
     PARTS.lock().expect("nobody panics holding it").clone()
 }
@@ -96,8 +96,9 @@ impl Confinement {
     }
 }
 
-/// Restricts this process, a guard, to the system calls for its open sockets. A failure is not logged, because the
-/// exporter's sandbox fails for the same reason, and the exporter logs the reason.
+/// Restricts this process, a guard, to the system calls for its open sockets. If the kernel rejects the filter, the
+/// guard does not log the error, because the kernel also rejects the exporter's filter for the same reason, and the
+/// exporter logs this reason.
 pub fn confine_guard() {
     let _ = calls::guard().apply();
 }

@@ -1,6 +1,6 @@
 //! Adds the lines of the subcommand `setup` to configuration files, and removes these lines for `setup --undo`. Before
 //! setup replaces the first file, it checks every file, and writes every new text to a temporary file on disk. An error
-//! in these steps therefore leaves all files unchanged.
+//! before the first replacement therefore leaves all files unchanged.
 
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Read, Write};
@@ -421,7 +421,7 @@ mod tests {
         let before = files(dir.path());
         let changes = ["first", "new/second", "third"]
             .map(|name| Change::add(&block(path(name), "b\n")).unwrap().unwrap());
-        // The last file can no longer be replaced, because a directory has its path.
+        // The last file can no longer be created, because a directory now has its path.
         fs::create_dir(path("third")).unwrap();
         let error = format!("{:#}", write(dir.path(), changes.into()).unwrap_err());
         assert!(error.contains("cannot create") && error.contains("third"), "{error}");

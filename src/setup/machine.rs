@@ -117,8 +117,8 @@ pub struct Node {
     pub user: String,
     /// Path of the running binary, without symbolic links.
     pub binary: PathBuf,
-    /// Path of the running binary as the operator names it in the unit or on the command line. If the path contains a
-    /// symbolic link, it remains valid after an upgrade.
+    /// Path of the running binary as the operator names it in the unit or on the command line. In contrast to `binary`,
+    /// this path may contain a symbolic link, and then remains valid after an upgrade.
     pub named_binary: PathBuf,
     /// Whether the operator has selected this node, or has selected no node.
     pub is_selected: bool,
@@ -133,19 +133,20 @@ pub struct Node {
     pub node_binary: Option<NodeBinary>,
     pub chain: &'static ChainParams,
     pub datadir: PathBuf,
-    /// The directory of the chain, which contains the cookie.
+    /// The directory of the node's chain, in which the node writes the file `.cookie` with its JSON-RPC password.
     pub chain_dir: PathBuf,
-    /// Path of the configuration file, which may not exist.
+    /// Path of the node's configuration file, which may not exist.
     pub conf: PathBuf,
     /// The node's settings, from its arguments and from its configuration file without the lines of an earlier setup.
     pub settings: Settings,
-    /// The lines that an earlier setup added to the configuration file.
+    /// The lines that an earlier setup added to the node's configuration file.
     pub previous: Option<String>,
     /// The IPC sockets on which the node listens.
     pub sockets: Vec<PathBuf>,
     /// Paths of the node's open wallets.
     pub wallets: Vec<PathBuf>,
-    /// Number of tracepoints in the binary; `None` if the binary cannot be read.
+    /// Number of tracepoints in the node's binary; `None` if the binary cannot be read, or if this program is built
+    /// without the USDT exporter.
     pub tracepoints: Option<usize>,
     pub exporter: Exporter,
     /// The output of `bitcoind-ipc-exporter --check` for this node, or its error.
@@ -162,7 +163,7 @@ pub struct NodeBinary {
     /// changes this link, but `path` would still be the `bitcoin-node` of the old version. Otherwise `None`.
     pub pinned_by: Option<PathBuf>,
     /// The reason why this `bitcoin-node` cannot replace the `bitcoind` of the node's unit: the versions are different,
-    /// or one of the two programs cannot be run. `None` if it can.
+    /// or one of the two programs cannot be run. `None` if it can replace `bitcoind`.
     pub difference: Option<String>,
 }
 
@@ -518,7 +519,7 @@ fn unit_text(name: &str) -> Option<String> {
 }
 
 impl Unit {
-    /// The program in `ExecStart=`.
+    /// Path of the program in the unit's `ExecStart=`.
     pub fn program(&self) -> Option<&str> {
         self.command.as_deref()?.trim_start_matches(PREFIXES).split_whitespace().next()
     }
@@ -528,7 +529,8 @@ impl Unit {
         let mut unit = Unit { name: name.into(), ..Unit::default() };
         let mut commands: Vec<String> = Vec::new();
         let mut is_own = false;
-        // A line that ends in a backslash is continued, and comments in between are skipped.
+        // A line that ends in a backslash continues on the next line, and systemd skips comment lines between the two
+        // lines.
         let mut continued = String::new();
         for line in text.lines() {
             if line.starts_with("# /") && continued.is_empty() {
@@ -583,7 +585,7 @@ fn target(link: &Path) -> Option<PathBuf> {
         }
     }
     // `plain` is the path without `..`. If a directory in front of a `..` is a symbolic link, `plain` leads to another
-    // file than the link. In this case the result is `real`, the path without links.
+    // file than `path`. In this case, the function returns `real`, the path without symbolic links.
     let real = path.canonicalize().ok()?;
     Some(if plain.canonicalize().is_ok_and(|plain| plain == real) { plain } else { real })
 }

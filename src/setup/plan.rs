@@ -9,16 +9,16 @@ use super::block::Block;
 use super::machine::{Machine, Node, NodeBinary, PREFIXES, Unit};
 use crate::json_rpc::methods::whitelist_line;
 
-/// File name of the systemd drop-ins that setup writes. The name sorts after the names of operators' drop-ins, because
-/// systemd reads drop-ins in the order of their names, and the last `ExecStart=` is the effective one.
+/// File name of the systemd drop-ins that setup writes. The name begins with `zz` to sort after the names of operators'
+/// drop-ins: systemd reads drop-ins in the order of their names, and uses the last `ExecStart=`.
 pub const DROP_IN: &str = "zz-bitcoind-ipc-exporter.conf";
 /// Name of the exporter's JSON-RPC user on the node.
 const RPC_USER: &str = "exporter";
-/// Path of the node's socket in the shipped `bitcoind-ipc-exporter.service`.
+/// Path of the node's IPC socket in the shipped unit `bitcoind-ipc-exporter.service`.
 const DEFAULT_SOCKET: &str = "/run/bitcoind/node.sock";
-/// Address of the metrics endpoint in the shipped `bitcoind-ipc-exporter.socket`.
+/// Address on which the exporter serves its metrics, in the shipped unit `bitcoind-ipc-exporter.socket`.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:9332";
-/// First version of systemd with `OpenFile=`.
+/// First version of systemd that supports `OpenFile=` in units.
 const OPEN_FILE: u32 = 253;
 /// First version of Bitcoin Core with JSON-RPC over IPC.
 const RPC_OVER_IPC: u32 = 31_99_00;
@@ -174,8 +174,8 @@ impl Planner<'_> {
         self.prometheus();
     }
 
-    /// The IPC socket that the node has, or will have after the changes; `None` if the node stays without IPC. Adds
-    /// the lines for `bitcoin.conf` to `conf`.
+    /// Plans the node's changes for IPC, and adds their lines for `bitcoin.conf` to `conf`. Returns the IPC socket that
+    /// the node has, or will have after the changes; `None` if the node stays without IPC.
     fn connection(&mut self, conf: &mut Vec<String>) -> Option<PathBuf> {
         let node = self.node;
         let in_conf = "ipcbind=unix";
@@ -469,7 +469,8 @@ fn exporter_drop_in(node: &Node, socket: Option<&Path>, by_path: bool, uses_http
     if text.is_empty() || is_instance { text } else { format!("[Service]\n{text}") }
 }
 
-/// Whether the path needs no quotes in a unit, in an environment file and in `OpenFile=`.
+/// Whether the path contains only characters that need no quotes in a systemd unit, in an environment file and in
+/// `OpenFile=`.
 fn is_plain(path: &Path) -> bool {
     path.to_str()
         .is_some_and(|text| text.chars().all(|char| char.is_ascii_alphanumeric() || "/._-+@".contains(char)))
