@@ -6,9 +6,9 @@
 //! - `file` opens the SQLite file, migrates it to the current schema, adds rows, and deletes the oldest rows.
 //! - `writer` writes rows from a bounded queue on a dedicated thread.
 //! - [`outbox`] writes to the outbox, a table of the same file that keeps rows until the block store has them. The
-//! block store (`--block-store`) is a PostgreSQL database that collects the rows of many exporters.
+//!   block store (`--block-store`) is a PostgreSQL database that collects the rows of many exporters.
 //! - [`read`] reads the rows that match a filter, also while the exporter writes. [`show`] prints the rows for the
-//! subcommand `blocks`.
+//!   subcommand `blocks`.
 
 mod file;
 pub mod outbox;

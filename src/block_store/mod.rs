@@ -4,11 +4,11 @@
 //! - [`settings`] parses the URL of the database and finds the source of the password. `tls` makes TLS connections, and
 //!   verifies the server's certificate as the URL's `sslmode` requires.
 //! - `connection` connects to the database, creates or checks the schema (`contrib/postgresql/propagation.sql`), and
-//! stores rows.
+//!   stores rows.
 //! - `forwarder` sends rows on a dedicated thread, from the outbox: the table in the block log's file that keeps rows
-//! until the block store has confirmed them.
+//!   until the block store has confirmed them.
 //! - [`propagation`] queries the store for the time from the connection of a block by the first node to the connection
-//! by each other node.
+//!   by each other node.
 
 mod connection;
 mod forwarder;

@@ -6,10 +6,10 @@
 //! samples. There are two ways to create a family:
 //!
 //! - **pushed** (`pushed`): the `area!` block in the file of an area declares a handle for each metric (`utxo_cache` is
-//! a short example). Code that has a new value sets it through the handle: `metrics.chain.height.set(Some(7))`.
-//! Values from polls of the node are pushed.
+//!   a short example). Code that has a new value sets it through the handle: `metrics.chain.height.set(Some(7))`.
+//!   Values from polls of the node are pushed.
 //! - **read at the scrape**: a function returns families with their current values, and declares each family in the
-//! same expression. `own_process` and the tracepoint groups of `usdt` have such functions.
+//!   same expression. `own_process` and the tracepoint groups of `usdt` have such functions.
 //!
 //! [`render`] writes families in an exposition format. [`markdown`] writes METRICS.md from the declarations.
 //!

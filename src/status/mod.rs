@@ -2,7 +2,7 @@
 //! shows.
 //!
 //! - `page.html` is the page. The page's script loads `/metrics` and `/status.json`; the page loads nothing from other
-//! servers. The status pages of both exporters include `common.css` and `common.js`.
+//!   servers. The status pages of both exporters include `common.css` and `common.js`.
 //! - `history` stores the values of the last hour that the page plots, and the last blocks that became the tip of the
 //!   node's active chain.
 
