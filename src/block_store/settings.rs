@@ -70,8 +70,9 @@ enum PasswordSource {
 /// Settings of connections to the block store: the database, the user, the source of the password, and TLS.
 #[derive(Clone)]
 pub struct StoreSettings {
-    /// One element for each attempt to make a connection, without the password. The attempts are made in this order
-    /// until one succeeds, and differ in their use of TLS: for example, `sslmode=allow` first connects without TLS.
+    /// One element for each attempt to make a connection, without the password. The attempts are made in this order,
+    /// each only after the earlier ones failed. They differ in their use of TLS: for example, `sslmode=allow` first
+    /// connects without TLS.
     attempts: Vec<Config>,
     password: PasswordSource,
     /// TLS settings.
