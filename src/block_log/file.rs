@@ -1,8 +1,10 @@
-//! The SQLite file of the block log. This module creates the file, migrates it to the current version, adds rows, and
-//! deletes the oldest rows.
+//! The SQLite file of the block log. This module creates the file, migrates it to the current schema, adds rows, and
+//! deletes the oldest rows. The outbox is the table of the rows that the exporter has to send to the block store
+//! (`--block-store`).
 //!
-//! The file uses SQLite's rollback journal and not WAL. With a rollback journal, a reader needs only read access to the
-//! file, and speed is not critical because rows are rare.
+//! The file uses SQLite's rollback journal and not write-ahead logging (WAL). With a rollback journal, a reader needs
+//! only read access to the file; with WAL, it may also need write access. The higher speed of WAL is not needed,
+//! because the exporter writes only one row per block.
 
 use std::error::Error;
 use std::fs::TryLockError;
@@ -21,9 +23,9 @@ use super::writer::LogEntry;
 /// SQLite `application_id` of a block log file: "btxb" as a big-endian integer.
 const APPLICATION: i32 = i32::from_be_bytes(*b"btxb");
 /// The versions of the file's schema (`user_version`), each with the SQL statements that migrate from the previous
-/// version. The first statements migrate from an empty file. A new field of [`BlockReport`] needs a new version with
-/// `ALTER TABLE blocks ADD COLUMN …`. Version 1 existed only before the first release, with other columns, and is not
-/// supported.
+/// version. The statements of the first version migrate from an empty file. A new field of [`BlockReport`] needs a new
+/// version with `ALTER TABLE blocks ADD COLUMN …`. Version 1 existed only before the first release, with other columns,
+/// and is not supported.
 pub(super) const VERSIONS: [(i32, &str); 2] = [
     (
         2,
@@ -59,9 +61,9 @@ pub(super) const VERSIONS: [(i32, &str); 2] = [
         );
         CREATE INDEX blocks_by_height ON blocks (block_height);",
     ),
-    // Rows of bitcoind-ipc-exporter have no data about the contents of a block (`transactions`, `inputs`, `sigops`) and
-    // its arrival, so the columns of this data must permit NULL. The table is copied because SQLite cannot drop NOT
-    // NULL from a column.
+    // Rows that bitcoind-ipc-exporter writes have no data about the contents of a block (`transactions`, `inputs`,
+    // `sigops`) and about its arrival, so the columns for this data must permit NULL. The migration copies the table,
+    // because SQLite cannot remove the constraint NOT NULL from a column.
     (
         3,
         "ALTER TABLE blocks RENAME TO old;
@@ -112,9 +114,9 @@ pub(super) const VERSIONS: [(i32, &str); 2] = [
     ),
 ];
 const VERSION: i32 = VERSIONS[VERSIONS.len() - 1].0;
-/// Maximum time to wait for a lock on the file that another process holds.
+/// Maximum time for which the exporter or a reader waits until another process releases its lock on the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Size of SQLite's page cache in KiB. The size is smaller than SQLite's default of 2 MB, to save memory.
+/// Size of SQLite's page cache in KiB. It is smaller than SQLite's default of 2 MB, to save memory.
 const CACHE_KIB: i32 = 256;
 
 /// Names of the columns that a [`BlockReport`] fills.
@@ -122,8 +124,8 @@ pub fn columns() -> Vec<&'static str> {
     BlockReport::default().columns().into_iter().map(|(name, _)| name).collect()
 }
 
-/// The version of a block log; 0 for an empty database. Returns an error if the file belongs to another program, or if
-/// its version is not supported.
+/// The schema version of a block log's file; 0 for an empty database. Returns an error if the file belongs to another
+/// program, or if its schema version is not supported.
 fn version(connection: &Connection, path: &Path) -> Result<i32> {
     let number = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get(0));
     let read = || -> rusqlite::Result<(i32, i32, i32)> {
@@ -144,7 +146,8 @@ fn version(connection: &Connection, path: &Path) -> Result<i32> {
     }
 }
 
-/// An error of a database: the code of the database, if it is known, and a message with the remedy.
+/// An error of an operation on a database: SQLite for the block log, or PostgreSQL for the block store. It has the
+/// database's error code, if there is one, and a message that states the remedy, if one is known.
 #[derive(Debug)]
 pub struct DatabaseError<C> {
     pub code: Option<C>,
@@ -182,28 +185,28 @@ pub fn explain(error: rusqlite::Error, path: &Path) -> anyhow::Error {
 pub struct BlockLogFile {
     path: PathBuf,
     connection: Connection,
-    /// The descriptor that holds the `flock`; `None` if the file system does not support `flock`. This field is dropped
-    /// after the connection, because closing any descriptor of a file releases all record locks of the process on that
-    /// file, including SQLite's.
+    /// The descriptor that holds the `flock`; `None` if the file system does not support `flock`. This field is
+    /// declared after `connection` and therefore dropped after it, because closing any descriptor of a file releases
+    /// all record locks of the process on that file, including SQLite's.
     _lock: Option<fs::File>,
-    /// Device and inode of the open file, to detect that the file was moved or deleted.
+    /// Device and inode of the open file. If `path` refers to another inode, the file was moved or deleted.
     identity: (u64, u64),
     /// Number of most recent blocks whose rows are kept.
     keep: u32,
 }
 
 impl BlockLogFile {
-    /// Opens the file, or creates it if there is none.
+    /// Opens the file of the block log, or creates it if there is none.
     ///
     /// # Errors
-    /// The file cannot be opened or migrated, belongs to another program, or is written by another exporter, which
-    /// would add a second row for each block.
+    /// The file cannot be opened or migrated, belongs to another program, or is written by another exporter. Two
+    /// exporters would each add a row for each block.
     pub fn open(path: &Path, keep: u32) -> Result<Self> {
         Self::open_within(BUSY_TIMEOUT, path, keep)
     }
 
-    /// Like [`BlockLogFile::open`], but waits at most `busy` until another exporter, which may be about to exit,
-    /// releases the file.
+    /// Like [`BlockLogFile::open`], but with the timeout `busy` for another exporter to release the file. The wait lets
+    /// a restarted exporter open the file while the earlier exporter exits.
     pub(super) fn open_within(busy: Duration, path: &Path, keep: u32) -> Result<Self> {
         check_regular(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
@@ -219,17 +222,18 @@ impl BlockLogFile {
         Ok(BlockLogFile { path: path.into(), connection, _lock: lock, identity, keep })
     }
 
-    /// Whether the path still refers to the open file. The file may have been moved or deleted.
+    /// Whether the block log's path still refers to the open file; false if the file was moved or deleted.
     pub fn is_in_place(&self) -> bool {
         identity(&self.path) == Some(self.identity)
     }
 
     /// Adds or updates the rows of these blocks, and deletes the oldest rows beyond the limit (`keep`), in one
-    /// transaction. With `origin`, the blocks are also added to the outbox. Returns the number of rows that the limit
-    /// deleted from the outbox and that were not sent, which are the rows with IDs above `under_way`.
+    /// transaction. If `origin` is set, the rows are also added to the outbox, to which the same limit applies. Returns
+    /// the number of rows that the limit deleted from the outbox before they were sent to the block store. `under_way`
+    /// is the ID of the last row of the outbox that was sent or is being sent.
     ///
     /// # Errors
-    /// The file cannot be written; no row was changed.
+    /// The file cannot be written; in this case, no row was changed.
     pub fn add<'a>(
         &mut self,
         entries: impl IntoIterator<Item = &'a LogEntry>,
@@ -265,7 +269,7 @@ impl BlockLogFile {
         add().map_err(|error| explain(error, &self.path))
     }
 
-    /// Adds new blocks, without an outbox.
+    /// Adds rows for new blocks, and nothing to the outbox.
     ///
     /// # Errors
     /// The errors of [`BlockLogFile::add`].
@@ -275,7 +279,7 @@ impl BlockLogFile {
         self.add(&reports.into_iter().map(entry).collect::<Vec<_>>(), None, 0)
     }
 
-    /// The oldest rows of the outbox with IDs above `after`, at most `limit`; `None` if there are no such rows.
+    /// The oldest rows of the outbox with IDs above `after`, at most `limit` rows; `None` if there are no such rows.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -316,7 +320,8 @@ impl BlockLogFile {
     }
 }
 
-/// Adds the result of the race between FIBRE and compact blocks for a block to the last row of the block.
+/// Sets the columns about the race for a block in the last row of this block. The race is between FIBRE (a relay of
+/// blocks over UDP) and compact blocks; the relay mechanism that delivers the block first wins.
 fn update_race(connection: &Connection, report: &BlockReport) -> rusqlite::Result<()> {
     let update = "UPDATE blocks SET race_winner = ?, race_udp_ns = ?, race_compact_ns = ? \
                   WHERE id = (SELECT max(id) FROM blocks WHERE block_height = ? AND block_hash = ?)";
@@ -333,7 +338,7 @@ fn check_regular(path: &Path) -> Result<()> {
     }
 }
 
-/// Locks the file against other exporters with `flock`. The lock stops neither SQLite, whose record locks do not
+/// Locks the file against other exporters with `flock`. The lock blocks neither SQLite, whose record locks do not
 /// conflict with `flock`, nor readers of the block log, which do not call `flock`. Returns `None` if the file system
 /// does not support `flock`.
 fn lock(path: &Path, busy: Duration) -> Result<Option<fs::File>> {
@@ -353,7 +358,7 @@ fn lock(path: &Path, busy: Duration) -> Result<Option<fs::File>> {
     }
 }
 
-/// Migrates a file from version `from` to the last version.
+/// Migrates a file from the schema version `from` to the last of `versions`.
 pub(super) fn upgrade(connection: &Connection, from: i32, versions: &[(i32, &str)]) -> rusqlite::Result<()> {
     for (version, change) in versions.iter().filter(|(version, _)| *version > from) {
         connection.execute_batch(&format!(
@@ -363,12 +368,13 @@ pub(super) fn upgrade(connection: &Connection, from: i32, versions: &[(i32, &str
     Ok(())
 }
 
-/// Device and inode of a file; `None` if it cannot be accessed.
+/// Device and inode of a file; `None` if the file cannot be accessed.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     fs::metadata(path).ok().map(|it| (it.dev(), it.ino()))
 }
 
-/// Opens the file for reading; `None` if the file has no table yet, because no exporter has written to it.
+/// Opens the file of a block log for reading; `None` if the file has no table yet, because no exporter has written to
+/// it.
 ///
 /// # Errors
 /// There is no file, the file cannot be read, or it is not a block log of a supported version.

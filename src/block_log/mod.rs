@@ -1,10 +1,14 @@
-//! The block log: a row for each connected block, in a SQLite file.
+//! The block log (`--block-log`): a SQLite file to which the exporter adds a row for each block that the node connects
+//! to its active chain. The IPC exporter, which sees only changes of the tip, adds a row for each new tip.
 //!
-//! - `report` defines the report of a connected block, for the log, the block log and the status page.
-//! - `file` opens and migrates the file, adds rows, and deletes the oldest rows.
+//! - `report` defines the report of a connected block, which is the content of a row. The USDT exporter also logs the
+//!   report and shows it on its status page.
+//! - `file` opens the SQLite file, migrates it to the current schema, adds rows, and deletes the oldest rows.
 //! - `writer` writes rows from a bounded queue on a dedicated thread.
-//! - [`outbox`] is the table of the rows that the block store does not have yet.
-//! - [`read`] reads the rows that match a filter, also while the exporter writes. [`show`] prints the rows.
+//! - [`outbox`] writes to the outbox, a table of the same file that keeps rows until the block store has them. The
+//!   block store (`--block-store`) is a PostgreSQL database that collects the rows of many exporters.
+//! - [`read`] reads the rows that match a filter, also while the exporter writes. [`show`] prints the rows for the
+//!   subcommand `blocks`.
 
 mod file;
 pub mod outbox;
@@ -19,7 +23,7 @@ pub(crate) use file::DatabaseError;
 pub use report::BlockReport;
 pub use writer::{BlockLogThread, Forwarding, OutboxBatch, ReportQueue};
 
-/// Default path of the block log, which the shipped systemd unit also uses.
+/// Default path of the block log's file, which the shipped systemd unit also uses.
 pub const DEFAULT_PATH: &str = "/var/lib/bitcoind-usdt-exporter/blocks.sqlite";
-/// Default number of blocks to keep: blocks of about two years, which take 20 MB.
+/// Default number of blocks whose rows the block log keeps: the blocks of about two years, whose rows take 20 MB.
 pub const DEFAULT_KEEP: u32 = 100_000;

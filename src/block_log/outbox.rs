@@ -1,4 +1,5 @@
-//! The outbox: a table of the block log with the rows that the block store (`--block-store`) does not have yet.
+//! The outbox: a table in the file of the block log, which keeps rows until the block store has confirmed them. The
+//! block store (`--block-store`) is a PostgreSQL database that collects the rows of many exporters.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -7,32 +8,34 @@ use serde_json::{Value, json};
 
 use super::report::BlockReport;
 
-/// Resolution of the times that tracepoints measure, in microseconds.
+/// Resolution of the times in a row of the USDT exporter, which measures them with tracepoints of the node, in
+/// microseconds.
 const TRACEPOINT_RESOLUTION_US: i64 = 1;
 
-/// The identity of the node and of the exporter, which is a part of each row in the block store.
+/// The identity of the node and of its exporter, which each row in the block store contains, to tell the rows of many
+/// nodes apart.
 #[derive(Clone, Debug)]
 pub struct RowOrigin {
     /// Chain of the node, for example `main`.
     pub chain: String,
-    /// Name of the node, unique in the block store.
+    /// Name of the node (`--node-name`), unique in the block store.
     pub node: String,
-    /// The exporter: `usdt` or `ipc`.
+    /// The kind of exporter: `usdt` or `ipc`.
     pub source: &'static str,
 }
 
 /// A batch of rows to send to the block store, oldest first.
 #[derive(Debug, PartialEq)]
 pub struct Batch {
-    /// ID of the batch's last row in the outbox.
+    /// ID that the batch's last row has in the outbox.
     pub up_to: i64,
     /// Height of the block of each row.
     pub heights: Vec<i32>,
-    /// The rows, each a JSON object with the columns of the block store.
+    /// The rows, each a JSON object with a field for each column of the block store's table.
     pub rows: Vec<String>,
 }
 
-/// Deletes the rows with IDs up to a limit.
+/// SQL statement that deletes the rows of the outbox with IDs up to its parameter.
 pub(super) const DELETE: &str = "DELETE FROM outbox WHERE id <= ?";
 
 /// Adds the row of a block to the outbox.
@@ -44,9 +47,9 @@ pub fn push(connection: &Connection, report: &BlockReport, origin: &RowOrigin) -
     connection.prepare("INSERT INTO outbox (block_height, row) VALUES (?, ?)")?.execute(row).map(drop)
 }
 
-/// Deletes the oldest rows of the outbox if it has more than `keep` rows. Returns the number of deleted rows with IDs
-/// above `under_way`. Rows up to `under_way` are not counted, because they are in memory and are being sent to the
-/// block store.
+/// Deletes the oldest rows of the outbox if it has more than `keep` rows. Returns the number of rows that were deleted
+/// before they were sent: the deleted rows with IDs above `under_way`. Rows with IDs up to `under_way` are not lost,
+/// because the block store has them, or because they are in memory and are being sent to the block store.
 ///
 /// # Errors
 /// SQLite cannot delete the rows.
@@ -59,7 +62,8 @@ pub fn limit(connection: &Connection, keep: u32, under_way: i64) -> rusqlite::Re
     Ok(dropped as u64)
 }
 
-/// A block's row in the block store, as a JSON object with the columns of `contrib/postgresql/propagation.sql`.
+/// A block's row in the block store, as a JSON object. Its fields are the columns of the table `propagation.blocks` in
+/// `contrib/postgresql/propagation.sql`.
 pub fn store_row(report: &BlockReport, origin: &RowOrigin) -> Value {
     let first = report.connected_us.map(|connected_us| report.time - seconds(connected_us));
     let after_first = |micros: Option<i64>| Some(timestamp(first? + seconds(micros?)));
@@ -94,10 +98,10 @@ pub fn store_row(report: &BlockReport, origin: &RowOrigin) -> Value {
     })
 }
 
-/// The time at which the node had the whole block, in Unix seconds. If the report does not contain this time, for
-/// example because no peer announced the block, returns the time at which FIBRE delivered the block, or for a block
-/// that did not arrive over FIBRE, the time at which the node began to connect the block. `None` if the time is
-/// unknown.
+/// The time at which the node had the whole block, in Unix seconds; `None` if the time is unknown. If the report does
+/// not contain this time, for example because no peer announced the block, the time is estimated: for a block that
+/// arrived over FIBRE (a relay of blocks over UDP), as the time at which FIBRE delivered the block; for other blocks,
+/// as the time at which the node began to connect the block.
 fn complete(report: &BlockReport) -> Option<f64> {
     let before_connection = match (report.complete_us, report.connected_us) {
         (Some(complete), Some(connected)) => Some(connected - complete),

@@ -1,4 +1,4 @@
-//! Reads the rows of the block log that match a filter, also while the exporter writes.
+//! Reads the rows of the block log that match a filter. The exporter may write to the file at the same time.
 
 use std::path::Path;
 use std::time::Duration;
@@ -12,7 +12,8 @@ use super::file;
 use crate::cli;
 use crate::metrics::now;
 
-/// Filter for blocks of the block log. A block matches if it meets all conditions that are set.
+/// Filter of the subcommand `blocks`, which selects rows of the block log. A row matches if its block meets all
+/// conditions that are set.
 #[derive(Args, Debug, Default)]
 pub struct BlockFilter {
     /// Print only blocks with at least this time (for example 100ms or 2s) from their first announcement to their
@@ -29,17 +30,19 @@ pub struct BlockFilter {
     pub height: Option<u32>,
 }
 
-/// Rows that were read from the block log or the block store, with all columns.
+/// The result of a query of the block log or the block store: the matching rows, with all columns.
 pub struct Rows {
-    /// The names of the columns.
+    /// The names of the rows' columns.
     pub names: Vec<&'static str>,
-    /// The rows: those of the block log oldest first, those of the block store by block and time of connection. Each
-    /// row has one value for each element of `names`.
+    /// The rows. Rows of the block log are sorted from the oldest to the newest. Rows of the block store are sorted by
+    /// block, and for each block by the time at which the node connected the block; nodes without a comparable time
+    /// come last. Each row has one value for each element of `names`.
     pub rows: Vec<Vec<Value>>,
 }
 
-/// Reads the blocks that match the filter. Reads all rows into memory, because a lock on the file that is held while
-/// the output is written would block the exporter.
+/// Reads the rows that match the filter, all into memory before the first row is printed. If rows were read while
+/// earlier rows are printed, SQLite would hold a lock on the file until the end of the output, and the exporter could
+/// not write to the file during this time.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -55,7 +58,7 @@ pub fn find(path: &Path, filter: &BlockFilter) -> Result<Rows> {
         conditions.into_iter().filter_map(|(condition, value)| Some((condition, value?))).unzip();
     let conditions = if conditions.is_empty() { "true".to_string() } else { conditions.join(" AND ") };
     let read = || -> rusqlite::Result<Vec<Vec<Value>>> {
-        // A file of an earlier version lacks the columns that were added later.
+        // A file that an earlier version of the exporter has written lacks the columns that were added later.
         names.retain(|name| connection.column_exists(None, "blocks", name).unwrap_or(true));
         let query = format!("SELECT {} FROM blocks WHERE {conditions} ORDER BY id", names.join(", "));
         let mut statement = connection.prepare(&query)?;

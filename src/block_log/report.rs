@@ -1,4 +1,5 @@
-//! The report of a connected block, which is logged, written to the block log as a row, and shown on the status page.
+//! The report of a connected block: facts about the block and its arrival at the node. The exporter writes the report
+//! to the block log as a row. The USDT exporter also logs the report and shows it on its status page.
 
 use rusqlite::ToSql;
 use serde::Serialize;
@@ -6,19 +7,22 @@ use tracing::info;
 
 use crate::sys::ClockError;
 
-/// Generates from a list of fields the struct `BlockReport`, its log line, and its columns of the block log.
+/// Generates the struct `BlockReport`, its log line, and its columns in the block log, from one list of fields.
 macro_rules! block_report {
     ($($field:ident: $type:ty,)*) => {
-        /// The report of a connected block: the block's contents, and the stages of its arrival. `docs/journal.md`
-        /// (names in upper case) and `docs/usdt.md` describe the fields. The times of stages (`header_us`,
-        /// `compact_us`, `asked_us`, `answered_us`, `complete_us`, `connected_us`) are measured from the first
-        /// announcement of the block. The time of a stage that did not occur is `None`. If no peer announced the block,
-        /// the fields from `announced_by` to `flush_us` are `None`.
+        /// The report of one block that the node has connected to its active chain: the block's contents, and the
+        /// stages of its arrival at the node. `docs/journal.md` (names in upper case) and `docs/usdt.md` describe the
+        /// fields. The times of stages (`header_us`, `compact_us`, `asked_us`, `answered_us`, `complete_us`,
+        /// `connected_us`) are measured from the first announcement of the block. The time of a stage that did not
+        /// occur is `None`. If no peer announced the block, the fields from `announced_by` to `flush_us` are `None`.
+        /// The IPC exporter, which cannot see the arrival, sets only the time, the height, the hash, the resolution and
+        /// the clock's error.
         #[derive(Clone, Debug, Default, PartialEq, Serialize)]
         #[allow(missing_docs, reason = "in docs/journal.md")]
         pub struct BlockReport {
-            /// Time at which the node had connected the block, or for the IPC exporter, at which the exporter learned
-            /// of the new tip, in Unix seconds. The log line omits this field, because every log line has a timestamp.
+            /// Time at which the node had connected the block, in Unix seconds. In reports of the IPC exporter, the
+            /// time at which this exporter learned of the new tip. The log line omits this field, because every log
+            /// line has a timestamp.
             pub time: f64,
             $(pub $field: $type,)*
         }
@@ -77,8 +81,8 @@ block_report! {
 }
 
 impl BlockReport {
-    /// Sets the fields for the error of the machine's wall clock. A clock that was set since the first announcement of
-    /// the block (`was_set`) does not count as synchronized.
+    /// Sets the fields for the error of the machine's wall clock (`clock_…`). If the clock was set since the first
+    /// announcement of the block (`was_set`), the report states that the clock was not synchronized.
     pub fn set_clock_error(&mut self, error: Option<ClockError>, was_set: bool) {
         self.clock_synchronized = error.map(|error| error.is_synchronized && !was_set);
         self.clock_max_error_us = error.map(|error| error.max_us);

@@ -1,4 +1,5 @@
-//! Prints rows of the block log.
+//! Prints rows of the block log or the block store, for the subcommand `blocks`. The block store is the PostgreSQL
+//! database with the rows of many nodes' block logs.
 
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,7 +19,8 @@ pub enum OutputFormat {
     Csv,
 }
 
-/// Prints rows in this format. `columns` are the columns of a table; the other formats print all columns.
+/// Prints rows in this format. `columns` are the columns that the format [`OutputFormat::Table`] prints; the other
+/// formats print all columns.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -56,7 +58,8 @@ fn csv(rows: &Rows, to: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Quotes a field of CSV if necessary. Names of nodes in the block store can contain any character.
+/// Quotes a field of CSV if it contains a comma, a quote or a line break. For example, the names of nodes in the block
+/// store can contain any character.
 fn quoted(text: String) -> String {
     if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text }
 }
@@ -67,7 +70,7 @@ fn fields_with_commas_or_quotes_are_quoted() {
     assert_eq!(["a b", "a,b", "a\"b"].map(|text| quoted(text.into())), ["a b", "\"a,b\"", "\"a\"\"b\""]);
 }
 
-/// Formats the value of a column as text; empty for NULL.
+/// Formats a value of a column as text; NULL becomes an empty text.
 fn text(value: &Value) -> String {
     match value {
         Value::Integer(number) => number.to_string(),
@@ -77,11 +80,11 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// A column of the printed table: its title, the name of the column in the block log, and the function that formats a
-/// value.
+/// A column of the printed table: its title, the name of the column in the queried rows, and the function that formats
+/// a value of the column.
 pub type Column = (&'static str, &'static str, fn(&Value) -> String);
 
-/// The columns of the table that shows rows of the block log.
+/// The columns of the printed table for rows of the block log.
 pub const BLOCK_LOG: &[Column] = &[
     ("height", "block_height", text),
     ("connected (UTC)", "time", date),
@@ -96,7 +99,8 @@ pub const BLOCK_LOG: &[Column] = &[
     ("hash", "block_hash", text),
 ];
 
-/// The columns of the table that shows the rows of one height in the block store.
+/// The columns of the printed table for the rows of one block height in the block store. `rank` is the position of the
+/// node among the nodes of the block store, in the order in which they connected the block.
 pub const PROPAGATION: &[Column] = &[
     ("rank", "rank", text),
     ("node", "node", text),

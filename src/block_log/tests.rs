@@ -84,7 +84,8 @@ fn blocks_of_a_stopped_exporter_are_all_kept() {
     let (recorder, queue) = BlockLogThread::start(&path, 10_000, None).unwrap();
     let reader = Connection::open(&path).unwrap();
     reader.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    // While the file is locked, the queue gets as many blocks as the ring buffer in the kernel can hold.
+    // While the file is locked, 8000 blocks are queued: about as many as the ring buffer in the kernel keeps for a
+    // stopped exporter.
     (0..8000).for_each(|height| queue.push(report(height)));
     reader.execute_batch("COMMIT").unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -171,7 +172,7 @@ fn reader_rolls_back_a_killed_exporters_write() {
     let mut file = BlockLogFile::open(&path, 10).unwrap();
     file.add_reports(&[report(1)]).unwrap();
     // Copy the file and its journal during a transaction, after SQLite has written a part of the transaction to the
-    // file. A crash would leave these two files.
+    // file. A crash of the exporter at this moment would leave two such files.
     let connection = Connection::open(&path).unwrap();
     connection.execute_batch("PRAGMA cache_size = 1; PRAGMA cache_spill = 1; BEGIN IMMEDIATE;").unwrap();
     let rows = "WITH RECURSIVE numbers (value) AS (SELECT 1 UNION ALL SELECT value + 1 FROM numbers WHERE value < 500)
@@ -333,13 +334,14 @@ fn outbox_drops_only_rows_that_were_not_sent() {
     assert_eq!([1, 2, 3].map(|height| add(&mut file, height, 0)), [0, 0, 0]);
     assert_eq!(file.unsent(0, 2).unwrap().unwrap().heights, [1, 2]);
     assert_eq!(file.unsent(2, 2).unwrap().unwrap().heights, [3]);
-    // The rows 1 and 2 are being sent. Their deletion is therefore not counted as a loss, in contrast to the deletion
-    // of row 3.
+    // The rows 1 and 2 are being sent to the block store. The number of lost rows therefore does not include them when
+    // the limit deletes them, but includes row 3.
     assert_eq!([4, 5, 6].map(|height| add(&mut file, height, 2)), [0, 0, 1]);
     assert_eq!((file.count_unsent(2).unwrap(), file.unsent(2, 10).unwrap().unwrap().up_to), (3, 6));
     file.delete_sent(6).unwrap();
     assert!(file.unsent(0, 10).unwrap().is_none());
-    // The ID of a deleted row is not used again. A late `delete_sent` for a row can therefore not delete another row.
+    // SQLite does not use the ID of a deleted row again (AUTOINCREMENT). A late `delete_sent` for a row can therefore
+    // not delete another row.
     add(&mut file, 7, 0);
     assert_eq!(file.unsent(0, 10).unwrap().unwrap().up_to, 7);
 }
@@ -372,7 +374,7 @@ fn row_of_the_store_has_wall_clock_times() {
             .iter()
             .all(|it| unknown[*it].is_null())
     );
-    // The row must have a field for every column of the table, and no other field.
+    // The row must have a field for every column of the block store's table, and no other field.
     let schema = include_str!("../../contrib/postgresql/propagation.sql");
     let (_, table) = schema.split_once("CREATE TABLE propagation.blocks (").unwrap();
     let columns =

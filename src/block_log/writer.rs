@@ -1,5 +1,7 @@
-//! Writes the block log on a dedicated thread. While the file cannot be written, blocks are kept in a queue, and blocks
-//! that do not fit are counted as lost.
+//! Writes the block log on a dedicated thread. While the file cannot be written, the reports of connected blocks are
+//! kept in memory, and reports above a limit are counted as lost. The thread also passes rows of the outbox (the table
+//! of the rows that the block store does not have yet) to the thread that forwards them to the block store, a
+//! PostgreSQL database.
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -20,29 +22,33 @@ use super::report::BlockReport;
 use crate::block_store::StoreState;
 use crate::scheduling;
 
-/// Maximum number of blocks in the queue to the thread that writes the block log, and of blocks that this thread keeps
-/// in memory until the file can be written. The ring buffer in the kernel (validation.bpf.c) holds about the same
-/// number of blocks for an exporter that is stopped (SIGSTOP), and the exporter reads all of them at once when it is
-/// resumed. A full queue takes 4 MB of memory.
+/// Maximum number of block reports in the queue to the thread that writes the block log, and also of reports that this
+/// thread keeps in memory until the file can be written. The ring buffer in the kernel (validation.bpf.c) holds about
+/// the same number of blocks for an exporter that is stopped (SIGSTOP), and the exporter reads all of them at once when
+/// it is resumed. A full queue takes 4 MB of memory.
 const MAX_QUEUED: usize = 8192;
-/// Minimum time between a failed attempt to write and the next attempt.
+/// Minimum time between a failed attempt to write to the file and the next attempt.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
-/// Interval at which the thread checks whether the exporter exits.
+/// Maximum interval at which the thread checks whether the exporter exits, and whether the block store has confirmed a
+/// batch.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
-/// Maximum time for writing the queued blocks when the exporter exits.
+/// Maximum time for which an exiting exporter waits until the thread has written the queued reports.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A block to write to the block log.
+/// The report of a block, in the queue to the thread that writes the block log: a new row, or an update of the block's
+/// row.
 pub struct LogEntry {
     /// The report of the block.
     pub report: BlockReport,
-    /// Whether the block already has a row, to which the result of the race between FIBRE and compact blocks is added.
+    /// Whether the block already has a row. In this case, the thread only adds the result of the race for this block to
+    /// the row. The race is between FIBRE (a relay of blocks over UDP) and compact blocks.
     pub is_update: bool,
 }
 
 /// The sending side of the queue of block reports to the thread that writes the block log.
 pub struct ReportQueue {
-    /// The reports are boxed because the channel allocates memory for all its slots when it is created.
+    /// The entries are boxed, because the channel allocates memory for all its slots when it is created, and a slot
+    /// with a pointer is smaller than a slot with an entry.
     sender: SyncSender<Box<LogEntry>>,
     lost: Arc<AtomicU64>,
 }
@@ -54,8 +60,8 @@ impl ReportQueue {
         self.send(LogEntry { report, is_update: false });
     }
 
-    /// Queues a second report of a block, to add the result of the race between FIBRE and compact blocks to the row of
-    /// the block.
+    /// Adds a second report of a block to the queue. The thread adds the result of the race between FIBRE and compact
+    /// blocks in this report to the row of the block.
     pub fn update(&self, report: BlockReport) {
         self.send(LogEntry { report, is_update: true });
     }
@@ -67,36 +73,37 @@ impl ReportQueue {
     }
 }
 
-/// A batch of rows of the outbox that is being sent to the block store.
+/// A batch of rows of the outbox that is being sent to the block store, with the channel for the confirmation.
 pub struct OutboxBatch {
     /// The rows.
     pub batch: Batch,
-    /// Sent when the block store has confirmed the batch.
+    /// Channel on which the forwarding thread reports that the block store has confirmed the batch.
     pub stored: oneshot::Sender<()>,
 }
 
-/// Channel from the thread that writes the block log to the thread that forwards its rows to the block store. At most
-/// one batch is being forwarded.
+/// Connection from the thread that writes the block log to the thread that forwards its rows to the block store. At
+/// most one batch of rows is being forwarded at a time.
 pub struct Forwarding {
     /// Name of the chain, name of the node and kind of exporter, which are part of each row in the block store.
     pub origin: RowOrigin,
-    /// The state of the forwarding, which both threads update for the metrics and the status page.
+    /// The numbers of forwarded, waiting and dropped rows and the state of the block store, which both threads update
+    /// for the metrics and the status page.
     pub counts: Arc<StoreState>,
-    /// Batches to forward.
+    /// Channel to the forwarding thread for the next batch.
     pub batches: mpsc::Sender<OutboxBatch>,
 }
 
 /// Handle of the thread that writes the block log.
 pub struct BlockLogThread {
-    /// True when the thread has to exit.
+    /// Set to true when the exporter exits, to end the thread.
     ends: Arc<AtomicBool>,
     thread: JoinHandle<()>,
 }
 
 impl BlockLogThread {
-    /// Opens the file and starts the thread. If the disk is full, or the file is corrupt, locked or cannot be read
-    /// because of an I/O error, the thread starts without the file and tries to open the file later. With `forwarding`,
-    /// the rows are also forwarded to the block store.
+    /// Opens the file of the block log and starts the thread that writes it. If the disk is full, or the file is
+    /// corrupt, locked or cannot be read because of an I/O error, the thread starts without the file and tries to open
+    /// the file later. If `forwarding` is set, the rows are also forwarded to the block store.
     ///
     /// # Errors
     /// The file cannot be created, belongs to another program, is written by another exporter or has an unsupported
@@ -130,7 +137,7 @@ impl BlockLogThread {
         Ok((BlockLogThread { ends, thread }, ReportQueue { sender, lost }))
     }
 
-    /// Stops the thread. If the file can be written, the thread first writes the queued blocks. Waits at most
+    /// Stops the thread. If the file can be written, the thread first writes the queued reports. Waits at most
     /// `FINISH_TIMEOUT`.
     pub fn finish(self) {
         self.ends.store(true, Relaxed);
@@ -141,7 +148,8 @@ impl BlockLogThread {
     }
 }
 
-/// Whether a later attempt to open the file may succeed without a change of the configuration.
+/// Whether the error may go away without a change of the configuration, like the error of a full disk. In this case,
+/// the thread tries to open the file again later.
 fn is_temporary(error: &anyhow::Error) -> bool {
     let code = error.downcast_ref::<DatabaseError<ErrorCode>>().and_then(|failure| failure.code);
     matches!(
@@ -155,12 +163,12 @@ fn is_temporary(error: &anyhow::Error) -> bool {
     )
 }
 
-/// The state of the thread that writes the block log: the open file, and the blocks that are not written yet.
+/// The state of the thread that writes the block log: the open file, and the reports that are not written yet.
 struct BlockLogWriter {
     path: PathBuf,
     keep: u32,
     file: Option<BlockLogFile>,
-    /// Blocks that are not written yet, oldest first.
+    /// Reports that are not written to the file yet, oldest first.
     pending: VecDeque<Box<LogEntry>>,
     outbox: Option<Outbox>,
     lost: Arc<AtomicU64>,
@@ -171,7 +179,7 @@ struct BlockLogWriter {
 }
 
 impl BlockLogWriter {
-    /// Writes blocks from the queue until the exporter exits.
+    /// Writes the reports from the queue to the file until the exporter exits.
     fn run(&mut self, reports: &Receiver<Box<LogEntry>>, ends: &AtomicBool) {
         loop {
             let first = reports.recv_timeout(CHECK_INTERVAL);
@@ -259,7 +267,7 @@ impl BlockLogWriter {
     }
 }
 
-/// The progress of forwarding the rows of the outbox: which rows are being sent to the block store, and which rows the
+/// The progress of forwarding the rows of the outbox to the block store: which rows are being sent, and which rows the
 /// block store has confirmed.
 struct Outbox {
     forwarding: Forwarding,
@@ -268,15 +276,15 @@ struct Outbox {
     /// Time of the next attempt to delete the rows up to `stored`; `None` if they have been deleted.
     delete_at: Option<Instant>,
     under_way: Option<UnderWay>,
-    /// Whether the outbox may have rows that no batch has contained yet.
+    /// Whether the outbox may have rows that have not been sent in a batch yet.
     has_news: bool,
 }
 
-/// The batch that is being sent to the block store.
+/// The one batch that is being sent to the block store, from the view of the thread that writes the block log.
 struct UnderWay {
-    /// ID of the last row of the batch.
+    /// ID that the last row of the batch has in the outbox.
     up_to: i64,
-    /// Number of rows of the batch.
+    /// Number of rows in the batch.
     rows: u64,
     stored: oneshot::Receiver<()>,
 }
@@ -294,9 +302,10 @@ impl Outbox {
         self.under_way.as_ref().map_or(self.stored, |batch| batch.up_to)
     }
 
-    /// Resets the state after a file was opened, because the IDs of another file are different. A batch that was being
-    /// sent is sent again, which does not change the store. `unsent` is the number of rows in the opened file. Rows of
-    /// a file that was moved away are counted as dropped, except the rows of that batch.
+    /// Resets the progress after a file was opened, because the rows in another file have other IDs. If a batch is
+    /// being sent and its rows are in the opened file, they are sent again, which does not change the block store.
+    /// `unsent` is the number of rows in the outbox of the opened file. If an earlier file was moved away with unsent
+    /// rows, these rows are counted as dropped, except the rows of the batch that is being sent.
     fn file_opened(&mut self, unsent: u64) {
         let waiting = self.forwarding.counts.waiting.load(Relaxed);
         let under_way = self.under_way.take().map_or(0, |batch| batch.rows);

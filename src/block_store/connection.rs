@@ -1,4 +1,5 @@
-//! A connection to the block store: connects, creates or checks the schema, and stores rows.
+//! A connection to the block store, the PostgreSQL database that collects the rows of many exporters: connects, creates
+//! or checks the schema, and stores rows.
 
 use std::error::Error;
 use std::future::Future;
@@ -15,18 +16,19 @@ use super::tls::Connector;
 use crate::block_log::DatabaseError;
 use crate::text;
 
-/// Version of the schema in `contrib/postgresql/propagation.sql`.
+/// The schema version that this exporter supports: the version of `contrib/postgresql/propagation.sql`.
 const VERSION: i32 = 1;
 const SCHEMA: &str = include_str!("../../contrib/postgresql/propagation.sql");
-/// Timeout of an attempt to connect and of an SQL statement. A database that is stopped or overloaded must not block
-/// the thread that forwards rows forever.
+/// Timeout of an attempt to connect to the block store and of an SQL statement. Without the timeout, a database that is
+/// stopped or overloaded could block the thread that forwards rows forever.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Timeout of the request to the server to cancel an SQL statement that has exceeded its timeout.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// SQL statement that stores rows, which are passed as a JSON array. A stored row of the same block and node is
 /// replaced only if the new row has a finer resolution of times, or the same resolution and no later time of
-/// connection. A block that was connected again after a reorganization therefore keeps its first times.
+/// connection. The row of a block that a node connected again after a reorganization therefore keeps the times of the
+/// first connection.
 const STORE: &str = "
     INSERT INTO propagation.blocks AS stored
     SELECT DISTINCT ON (row.chain, row.block_height, row.block_hash, row.node) row.*
@@ -48,12 +50,12 @@ const STORE: &str = "
 /// An open connection to the block store.
 pub struct StoreConnection {
     client: Client,
-    /// TLS settings of the connection that cancels a statement.
+    /// TLS settings of the separate connection over which a statement is cancelled.
     tls: Connector,
 }
 
 impl StoreConnection {
-    /// Connects to the block store, and creates the schema if it does not exist.
+    /// Connects to the block store to store rows, and creates the schema `propagation` if it does not exist.
     ///
     /// # Errors
     /// The database cannot be reached, rejects the user, or has a schema of another version.
@@ -69,10 +71,11 @@ impl StoreConnection {
         Ok(connection)
     }
 
-    /// Connects to the block store, and changes nothing in the database.
+    /// Connects to the block store to query it, and changes nothing in the database.
     ///
     /// # Errors
-    /// The database cannot be reached, rejects the user, or has no schema or one of another version.
+    /// The database cannot be reached, rejects the user, has no schema `propagation`, or has a schema of another
+    /// version.
     pub async fn open_to_read(settings: &StoreSettings, application: &str) -> Result<Self> {
         let connection = Self::connect(settings, application).await?;
         if !connection.has_schema().await? {
@@ -115,7 +118,8 @@ impl StoreConnection {
         sql: &str,
         parameters: &[(&(dyn tokio_postgres::types::ToSql + Sync), Type)],
     ) -> Result<Vec<Row>> {
-        // `query_typed` uses no named statements, because some connection poolers do not support them.
+        // This function uses `query_typed`, which creates no named statements, because some connection poolers do not
+        // support named statements.
         self.run(async { self.client.query_typed(sql, parameters).await.map_err(explain) }).await
     }
 
@@ -134,7 +138,8 @@ impl StoreConnection {
         }
     }
 
-    /// Stores rows. `heights` are the heights of the rows' blocks, for which partitions are created if necessary.
+    /// Stores rows. `heights` are the heights of the rows' blocks. If the table has no partition for a height, the
+    /// exporter creates the partition.
     ///
     /// # Errors
     /// A row is invalid ([`is_invalid_row`]), or the block store cannot be reached, or cannot store any rows now, for
@@ -149,11 +154,12 @@ impl StoreConnection {
         stored.map(drop)
     }
 
-    /// Creates the missing partitions for these heights. Called only after a row did not fit into a partition, because
-    /// the creation of a partition can lock the table.
+    /// Creates the missing partitions of the table for blocks of these heights. Called only after PostgreSQL has
+    /// rejected a row because no partition contains its height, since the creation of a partition can lock the table.
     async fn ensure_partitions(&self, heights: &[i32]) -> Result<()> {
         const ENSURE: &str = "SELECT propagation.ensure_partition(height) FROM unnest($1) AS height";
-        // The error must not have the code of the database, because it is not about the data of a row.
+        // The returned error must not contain the database's error code. With the code, `is_invalid_row` could
+        // attribute the error to the data of a row, and the row would be dropped.
         let created = self.query(ENSURE, &[(&heights, Type::INT4_ARRAY)]).await;
         created.map(drop).map_err(|error| anyhow!("cannot create a partition: {error:#}"))
     }
@@ -178,7 +184,7 @@ impl StoreConnection {
         Ok(rows.first().is_some_and(|row| row.get(0)))
     }
 
-    /// Creates the schema, unless another exporter creates it at the same time.
+    /// Creates the schema `propagation`, unless another exporter creates it at the same time.
     async fn create_schema(&self) -> Result<()> {
         // The lock is held until the end of the transaction. If another exporter held the lock before, the check after
         // the lock therefore finds the schema that the other exporter has created.
@@ -218,9 +224,9 @@ fn sql_state(error: &anyhow::Error) -> Option<SqlState> {
     error.downcast_ref::<DatabaseError<SqlState>>().and_then(|error| error.code.clone())
 }
 
-/// Whether an attempt with another `sslmode` would fail, too. An error code of the server means that the server has
-/// checked the user and the database. The exception is INVALID_AUTHORIZATION_SPECIFICATION, with which a server may
-/// reject a user only without TLS (`hostssl` in `pg_hba.conf`).
+/// Whether an attempt to connect with another TLS mode would fail, too. An error code of the server means that the
+/// server has checked the user and the database. The exception is INVALID_AUTHORIZATION_SPECIFICATION, with which a
+/// server may reject a user only without TLS (`hostssl` in `pg_hba.conf`).
 fn is_final(error: &anyhow::Error) -> bool {
     sql_state(error).is_some_and(|code| code != SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
 }
@@ -231,12 +237,12 @@ pub fn is_invalid_row(error: &anyhow::Error) -> bool {
     sql_state(error).is_some_and(|code| code.code().starts_with("22") || code.code().starts_with("23"))
 }
 
-/// Adds the reason and, if known, the remedy to an error.
+/// Adds the reason and, if known, the remedy to an error of `tokio_postgres`.
 fn explain(error: tokio_postgres::Error) -> anyhow::Error {
     let text = match error.as_db_error() {
         Some(reported) => format!("{}{}", text::message(reported.message()), advice(reported.code())),
         None => {
-            // The error text of tokio_postgres does not contain the reason.
+            // The text of an error of tokio_postgres does not contain the reason, which is in the error's sources.
             let mut reasons = error.to_string();
             let mut source = error.source();
             while let Some(reason) = source {
@@ -254,7 +260,7 @@ fn explain(error: tokio_postgres::Error) -> anyhow::Error {
     anyhow::Error::new(DatabaseError { text, code: error.code().cloned() })
 }
 
-/// The remedy for an error with this code; empty if none is known.
+/// The remedy for an error with this PostgreSQL error code; empty if no remedy is known.
 fn advice(code: &SqlState) -> &'static str {
     match *code {
         SqlState::INVALID_PASSWORD => {

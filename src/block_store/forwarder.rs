@@ -1,4 +1,5 @@
-//! Forwards the rows of the block log's outbox to the block store, on a dedicated thread.
+//! Sends rows to the block store, a PostgreSQL database, on a dedicated thread. The rows come from the outbox: the
+//! table in the block log's file that keeps rows until the block store has confirmed them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,19 +22,19 @@ use crate::scheduling;
 /// Minimum and maximum delay before the next attempt to use the block store after a failure. The delay doubles with
 /// each consecutive failure.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Time without rows to send after which the connection is closed, because a server has a limited number of
-/// connections.
+/// Time without rows to send after which the exporter closes its connection to the block store, because a PostgreSQL
+/// server permits only a limited number of connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Delays after a stored batch at which the exporter reads the ranks of its node: the node's positions in the order in
 /// which the nodes connected each of the last blocks. The ranks are read twice because other nodes may report a block
 /// later.
 const RANK_DELAYS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
 
-/// Maximum number of nodes whose times for one block are compared. With more nodes this exporter no longer reads its
-/// ranks, because each exporter would read the rows of all nodes for each block.
+/// Maximum number of nodes whose times for one block are compared. With more nodes, the exporter stops reading ranks,
+/// because the load would be too high for the server: for each block, every exporter would read the rows of all nodes.
 const MAX_RANKED_NODES: i64 = 1000;
 
-/// Starts the thread that forwards rows. The thread ends when the returned value is dropped.
+/// Starts the thread that forwards rows to the block store. The thread ends when the returned value is dropped.
 ///
 /// # Errors
 /// The thread cannot be started.
@@ -74,9 +75,10 @@ struct Forwarder {
     last_logged: Option<String>,
     /// Number of consecutive failed attempts to use the block store.
     failures: u32,
-    /// Times at which the ranks will be read.
+    /// Times at which the ranks of this node will be read from the block store.
     rank_times: VecDeque<Instant>,
-    /// Whether the ranks are read: false after more than [`MAX_RANKED_NODES`] nodes had a rank for one block.
+    /// Whether the exporter reads the ranks of its node: false after more than [`MAX_RANKED_NODES`] nodes had a rank
+    /// for one block.
     reads_ranks: bool,
     /// Whether the last attempt to read the ranks failed. A failure does not affect the forwarding of rows.
     ranks_failed: bool,
@@ -88,8 +90,8 @@ impl Forwarder {
     async fn run(mut self) {
         let mut is_first = true;
         loop {
-            // Connect at startup, before there is a row to send, to log invalid settings early. After a failure,
-            // connect again without waiting for a row.
+            // Connect to the block store at startup, before there is a row to send, to log invalid settings early.
+            // After a failure, connect again without waiting for a row.
             while std::mem::take(&mut is_first) || self.failures > 0 {
                 match self.connect().await {
                     Ok(_) => self.on_success(),
@@ -122,7 +124,8 @@ impl Forwarder {
         self.rank_times = delays.map(|delay| now + *delay).collect();
     }
 
-    /// Sends a batch once. Rows that the block store rejects are dropped, because they would block all later rows.
+    /// Sends a batch once. Rows that the block store rejects as invalid are dropped, because sending them again would
+    /// fail each time, and all later rows would have to wait.
     async fn send(&mut self, Batch { rows, heights, .. }: &Batch) -> Result<()> {
         let connection = self.connect().await?;
         let rejected = match connection.store(rows, heights).await {
@@ -187,8 +190,8 @@ impl Forwarder {
             }
         }
         if self.ranks_failed {
-            // Only a new connection shows whether the store can be reached. A timed-out query may still occupy the old
-            // connection.
+            // A new connection is needed to find out whether the store can be reached, because a timed-out query may
+            // still occupy the old connection.
             self.connection = None;
             if let Err(error) = self.connect().await {
                 self.on_failure(&error).await;
@@ -206,7 +209,8 @@ impl Forwarder {
         }
     }
 
-    /// Logs a failure, unless it equals the failure that was logged last, and waits before the next attempt.
+    /// Logs a failure to use the block store, unless it equals the failure that was logged last, and waits before the
+    /// next attempt.
     async fn on_failure(&mut self, error: &anyhow::Error) {
         self.state.is_up.store(false, Relaxed);
         self.connection = None;

@@ -1,12 +1,14 @@
-//! The block store (`--block-store`): a PostgreSQL database in which the exporters of many nodes store their rows of
-//! the block log, to compare the times at which the nodes received and connected each block.
+//! The block store (`--block-store`): a PostgreSQL database that collects the rows of many exporters' block logs (one
+//! row per block that a node connected), to compare the times at which the nodes received and connected each block.
 //!
-//! - [`settings`] parses the URL and finds the password. `tls` verifies the server's certificate as `sslmode`
-//!   requires.
-//! - `connection` connects, creates or checks the schema, and stores rows. The schema is
-//!   `contrib/postgresql/propagation.sql`.
-//! - `forwarder` forwards the rows of the block log's outbox on a dedicated thread.
-//! - [`propagation`] queries the store for the delay of each node after the first node that connected a block.
+//! - [`settings`] parses the URL of the database and finds the source of the password. `tls` makes TLS connections, and
+//!   verifies the server's certificate as the URL's `sslmode` requires.
+//! - `connection` connects to the database, creates or checks the schema (`contrib/postgresql/propagation.sql`), and
+//!   stores rows.
+//! - `forwarder` sends rows on a dedicated thread, from the outbox: the table in the block log's file that keeps rows
+//!   until the block store has confirmed them.
+//! - [`propagation`] queries the store for the time from the connection of a block by the first node to the connection
+//!   by each other node.
 
 mod connection;
 mod forwarder;
@@ -32,8 +34,8 @@ pub struct Rank {
     pub block_hash: String,
     /// Height of the block.
     pub block_height: i32,
-    /// Position of this node in the order in which the nodes connected the block; `None` if this node's clock was not
-    /// synchronized, or if this node connected the block more than an hour after the first node.
+    /// Position of this node in the order in which the nodes connected the block, 1 for the first node; `None` if this
+    /// node's clock was not synchronized, or if this node connected the block more than an hour after the first node.
     pub rank: Option<i64>,
     /// Number of nodes that have a rank for this block.
     pub nodes: Option<i64>,
@@ -43,13 +45,14 @@ pub struct Rank {
     pub error_us: Option<i64>,
 }
 
-/// The state of the forwarding of rows to the block store, which the metrics and the status page show.
+/// The progress of this exporter in sending its rows to the block store. The metrics show the counts, and the status
+/// page shows the ranks.
 #[derive(Debug, Default)]
 pub struct StoreState {
     /// Rows that the block store has confirmed.
     pub sent: AtomicU64,
     /// Rows that were dropped before they were sent, because a limit of the block log was reached or the block log's
-    /// file was moved away.
+    /// file was moved or deleted.
     pub dropped: AtomicU64,
     /// Rows that the block store rejected as invalid.
     pub rejected: AtomicU64,
@@ -63,10 +66,10 @@ pub struct StoreState {
 
 const EXPORTER: &[&str] = &["the exporter"];
 
-/// The state of the forwarding in this process; unset without a block store.
+/// The progress of this process; unset if the exporter has no block store.
 static STATE: OnceLock<Arc<StoreState>> = OnceLock::new();
 
-/// The ranks of this node for its last blocks, newest first; `None` without a block store.
+/// The ranks of this node for its last blocks, newest first; `None` if the exporter has no block store.
 pub fn ranks() -> Option<Vec<Rank>> {
     STATE.get().map(|state| state.ranks.lock().expect("nobody panics holding it").clone())
 }

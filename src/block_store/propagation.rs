@@ -1,4 +1,6 @@
-//! Queries of the block store for the times at which each node received and connected a block.
+//! Queries of the block store, the PostgreSQL database that collects the rows of many exporters, for the times at which
+//! each node received and connected a block. The rank of a node for a block is its position in the order in which the
+//! nodes connected the block.
 
 use anyhow::{Result, bail};
 use tokio_postgres::types::Type;
@@ -9,8 +11,8 @@ use super::settings::StoreSettings;
 use crate::block_log::read::{Rows, Value};
 use crate::text;
 
-/// Number of most recent heights for whose blocks the node's rank among all nodes, by the time at which each node
-/// connected the block, is read. The query reads the rows of all nodes for each of these blocks.
+/// Number of most recent block heights for which the exporter reads the rank of its node. The number is small, because
+/// the query reads the rows of all nodes for each of these heights.
 const RANKED_BLOCKS: i32 = 5;
 
 /// Reads the ranks of a node for its blocks at the last [`RANKED_BLOCKS`] heights up to `height`, newest block first.
@@ -45,9 +47,9 @@ pub(super) async fn ranks(
     Ok(rows.iter().map(rank).collect())
 }
 
-/// For each block of a height, the nodes that reported the block, in the order in which they connected the block. Nodes
-/// whose clock was not synchronized, and nodes that connected the block more than an hour after the first node, come
-/// last, without offsets.
+/// Queries the rows of one block height. The rows of each block at this height are sorted in the order in which the
+/// nodes connected the block. The rows of nodes whose clock was not synchronized, and of nodes that connected the block
+/// more than an hour after the first node, come last, without rank and times relative to the first node.
 ///
 /// # Errors
 /// The store cannot be queried, or it has several chains and none was selected.
@@ -74,7 +76,7 @@ pub async fn at_height(settings: &StoreSettings, chain: Option<&str>, height: i3
     Ok(Rows { names: NAMES.to_vec(), rows: rows.iter().map(values).collect() })
 }
 
-/// Names of the columns of [`at_height`].
+/// Names of the columns in the result of [`at_height`].
 const NAMES: [&str; 15] = [
     "block_hash",
     "node",
@@ -94,8 +96,8 @@ const NAMES: [&str; 15] = [
 ];
 
 fn values(row: &tokio_postgres::Row) -> Vec<Value> {
-    // Control characters are replaced, because a terminal would execute them, and every exporter that writes to the
-    // block store chooses its own texts.
+    // Control characters in texts are replaced, because a terminal would execute them. The texts are not trusted,
+    // because any exporter with write access to the block store can choose them.
     let text =
         |column| row.get::<_, Option<&str>>(column).map_or(Value::Null, |it| Value::Text(text::label(it)));
     let number = |column| row.get::<_, Option<i64>>(column).map_or(Value::Null, Value::Integer);
@@ -123,7 +125,7 @@ pub fn excluded(rows: &Rows) -> Vec<String> {
 
 /// The only chain of which the block store has rows. Returns an error if there are several chains, or no rows.
 async fn only_chain(connection: &StoreConnection) -> Result<String> {
-    // The query finds each chain with one lookup in the index, instead of reading all rows.
+    // The query finds each chain with one lookup in the index of the primary key, instead of reading all rows.
     const QUERY: &str = "
         WITH RECURSIVE chains AS (
             SELECT min(chain) AS chain FROM propagation.blocks

@@ -1,4 +1,5 @@
-//! The settings of the block store: its URL, and the source of the password.
+//! The settings of the block store, the PostgreSQL database that collects the rows of many exporters: its URL, and the
+//! source of the password.
 
 use std::env;
 use std::fmt;
@@ -56,7 +57,8 @@ impl StoreArgs {
     }
 }
 
-/// The source of the block store's password. The password is read for each connection, because it may change.
+/// The source of the block store's password. The exporter reads the password again for each connection, because the
+/// operator may change it.
 #[derive(Clone, Debug)]
 enum PasswordSource {
     File(PathBuf),
@@ -68,8 +70,9 @@ enum PasswordSource {
 /// Settings of connections to the block store: the database, the user, the source of the password, and TLS.
 #[derive(Clone)]
 pub struct StoreSettings {
-    /// Settings of the attempts to make one connection, in their order, without the password. The attempts differ in
-    /// their use of TLS.
+    /// One element for each attempt to make a connection, without the password. The attempts are made in this order,
+    /// each only after the earlier ones failed. They differ in their use of TLS: for example, `sslmode=allow` first
+    /// connects without TLS.
     attempts: Vec<Config>,
     password: PasswordSource,
     /// TLS settings.
@@ -96,8 +99,8 @@ impl StoreSettings {
         let (url, sslmode, authorities) = split_tls_options(url)?;
         let (modes, verification) = tls_modes(&sslmode, authorities.is_some())?;
         let mut config: Config = url.parse().context("expected postgres://USER@HOST:PORT/DATABASE")?;
-        // The user ends at the first `@`. A second `@` belongs to a password, and the error would contain the part of
-        // the password after the first `@` as the host.
+        // tokio_postgres ends the user name and the password at the first `@`. If the password contains an `@`, the
+        // rest of the password would become a part of the host, which error messages contain.
         if config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(name) if name.contains('@'))) {
             bail!(
                 "the URL has more than one @; write %40 for an @ in the password, or pass the password in a file"
@@ -138,7 +141,7 @@ impl StoreSettings {
         Ok(self.attempts.iter().map(with_password).collect())
     }
 
-    /// The file from which the password is read.
+    /// The file from which the password is read; `None` if the password has another source.
     pub fn password_file(&self) -> Option<&Path> {
         match &self.password {
             PasswordSource::File(path) => Some(path),
@@ -153,7 +156,7 @@ impl StoreSettings {
         if ports.is_empty() { vec![DEFAULT_PORT] } else { ports.to_vec() }
     }
 
-    /// Whether one of the hosts in the URL is a name, which has to be resolved.
+    /// Whether one of the hosts in the URL is a host name, which the exporter has to resolve with DNS.
     pub fn resolves_names(&self) -> bool {
         let is_name = |host: &Host| matches!(host, Host::Tcp(name) if name.parse::<IpAddr>().is_err());
         self.attempts[0].get_hosts().iter().any(is_name)
@@ -166,7 +169,8 @@ impl StoreSettings {
 }
 
 /// For a level of `sslmode`, the TLS modes of the attempts to connect, in their order, and the verification of the
-/// server's certificate. As in libpq, `require` verifies the certificate if there is a file of authorities.
+/// server's certificate. As in libpq, `require` verifies the certificate only if the URL names a file of authorities
+/// (`sslrootcert`).
 fn tls_modes(sslmode: &str, has_authorities: bool) -> Result<(&'static [SslMode], Verification)> {
     Ok(match sslmode {
         "disable" => (&[SslMode::Disable], Verification::None),
@@ -180,8 +184,8 @@ fn tls_modes(sslmode: &str, has_authorities: bool) -> Result<(&'static [SslMode]
     })
 }
 
-/// Removes `sslmode` and `sslrootcert` from a URL, and returns their values, because tokio_postgres does not support
-/// all of them.
+/// Removes `sslmode` and `sslrootcert` from a URL, because tokio_postgres does not support all values of these options.
+/// Returns the shortened URL and the values.
 fn split_tls_options(url: &str) -> Result<(String, String, Option<PathBuf>)> {
     const DEFAULT_MODE: &str = "prefer";
     let (mut mode, mut authorities, mut uses_system) = (None, None, false);
@@ -199,8 +203,9 @@ fn split_tls_options(url: &str) -> Result<(String, String, Option<PathBuf>)> {
         }
     }
     let url = if others.is_empty() { base.into() } else { format!("{base}?{}", others.join("&")) };
-    // As in libpq, the system's authorities require the verification of the host name, because these authorities sign
-    // certificates of any host.
+    // As in libpq, `sslrootcert=system` requires the verification of the host name. Without this verification, a
+    // certificate of any host would be accepted, because the system's authorities sign certificates of all hosts on the
+    // internet.
     match mode {
         Some(mode) if uses_system && mode != "verify-full" => {
             bail!("sslrootcert=system needs sslmode=verify-full")
@@ -210,8 +215,8 @@ fn split_tls_options(url: &str) -> Result<(String, String, Option<PathBuf>)> {
     }
 }
 
-/// The source of the password: the file, the environment variable, the systemd credential, or if there is none of
-/// them, the URL.
+/// The source of the block store's password, in this order of precedence: the file, the environment variable, the
+/// systemd credential, the URL.
 fn password_source(file: Option<PathBuf>, environment: &str) -> PasswordSource {
     let variable = format!("{environment}_BLOCK_STORE_PASSWORD");
     let credential =

@@ -1,4 +1,5 @@
-//! TLS to the block store, with the levels of verification of libpq's `sslmode`.
+//! TLS connections to the block store, a PostgreSQL database, with the levels of verification of libpq's option
+//! `sslmode`.
 
 use std::future::Future;
 use std::io;
@@ -32,8 +33,9 @@ pub enum Verification {
     Full,
 }
 
-/// Creates the connector. The connector trusts the authorities in this file, or if there is no file, the system's
-/// authorities.
+/// Creates the connector that makes TLS connections with this level of verification. If the level requires an
+/// authority, the connector trusts the certificate authorities in the file `authorities`, or if there is no file, the
+/// system's authorities.
 ///
 /// # Errors
 /// The file cannot be read or contains no certificate, or the system has no authorities.
@@ -59,8 +61,8 @@ pub fn connector(verification: Verification, authorities: Option<&Path>) -> Resu
     Ok(Connector(Arc::new(config)))
 }
 
-/// A verifier of certificates that ignores the host name in the certificate. Without `authority` it accepts every
-/// certificate.
+/// Verifier of the server's certificate for [`Verification::None`] and [`Verification::Authority`], which ignores the
+/// host name in the certificate. If `authority` is `None`, the verifier accepts every certificate.
 #[derive(Debug)]
 struct LaxVerifier {
     authority: Option<Arc<WebPkiServerVerifier>>,
@@ -110,7 +112,7 @@ impl ServerCertVerifier for LaxVerifier {
     }
 }
 
-/// Makes TLS connections for `tokio_postgres`.
+/// Makes TLS connections to the hosts of the block store, for `tokio_postgres`.
 #[derive(Clone)]
 pub struct Connector(pub Arc<ClientConfig>);
 
@@ -124,7 +126,7 @@ impl MakeTlsConnect<Socket> for Connector {
     }
 }
 
-/// Makes a TLS connection to a host.
+/// Makes one TLS connection to this host.
 pub struct HostConnector(TlsConnector, ServerName<'static>);
 
 impl TlsConnect<Socket> for HostConnector {
@@ -137,8 +139,9 @@ impl TlsConnect<Socket> for HostConnector {
     }
 }
 
-/// A socket with TLS. tokio_postgres requires its own trait, which can be implemented only for a type of this crate, or
-/// for a `Box` of such a type.
+/// A socket with TLS. tokio_postgres requires that the type of the connection implements tokio_postgres's trait
+/// `TlsStream`. Rust permits the implementation of this trait only for types of this crate, or for a `Box` of such a
+/// type, and `tokio_rustls::client::TlsStream` is a type of another crate.
 pub trait TlsSocket: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl TlsSocket for TlsStream<Socket> {}

@@ -1,4 +1,5 @@
-//! Metrics about blocks: the contents of the tip, and connected and disconnected blocks.
+//! Metrics about blocks: the contents of the tip block, and the blocks that the node connected to and disconnected from
+//! its active chain.
 
 use super::model::{counter, gauge};
 use super::pushed::{Counter, Gauge, GaugeVec, area};
@@ -80,8 +81,8 @@ area! {
 }
 
 impl BlockMetrics {
-    /// Exports the counters of the contents of connected blocks, at 0 if they have no value yet. Omits the counter of
-    /// the fees, which notifications do not contain.
+    /// Starts to export the counters about the contents of connected blocks, at 0 if they have no value yet. The
+    /// counter of the fees is omitted, because the node's notifications of connected blocks do not contain the fees.
     pub fn start_contents(&self) {
         for counter in [
             &self.connected_transactions,

@@ -57,7 +57,7 @@ area! {
 }
 
 impl ExporterMetrics {
-    /// Sets the metrics that have a value before the exporter has connected to a node.
+    /// Sets the metrics that have a value at the start of the exporter, before it has connected to a node.
     pub(super) fn start(&self) {
         let build = [env!("CARGO_PKG_VERSION"), env!("BUILD_REVISION"), env!("BUILD_RUSTC")];
         self.build_info.replace([(build, 1.0)]);

@@ -1,8 +1,9 @@
-//! Writes the two exposition formats, OpenMetrics 1.0 and Prometheus text 0.0.4, with the encoder of prometheus-client.
+//! Writes metric families in the two exposition formats, OpenMetrics 1.0 and Prometheus text 0.0.4, with the encoder of
+//! the crate prometheus-client.
 //!
-//! The two formats differ in the names of counters and in exemplars. In OpenMetrics the family name of a counter has no
-//! `_total`. Only OpenMetrics has exemplars and an end mark (`# EOF`). prometheus-client encodes exemplars only of its
-//! own metric types, and `write_family` therefore adds the exemplars of this crate's histograms.
+//! The two formats differ in three points: in OpenMetrics, the family name of a counter has no `_total`, buckets of
+//! histograms can have exemplars, and the text ends with `# EOF`. prometheus-client encodes exemplars only of its own
+//! metric types. The exporters use other types (`model`), and `write_family` therefore adds the exemplars.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
@@ -68,8 +69,8 @@ fn write_family(text: &mut String, family: &Family, common: &[(&str, &str)], for
     Ok(())
 }
 
-/// Adapter through which prometheus-client encodes a metric family in one of the exposition formats. Implements the
-/// traits by which prometheus-client encodes metrics.
+/// Adapter through which prometheus-client encodes a metric family in one of the exposition formats. It implements
+/// [`Collector`], the trait by which prometheus-client reads metrics.
 #[derive(Debug)]
 struct EncodedFamily {
     family: Family,

@@ -1,4 +1,5 @@
-//! Metrics about FIBRE/UDP peers, which only nodes with FIBRE have.
+//! Metrics about FIBRE/UDP peers. FIBRE relays blocks over UDP, and only nodes that are built with FIBRE
+//! have such peers.
 
 use super::model::gauge;
 use super::pushed::{GaugeVec, area};

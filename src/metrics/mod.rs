@@ -1,19 +1,19 @@
-//! The metric families of the IPC exporter, with a file per area (chain, mempool, network and others), and the model
-//! that both exporters use.
+//! The metric families of the IPC exporter, and the types and functions for metrics that both exporters use. Each area
+//! of metrics, such as the chain, the mempool or the network, has a file.
 //!
-//! This module does not depend on the code that reads the values. `model` has the types: a family consists of a
-//! declaration (name, kind, labels, help, sources, whether values are read from the node) and samples. There are two
-//! ways to create a family:
+//! The code that reads values uses this module, and this module does not depend on that code. `model` has the types: a
+//! family consists of a declaration (name, kind, labels, help, sources, whether values are read from the node) and
+//! samples. There are two ways to create a family:
 //!
-//! - **pushed** (`pushed`): the table in the file of an area declares a handle for each metric (`chain` is a short
-//!   example). Code that has a value sets it: `metrics.chain.height.set(Some(7))`. Values from polls of the node are
-//!   pushed.
+//! - **pushed** (`pushed`): the `area!` block in the file of an area declares a handle for each metric (`utxo_cache` is
+//!   a short example). Code that has a new value sets it through the handle: `metrics.chain.height.set(Some(7))`.
+//!   Values from polls of the node are pushed.
 //! - **read at the scrape**: a function returns families with their current values, and declares each family in the
 //!   same expression. `own_process` and the tracepoint groups of `usdt` have such functions.
 //!
 //! [`render`] writes families in an exposition format. [`markdown`] writes METRICS.md from the declarations.
 //!
-//! A family has one of two lifetimes. Values that were *read from the node* (gauges, and counters that the node keeps)
+//! A family has one of two lifetimes. Values that were *read from the node* (gauges, and totals that the node counts)
 //! are removed when the connection to the node is lost, or when they are older than their [`lifetime`]. Values that
 //! *the exporter counted* do not expire, and are kept when the connection to the node is lost. Each family has an
 //! expiry time, which every scrape checks. Expired values are therefore not exported even if a poller hangs.
@@ -54,14 +54,15 @@ pub use reference::markdown;
 pub use utxo_cache::UtxoCacheMetrics;
 
 /// Time for which a value is exported after it was read from the node, if the node is polled at this interval. The time
-/// is two intervals, and a single failed poll therefore removes no value. The minimum of five seconds matters only for
-/// tests, which poll at shorter intervals.
+/// is two intervals, and the value therefore remains exported if a single poll fails. The minimum of five seconds
+/// matters only for tests, which poll at shorter intervals.
 pub fn lifetime(interval: Duration) -> Duration {
     const MIN_LIFETIME: Duration = Duration::from_secs(5);
     interval.saturating_mul(2).max(MIN_LIFETIME)
 }
 
-/// The metric families of the IPC exporter, by area.
+/// All metric families of the IPC exporter whose values are pushed, by area. The IPC exporter has one value of this
+/// type, through which its code sets the values of the metrics.
 pub struct Metrics {
     pushed: Vec<Arc<PushedFamily>>,
     /// Metrics about the active chain, chainstates, indexes and soft forks.
@@ -72,21 +73,21 @@ pub struct Metrics {
     pub blocks: BlockMetrics,
     /// Metrics about the mempool, fees, orphan transactions and private broadcasts.
     pub mempool: MempoolMetrics,
-    /// Metrics about the next block.
+    /// Metrics about the next block, from block templates of the node.
     pub next_block: NextBlockMetrics,
     /// Metrics about peers and traffic.
     pub network: NetworkMetrics,
-    /// Metrics about FIBRE/UDP peers.
+    /// Metrics about FIBRE/UDP peers, to which a node with FIBRE relays blocks over UDP.
     pub fibre: FibreMetrics,
-    /// Metrics from the UTXO cache trace.
+    /// Metrics about the node's caches of coins, from the UTXO cache trace of the node's Tracing interface.
     pub utxo_cache: UtxoCacheMetrics,
     /// Metrics about the exporter itself and its connection to the node.
     pub exporter: ExporterMetrics,
 }
 
 impl Metrics {
-    /// Creates all families, with values that do not expire. At first, only the families about the exporter itself have
-    /// samples.
+    /// Creates all families for tests and for METRICS.md. Values that are read from the node do not expire. At first,
+    /// only some families about the exporter itself have samples.
     pub fn new() -> Arc<Self> {
         Self::with_poll_lifetime(Duration::MAX)
     }
@@ -121,7 +122,7 @@ impl Metrics {
         self.pushed.iter().filter(|family| family.declaration.of_node).for_each(|family| family.clear());
     }
 
-    /// All families with their current samples, in the order of METRICS.md.
+    /// All families with their current samples, in the order in which METRICS.md lists them.
     pub fn families(&self) -> Vec<Family> {
         self.pushed.iter().map(|family| family.family()).collect()
     }
@@ -132,7 +133,7 @@ impl Metrics {
         render(&self.families(), &[], format)
     }
 
-    /// Names of the families that have samples.
+    /// Names of the families that currently have samples, and are therefore exported.
     pub fn present(&self) -> Vec<&'static str> {
         let families = self.families().into_iter().filter(|family| !family.samples.is_empty());
         families.map(|family| family.declaration.name).collect()
@@ -200,7 +201,7 @@ mod tests {
         assert!(shows(&metrics, "bitcoin_up 0"), "what was counted stays");
         assert!(!metrics.present().contains(&"bitcoin_chain_height"));
         assert_eq!((metrics.chain.height.get(), metrics.chain.tips.get(["active"])), (None, None));
-        // Values of a call with its own rate limit have a lifetime that the caller sets.
+        // Values from a call that is made less often than the polls have a lifetime that the caller sets.
         metrics.chain.tips.replace_for(Duration::MAX, [(["active"], 1.0)]);
         assert!(shows(&metrics, "bitcoin_chain_tips{") && !shows(&metrics, "bitcoin_chain_height "));
     }

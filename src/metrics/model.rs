@@ -1,21 +1,22 @@
-//! The types of the metric model: a family is a declaration with its samples at one moment.
+//! The types for metrics. A family, as in OpenMetrics, is a metric with all its samples (one for each set of label
+//! values) at one moment.
 //!
-//! Every metric has one [`Declaration`], whether its values are pushed (`pushed`) or read at the scrape.
-//! [`exposition`](super::exposition) writes the exposition formats from families, and [`reference`](super::reference)
-//! writes METRICS.md from declarations.
+//! Every metric has one [`Declaration`], both if its values are set between scrapes (`pushed`) and if its values are
+//! read at the scrape. [`exposition`](super::exposition) writes the exposition formats from families, and
+//! [`reference`](super::reference) writes METRICS.md from declarations.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The type of a metric family.
+/// The type of a metric family: counter, gauge or histogram.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Kind {
     /// A value that never decreases. The name of the metric ends in `_total`.
     Counter,
     /// A value that can increase and decrease.
     Gauge,
-    /// Counts of values in buckets with these upper bounds, in the unit of the metric. An additional last bucket counts
-    /// all larger values.
+    /// Counts of observed values in buckets. The field has the buckets' upper bounds, in the unit of the metric. An
+    /// additional last bucket counts all larger values.
     Histogram(&'static [f64]),
 }
 
@@ -42,10 +43,11 @@ pub struct Declaration {
     /// Help text: one sentence without a full stop at the end. The text states the unit, unless the name contains the
     /// unit.
     pub help: &'static str,
-    /// Sources of the values. A tracepoint is given as its full name, for example `net:inbound_message`.
+    /// Sources of the values, for METRICS.md, for example the name of a JSON-RPC method. A tracepoint is given as its
+    /// full name, for example `net:inbound_message`.
     pub sources: &'static [&'static str],
-    /// Whether the samples were read from the node. Such samples are exported until the connection to the node is lost
-    /// or they expire (METRICS.md has the rules), all other samples as long as the exporter runs.
+    /// Whether the samples were read from the node. Samples from the node are exported until the connection to the node
+    /// is lost or they expire (METRICS.md has the rules), all other samples as long as the exporter runs.
     pub of_node: bool,
 }
 
@@ -63,7 +65,7 @@ pub const fn counter(
     Declaration { kind: Kind::Counter, ..gauge(name, help, sources) }
 }
 
-/// Declares a histogram with these upper bounds.
+/// Declares a histogram whose buckets have these upper bounds.
 pub const fn histogram(
     name: &'static str,
     help: &'static str,
@@ -129,7 +131,7 @@ impl Sample {
     }
 }
 
-/// The value of a sample. The variant depends on the type of the family.
+/// The value of a sample. The type of the family determines the variant.
 #[derive(Clone, Debug)]
 pub enum Value {
     /// Value of a counter that counts events.
@@ -188,7 +190,7 @@ pub struct HistogramValue {
 }
 
 impl HistogramValue {
-    /// A histogram with these bounds and no observations.
+    /// A histogram without observations, whose buckets have these upper bounds.
     pub(super) fn empty(bounds: &[f64]) -> Self {
         HistogramValue { counts: vec![0; bounds.len() + 1], ..HistogramValue::default() }
     }

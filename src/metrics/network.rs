@@ -3,8 +3,8 @@
 use super::model::{counter, gauge};
 use super::pushed::{Counter, CounterVec, Gauge, GaugeVec, area};
 
-/// P2P message types that are used as label values. All other types are counted as `other`, because peers could
-/// otherwise create any number of series.
+/// P2P message types that are used as label values. All other types are counted as `other`, because a peer can choose
+/// the type of its messages, and peers could otherwise create an unlimited number of series.
 #[rustfmt::skip]
 pub const MESSAGE_TYPES: [&str; 36] = [
     "addr", "addrv2", "block", "blocktxn", "cfcheckpt", "cfheaders", "cfilter", "cmpctblock", "feature",

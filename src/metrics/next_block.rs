@@ -3,8 +3,8 @@
 use super::model::{gauge, histogram};
 use super::pushed::{Gauge, Histogram, area};
 
-/// Bucket bounds in seconds for the time until the node returns a template. The time is about a millisecond with an
-/// empty mempool, and 10 to 300 ms with a full mempool.
+/// Bucket bounds in seconds for the time until the node returns a block template. The node needs about a millisecond
+/// with an empty mempool, and 10 to 300 ms with a full mempool.
 const BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
 const ASSEMBLED: &[&str] = &["JSON-RPC getmininginfo, for nodes without the Mining interface"];
@@ -45,19 +45,20 @@ area! {
 }
 
 impl NextBlockMetrics {
-    /// Exports the histograms, without observations at first. Called when the exporter begins to request templates.
+    /// Starts to export the histograms, without observations at first. Called when the exporter begins to request block
+    /// templates.
     pub fn start(&self) {
         self.duration.start();
         self.after_tip.start();
     }
 
-    /// The gauges of a template's transactions: number, weight, fees, and signature operation cost.
+    /// The gauges about the transactions of a block template: number, weight, fees, and signature operation cost.
     pub fn totals(&self) -> [&Gauge; 4] {
         [&self.transactions, &self.weight, &self.fees, &self.sigops]
     }
 
-    /// Removes the gauges. Called when the exporter has no current template, for example because the node has a new
-    /// tip.
+    /// Removes these gauges. Called when the exporter has no current block template, for example because the node has a
+    /// new tip.
     pub fn clear(&self) {
         self.totals().into_iter().for_each(Gauge::clear);
     }

@@ -1,11 +1,12 @@
-//! Metrics about the node itself (version, uptime, memory), and about its process, from `/proc`.
+//! Metrics about the node itself (version, uptime, memory), and about the node's process, which the exporter reads from
+//! `/proc`.
 
 use super::model::{counter, gauge};
 use super::pushed::{CounterVec, Gauge, GaugeVec, area};
 
 const RPC: &[&str] = &["JSON-RPC getrpcinfo `active_commands`"];
 
-/// Types of ZMQ notifications that are used as label values; all others are `other`.
+/// Types of ZMQ notifications that are used as label values; all other types have the label value `other`.
 pub const ZMQ_TYPES: [&str; 5] = ["pubhashblock", "pubhashtx", "pubrawblock", "pubrawtx", "pubsequence"];
 
 const PROC: &[&str] = &[

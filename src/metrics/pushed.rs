@@ -1,4 +1,5 @@
-//! Metrics with pushed values: the handles through which code sets samples, and the expiry of the samples.
+//! Metrics whose values are pushed, which means that code sets them between scrapes: the handles through which code
+//! sets samples, and the expiry of the samples.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -8,7 +9,8 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::model::{self, Declaration, Family, Kind, Sample, Value};
 
-/// List of an exporter's declared metrics, in the order of METRICS.md.
+/// List of the IPC exporter's pushed metrics, which grows while the areas declare their metrics, in the order of
+/// METRICS.md.
 pub(super) struct Registry {
     pub pushed: Vec<Arc<PushedFamily>>,
     /// Time for which a value that is read from the node at each poll is exported.
@@ -25,8 +27,8 @@ impl Registry {
     }
 }
 
-/// Declares the metrics of an area, for example of the active chain. Generates a struct that has a field for each
-/// metric, whose value is the handle of the metric.
+/// Declares the metrics of an area, which is a group of metrics on one subject, for example the active chain. Generates
+/// a struct with a field for each metric, which is the handle through which code sets the values of the metric.
 macro_rules! area {
     ($(#[$doc:meta])* pub struct $Area:ident { $($field:ident: $Handle:ty = $declaration:expr;)* }) => {
         $(#[$doc])*
@@ -53,25 +55,26 @@ pub(super) struct PushedFamily {
     state: Mutex<SampleState>,
 }
 
-/// The current samples of a family whose values pollers set between scrapes, and the time at which the samples expire.
+/// The current samples of a pushed family, and the time at which they expire.
 #[derive(Default)]
 struct SampleState {
-    /// Sorted by labels. A scrape clones the `Arc`, and an update therefore does not wait while the scrape writes the
-    /// samples.
+    /// Sorted by labels. A scrape clones the `Arc` and releases the lock. An update of the samples therefore does not
+    /// wait while the scrape writes its response.
     samples: Arc<Vec<Sample>>,
     /// Time at which the samples expire, in milliseconds since boot; `None` if they do not expire.
     expires_at: Option<u64>,
 }
 
 impl PushedFamily {
-    /// Panics in debug builds if the declaration has another kind or another number of labels than the handle.
+    /// Returns the family for a handle of this kind with this number of labels. Panics in debug builds if the
+    /// declaration has another kind or another number of labels.
     fn declared_as(self: Arc<Self>, kind: Kind, labels: usize) -> Arc<Self> {
         let declared = &self.declaration;
         debug_assert_eq!((declared.kind, declared.labels.len()), (kind, labels), "{}", declared.name);
         self
     }
 
-    /// Locks and returns the state, after removing the samples if they have expired.
+    /// Locks and returns the current samples, after removing them if they have expired.
     fn state(&self) -> MutexGuard<'_, SampleState> {
         let mut state = self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if state.expires_at.is_some_and(|time| time <= since_boot()) {
@@ -167,7 +170,7 @@ fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Handle of a gauge without labels. The gauge is not exported until a value is set.
+/// Handle through which code sets a gauge without labels. The gauge is not exported until a value is set.
 pub struct Gauge(Arc<PushedFamily>);
 
 impl Gauge {
@@ -180,7 +183,7 @@ impl Gauge {
     pub fn set(&self, value: Option<impl Into<f64>>) {
         self.set_for(self.0.lifetime, value);
     }
-    /// Sets a value from the response to a call with its own rate limit. The value expires after `shown_for` instead of
+    /// Sets a value from a call that is made less often than the polls. The value expires after `shown_for` instead of
     /// two poll intervals.
     pub fn set_for(&self, shown_for: Duration, value: Option<impl Into<f64>>) {
         if let Some(value) = value.map(Into::into).filter(|value: &f64| value.is_finite()) {
@@ -191,7 +194,7 @@ impl Gauge {
     pub fn get(&self) -> Option<f64> {
         self.0.get(&[])
     }
-    /// Like [`set`](Self::set), but removes the last value if `value` is `None`.
+    /// Like [`set`](Self::set), but removes the current value if `value` is `None`.
     pub fn replace(&self, value: Option<f64>) {
         if value.is_none() {
             self.clear();
@@ -204,7 +207,7 @@ impl Gauge {
     }
 }
 
-/// Handle of a gauge with `N` labels.
+/// Handle through which code sets the samples of a gauge with `N` labels.
 pub struct GaugeVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> GaugeVec<N> {
@@ -216,7 +219,7 @@ impl<const N: usize> GaugeVec<N> {
     pub fn replace<'a>(&self, samples: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace(self.0.lifetime, samples);
     }
-    /// Replaces all samples with the number of occurrences of each set of label values.
+    /// Counts how often each set of label values occurs, and replaces all samples with these counts.
     pub fn replace_with_counts<L: Into<String> + Ord>(&self, occurrences: impl Iterator<Item = [L; N]>) {
         let mut counts: BTreeMap<[L; N], f64> = BTreeMap::new();
         for labels in occurrences {
@@ -224,7 +227,8 @@ impl<const N: usize> GaugeVec<N> {
         }
         self.0.replace(self.0.lifetime, counts);
     }
-    /// Sets one sample. All samples of the gauge get the same new expiry time.
+    /// Sets one sample. All samples of the gauge get a new expiry time, because the samples of a family expire
+    /// together.
     pub fn set(&self, labels: [&str; N], value: f64) {
         self.0.update(self.0.lifetime, &labels, Value::Number(value), |shown| *shown = Value::Number(value));
     }
@@ -234,7 +238,8 @@ impl<const N: usize> GaugeVec<N> {
         let known = samples.into_iter().filter_map(|(labels, value)| Some((labels, value?)));
         self.0.replace_if_any(known);
     }
-    /// Like [`Self::replace`], for a call with its own rate limit. The samples expire after `shown_for`.
+    /// Like [`Self::replace`], for a call that is made less often than the polls. The samples expire after `shown_for`
+    /// instead of two poll intervals.
     pub fn replace_for<'a>(
         &self,
         shown_for: Duration,
@@ -255,8 +260,8 @@ impl<const N: usize> GaugeVec<N> {
     }
 }
 
-/// Handle of a counter without labels. The counter is absent until the exporter begins to count its events, because
-/// before that a count of 0 would wrongly show that no events occurred.
+/// Handle through which code counts events in a counter without labels. The counter is absent until the exporter begins
+/// to count the events, because a count of 0 before this time would wrongly show that no events occurred.
 pub struct Counter(Arc<PushedFamily>);
 
 impl Counter {
@@ -264,8 +269,8 @@ impl Counter {
         Counter(pushed.declared_as(Kind::Counter, 0))
     }
 
-    /// Exports the counter, at 0 if it has no value yet. Called when the exporter begins to count the events of this
-    /// counter.
+    /// Starts to export the counter, at 0 if it has no value yet. Called when the exporter begins to count the events
+    /// of this counter.
     pub fn start(&self) {
         self.inc_by(0u64);
     }
@@ -281,7 +286,8 @@ impl Counter {
     pub fn stop(&self) {
         self.0.clear();
     }
-    /// Sets a total that the node keeps. If `total` is `None`, the last total is kept until it expires.
+    /// Sets the counter to a total that the node counts and returns. If `total` is `None`, the last total is kept until
+    /// it expires.
     pub fn set(&self, total: Option<u64>) {
         if let Some(total) = total {
             self.0.update(self.0.lifetime, &[], Value::Count(total), |shown| *shown = Value::Count(total));
@@ -293,7 +299,7 @@ impl Counter {
     }
 }
 
-/// Handle of a counter with `N` labels.
+/// Handle through which code counts events in a counter with `N` labels.
 pub struct CounterVec<const N: usize>(Arc<PushedFamily>);
 
 impl<const N: usize> CounterVec<N> {
@@ -306,14 +312,15 @@ impl<const N: usize> CounterVec<N> {
     pub fn inc_by(&self, labels: [&str; N], events: u64) {
         self.0.add(&labels, Value::Count(events));
     }
-    /// Replaces all samples with these totals, which the node keeps. If `totals` is empty, the last samples are kept
-    /// until they expire.
+    /// Replaces all samples with these totals, which the node counts and returns. If `totals` is empty, the last
+    /// samples are kept until they expire.
     pub fn replace_if_any<'a>(&self, totals: impl IntoIterator<Item = ([&'a str; N], f64)>) {
         self.0.replace_if_any(totals);
     }
 }
 
-/// Handle of a histogram without labels. The histogram is absent until [`Histogram::start`] is called.
+/// Handle through which code adds observed values to a histogram without labels. The histogram is absent until
+/// [`Histogram::start`] is called.
 pub struct Histogram(Arc<PushedFamily>);
 
 impl Histogram {
@@ -321,7 +328,8 @@ impl Histogram {
         Histogram(pushed)
     }
 
-    /// Exports the histogram, without observations at first. Called when the exporter begins to observe values.
+    /// Starts to export the histogram, without observations at first. Called when the exporter begins to observe
+    /// values.
     pub fn start(&self) {
         let Kind::Histogram(bounds) = self.0.declaration.kind else { return };
         self.0.update(Duration::MAX, &[], model::HistogramValue::empty(bounds).into(), |_| {});

@@ -2,7 +2,7 @@
 
 use super::model::Declaration;
 
-/// The text before the tables of metrics.
+/// The text of METRICS.md in front of the tables of metrics.
 const HEAD: &str = include_str!("reference.md");
 
 /// The text of `METRICS.md`, with a section for each exporter.

@@ -1,4 +1,5 @@
-//! Metrics from the UTXO cache trace of the node's Tracing interface.
+//! Metrics from the UTXO cache trace, with which a node that has the IPC interface Tracing reports each change of its
+//! caches of coins.
 
 use super::model::counter;
 use super::pushed::{Counter, area};
@@ -28,12 +29,13 @@ impl UtxoCacheMetrics {
         [&self.added, &self.added_value, &self.spent, &self.spent_value, &self.uncached, &self.uncached_value]
     }
 
-    /// Exports the counters, at 0 if they have no value yet. Called before the exporter subscribes to the trace.
+    /// Starts to export these counters, at 0 if they have no value yet. Called before the exporter subscribes to the
+    /// trace.
     pub fn start(&self) {
         self.all().into_iter().for_each(Counter::start);
     }
 
-    /// Removes the counters. Called when the exporter's subscription to the trace has failed or is being ended.
+    /// Removes these counters. Called when the exporter's subscription to the trace has failed or is being ended.
     pub fn stop(&self) {
         self.all().into_iter().for_each(Counter::stop);
     }

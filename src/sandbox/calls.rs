@@ -1,5 +1,6 @@
-//! The allow-lists of system calls (seccomp): one each for the guard, the IPC exporter and the USDT exporter. A system
-//! call that is not on a process's list fails with EPERM.
+//! The allow-lists of system calls (seccomp): one each for the IPC exporter, the USDT exporter and the guard (a
+//! separate process of the IPC exporter, which has the connection to the node). A system call that is not on a
+//! process's list fails with EPERM.
 //!
 //! The lists were determined with strace. For this, the exporters ran with nodes of Bitcoin Core 30.0, 31 and 31.99 and
 //! of the branch with the Tracing interface, with TLS, renewed certificates and JSON-RPC over HTTP, and with systemd's
@@ -48,8 +49,9 @@ impl SyscallList {
         self.any(&[libc::SYS_connect]).masked(libc::SYS_sendmmsg, 3, FAST_OPEN, 0).internet_sockets()
     }
 
-    /// Allows the creation of TCP and UDP sockets, but of no other internet sockets. Landlock restricts only TCP, so a
-    /// process could connect to any port with MPTCP or SCTP.
+    /// Allows the creation of TCP and UDP sockets, but of no other internet sockets. The IPC exporter's rules of
+    /// Landlock restrict the ports of TCP connections, but not of MPTCP and SCTP, with which a process could connect to
+    /// any port.
     fn internet_sockets(mut self) -> Self {
         /// Mask of the socket type without the flags SOCK_CLOEXEC and SOCK_NONBLOCK.
         const TYPE: u64 = 0xf;
@@ -67,7 +69,8 @@ impl SyscallList {
         self
     }
 
-    /// Applies the list to all threads of this process. The kernel does not permit a process to remove the list.
+    /// Applies the list to all threads of this process. The kernel does not permit a process to remove a list that has
+    /// been applied.
     ///
     /// # Errors
     /// The processor architecture is not supported, or the kernel rejects the filter.
@@ -102,7 +105,8 @@ fn compile(
     Ok(SeccompFilter::new(rules, other, listed, arch)?.try_into()?)
 }
 
-/// System calls that every process needs: memory, time, its own threads and signals, open descriptors.
+/// The system calls that the exporters and the guard need: for memory, time, the process's own threads and signals, and
+/// open descriptors.
 fn base() -> SyscallList {
     let pid = i64::from(nix::unistd::getpid().as_raw());
     SyscallList::default()
@@ -152,8 +156,8 @@ fn base() -> SyscallList {
         .with(libc::SYS_fcntl, 1, &FCNTL)
 }
 
-/// The flag with which sendto(), sendmsg() and sendmmsg() also connect. The lists do not permit the flag, because
-/// Landlock checks the port only in connect().
+/// The flag with which sendto(), sendmsg() and sendmmsg() also connect the socket. The lists do not permit the flag,
+/// because Landlock checks the port only in connect(), and a process could use the flag to connect to any port.
 const FAST_OPEN: u64 = libc::MSG_FASTOPEN as u64;
 
 const FCNTL: [i64; 7] = [
@@ -172,7 +176,8 @@ const OF_X86_64: &[i64] = &[libc::SYS_poll, libc::SYS_time];
 #[cfg(not(target_arch = "x86_64"))]
 const OF_X86_64: &[i64] = &[];
 
-/// The system calls of a guard: the calls that every process needs, and pwrite64() for its subscription store.
+/// The system calls of a guard: the calls of `base`, and pwrite64() for the subscription store, a memory file with the
+/// guard's active subscriptions. If the guard is killed, its replacement reads the file.
 pub fn guard() -> SyscallList {
     base().any(&[libc::SYS_pwrite64])
 }
@@ -192,8 +197,8 @@ fn exporter() -> SyscallList {
             libc::SYS_epoll_ctl,
             libc::SYS_epoll_pwait,
             libc::SYS_eventfd2,
-            // Reading files and /proc. The rules for open() and openat() are in `reads_files`, and Landlock restricts
-            // the paths.
+            // Reading files and /proc. The rules for open() and openat() are in `reads_files` and `writes_block_log`.
+            // In the IPC exporter, Landlock restricts the paths.
             libc::SYS_faccessat,
             libc::SYS_faccessat2,
             libc::SYS_fstat,
@@ -215,7 +220,8 @@ fn exporter() -> SyscallList {
             // adjtimex() reads the estimated error of the system clock. Setting the clock requires the capability
             // CAP_SYS_TIME.
             libc::SYS_adjtimex,
-            // HTTP connections, and descriptors from the supervisor.
+            // Accepting HTTP connections, and receiving file descriptors from the supervisor, the process that starts
+            // the exporter.
             libc::SYS_accept4,
             libc::SYS_getpeername,
             libc::SYS_getsockname,
@@ -256,8 +262,8 @@ fn reads_files(list: SyscallList) -> SyscallList {
     list.masked(libc::SYS_openat, 2, WRITING, libc::O_RDONLY as u64)
 }
 
-/// Allows the system calls with which SQLite writes the block log. The list itself permits opening any file for
-/// writing; Landlock restricts the paths.
+/// Allows the system calls with which SQLite writes the block log, the file with a row for each block. The list itself
+/// permits opening any file for writing. In the IPC exporter, Landlock restricts the paths.
 fn writes_block_log(list: SyscallList) -> SyscallList {
     #[cfg(target_arch = "x86_64")]
     let list = list.any(&[libc::SYS_open]);
@@ -277,13 +283,14 @@ fn writes_block_log(list: SyscallList) -> SyscallList {
 }
 
 /// The system calls of the IPC exporter. The exporter may create TCP and UDP sockets, for JSON-RPC over HTTP, the block
-/// store and DNS, but no Unix sockets, so the exporter cannot connect to the node's IPC socket without the guard.
+/// store and DNS, but no Unix sockets. It therefore cannot connect to the node's IPC socket itself; the guard has this
+/// connection.
 pub fn ipc_exporter(has_block_log: bool) -> SyscallList {
     let list = if has_block_log { writes_block_log(exporter()) } else { reads_files(exporter()) };
     list.connects()
 }
 
-/// The optional tasks of the USDT exporter, which need further system calls.
+/// The optional tasks of the USDT exporter that need further system calls.
 #[cfg(feature = "usdt")]
 #[derive(Clone, Copy, Debug)]
 pub struct UsdtNeeds {
@@ -295,13 +302,14 @@ pub struct UsdtNeeds {
     pub removes_socket: bool,
 }
 
-/// The system calls of the USDT exporter, including the calls that attach to a restarted node. The exporter may open
-/// files for writing only if it writes a block log, and create Unix sockets only if it connects to a block store.
+/// The system calls of the USDT exporter, including the calls that attach to the tracepoints of a restarted node. The
+/// exporter may open files for writing only if it writes a block log, and create Unix sockets only if it connects to a
+/// block store.
 #[cfg(feature = "usdt")]
 pub fn usdt_exporter(needs: UsdtNeeds) -> SyscallList {
     let mut list = exporter()
         .any(&[libc::SYS_bpf, libc::SYS_perf_event_open])
-        // The ioctl requests that attach BPF programs to tracepoints, and enable and disable them.
+        // The ioctl requests that attach BPF programs to tracepoints, and enable and disable the attached programs.
         .with(libc::SYS_ioctl, 1, &PERF_EVENTS);
     if needs.removes_socket {
         list = list.any(UNLINK);

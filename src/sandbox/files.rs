@@ -1,4 +1,5 @@
-//! Landlock rules: the files that a process may read, and the TCP ports to which it may connect.
+//! Landlock rules of the IPC exporter: the files that the exporter may read and write, and the TCP ports to which it
+//! may connect.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,8 @@ const LANDLOCK_ABI: ABI = ABI::V6;
 #[derive(Debug, Default)]
 pub struct AllowedFiles {
     /// Files that the process reads repeatedly: certificates, keys, passwords, cookies. The process may read all files
-    /// in their directories, because Landlock rules apply to inodes and a renewed file has a new inode.
+    /// in the directories of these files. Landlock rules apply to inodes, and a renewed file has a new inode, which a
+    /// rule for the old file would not cover.
     pub read: Vec<PathBuf>,
     /// Files that the process reads only once, after the rules are applied. The process may not read other files in
     /// their directories.
@@ -34,8 +36,8 @@ pub struct AllowedFiles {
 /// Files that the C library reads to resolve host names.
 const NAME_FILES: [&str; 5] =
     ["/etc/hosts", "/etc/host.conf", "/etc/nsswitch.conf", "/etc/resolv.conf", "/etc/gai.conf"];
-/// Paths that every process may read. The exporter uses `/etc/passwd`, through the C library, to log the name of a
-/// file's owner.
+/// Paths that a process with these rules may always read. The exporter uses `/etc/passwd`, through the C library, to
+/// log the name of a file's owner.
 const ALWAYS: [&str; 2] = ["/proc", "/etc/passwd"];
 const DNS_PORT: u16 = 53;
 
@@ -106,7 +108,8 @@ fn folders(path: &Path) -> Vec<PathBuf> {
     let Ok(path) = std::path::absolute(path) else { return Vec::new() };
     let mut folders = Vec::from_iter(path.parent().map(PathBuf::from));
     for part in path.ancestors() {
-        // For example, /run/secrets is a link to /run/secrets.d/1, and after a renewal to /run/secrets.d/2.
+        // For example, the directory /run/secrets is a link to /run/secrets.d/1, and after a renewal of the secrets, a
+        // link to /run/secrets.d/2.
         if part.is_symlink()
             && let Ok(target) = part.canonicalize()
         {

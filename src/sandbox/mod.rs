@@ -1,8 +1,12 @@
-//! The sandbox of each process: a filter of system calls (seccomp), and rules for files and TCP ports (Landlock).
+//! The sandbox: restrictions that a process applies to itself, to limit the damage if an attacker takes over the
+//! process. It consists of a filter of system calls (seccomp), and in the IPC exporter also of rules for files and TCP
+//! ports (Landlock).
 //!
-//! Applying the sandbox needs no privileges. A system call that is not on the allow-list fails with EPERM instead of
-//! killing the process, so an entry that is missing by mistake breaks only one feature. If the kernel or the container
-//! does not support seccomp or Landlock, the exporter logs the missing restrictions once.
+//! A process needs no privileges to apply the sandbox. A system call that is not on the allow-list fails with EPERM
+//! instead of killing the process, so an entry that is missing by mistake breaks only one feature. If the kernel or the
+//! container does not support seccomp or Landlock, the exporter logs the missing restrictions once. The sandboxed
+//! processes are the two exporters and the guard, a separate process of the IPC exporter that has the connection to the
+//! node and relays the exporter's calls.
 //!
 //! `calls` contains the lists of system calls with the reason for each entry, `files` the rules for files and TCP
 //! ports.
@@ -19,7 +23,7 @@ pub use calls::{SyscallList, ipc_exporter};
 pub use calls::{UsdtNeeds, usdt_exporter};
 pub use files::AllowedFiles;
 
-/// Option that turns the sandbox of a process on or off.
+/// Value of the option `--sandbox`, which turns the sandbox on or off.
 #[derive(Clone, Copy, Debug, PartialEq, clap::ValueEnum)]
 pub enum SandboxMode {
     /// Use all parts that the kernel supports.
@@ -31,14 +35,16 @@ pub enum SandboxMode {
 /// The value that [`parts`] returns.
 static PARTS: Mutex<Vec<(&str, bool)>> = Mutex::new(Vec::new());
 
-/// Names of the parts of the sandbox (`seccomp`, `landlock`), and whether each part is active. Empty until the system
-/// call filter has been applied.
+/// Names of the parts of the sandbox (`seccomp`, `landlock`), and whether each part is active in this process, for the
+/// metric `bitcoin_exporter_sandbox`. Empty until the system call filter has been applied.
 pub fn parts() -> Vec<(&'static str, bool)> {
     PARTS.lock().expect("nobody panics holding it").clone()
 }
 
-/// Builder that applies the sandbox in two steps: first the rules for files and ports, before the process starts
-/// threads, and last the system call filter, when the process is ready to serve requests.
+/// Builder that applies the sandbox to an exporter's process in two steps. The first step, which the USDT exporter
+/// omits, applies the rules for files and ports, before the process starts threads, because the rules apply only to the
+/// calling thread and to threads that it starts later. The second step applies the system call filter, when the process
+/// is ready to serve requests.
 pub struct Confinement {
     sandbox: SandboxMode,
     /// Descriptions of the restrictions that could not be applied, with the reasons.
@@ -90,8 +96,9 @@ impl Confinement {
     }
 }
 
-/// Restricts this process, a guard, to the system calls for its open sockets. A failure is not logged, because the
-/// exporter's sandbox fails for the same reason, and the exporter logs the reason.
+/// Restricts this process, a guard, to the system calls for its open sockets. If the kernel rejects the filter, the
+/// guard does not log the error, because the kernel also rejects the exporter's filter for the same reason, and the
+/// exporter logs this reason.
 pub fn confine_guard() {
     let _ = calls::guard().apply();
 }

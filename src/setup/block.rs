@@ -1,5 +1,6 @@
 //! Adds the lines of the subcommand `setup` to configuration files, and removes these lines for `setup --undo`. Before
-//! setup replaces the first file, it checks every file, and writes every new text to a temporary file on disk.
+//! setup replaces the first file, it checks every file, and writes every new text to a temporary file on disk. An error
+//! before the first replacement therefore leaves all files unchanged.
 
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Read, Write};
@@ -14,27 +15,28 @@ use tempfile::NamedTempFile;
 const BEGIN: &str =
     "# BEGIN bitcoind-ipc-exporter setup (`bitcoind-ipc-exporter setup --undo` removes these lines)\n";
 const END: &str = "# END bitcoind-ipc-exporter setup\n";
-/// Path of the list of the files that setup has changed, relative to the root directory.
+/// Path of the manifest, relative to the root directory. The manifest lists the files that setup has changed, for
+/// `setup --undo`.
 const MANIFEST: &str = "etc/bitcoind-ipc-exporter/setup";
 /// Maximum size of a file that setup changes, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Lines that setup adds at the beginning of a file, between two comments. The position matters in `bitcoin.conf`,
-/// where lines at the beginning belong to no section (`[main]`, `[test]`).
+/// Lines that setup adds at the beginning of one file, between two comments. It is not a block of a chain. The position
+/// matters in `bitcoin.conf`, where lines at the beginning belong to no section (`[main]`, `[test]`).
 #[derive(Debug, PartialEq)]
 pub struct Block {
     /// Path of the file, which need not exist yet.
     pub path: PathBuf,
-    /// The lines, each with its line break.
+    /// The lines to add, each with its line break.
     pub text: String,
-    /// UID and GID of the node's process if the file is the node's `bitcoin.conf`. They own the file if setup creates
-    /// it.
+    /// If the file is the node's `bitcoin.conf`: UID and GID of the node's process, which become the owner and group of
+    /// the file if setup creates it. Otherwise `None`.
     pub node: Option<(u32, u32)>,
-    /// Whether the text has a password, which other users must not read.
+    /// Whether the lines contain a password, which other users must not read.
     pub is_secret: bool,
 }
 
-/// Divides a text into the lines of the operator and the block of an earlier setup.
+/// Divides the text of a file into the lines of the operator and the block of lines that an earlier setup added.
 ///
 /// # Errors
 /// One of the two comments around the block is missing.
@@ -53,7 +55,8 @@ pub fn split(text: &str) -> Result<(String, Option<String>)> {
     }
 }
 
-/// A planned change of a file, with the file's old and new text: the file is created, replaced or removed.
+/// A planned change of one file, which is created, replaced or removed. The old or the new text is `None` if the file
+/// does not exist before or after the change.
 #[derive(Debug)]
 pub struct Change {
     /// Path of the file.
@@ -65,8 +68,8 @@ pub struct Change {
 }
 
 impl Change {
-    /// The change that adds this block, or replaces the block of an earlier setup; `None` if the file already has this
-    /// block.
+    /// The change that adds this block to its file, or replaces the block of an earlier setup; `None` if the file
+    /// already has this block.
     ///
     /// # Errors
     /// The file cannot be changed; the error states the reason.
@@ -93,14 +96,15 @@ impl Change {
                 path.display()
             );
         }
-        // Add a line break to an existing empty file, because `undo` removes a file that contains only the block, and a
-        // node does not start without the file that -conf names.
+        // Add a line break after the block in a file that was empty. Without the line break, `undo` would remove the
+        // file, as it removes every file that contains only the block, and a node does not start without the file that
+        // `-conf` names.
         let rest = if change.old.as_deref() == Some("") { "\n" } else { &rest };
         change.new = Some(format!("{BEGIN}{}{END}{rest}", block.text));
         Ok(Some(change).filter(|change| change.old != change.new))
     }
 
-    /// The change that removes the block of an earlier setup; `None` if the file has no block.
+    /// The change that removes the block of an earlier setup from a file; `None` if the file has no such block.
     fn remove(path: &Path) -> Result<Option<Self>> {
         let mut change = Change::read(path)?;
         let (rest, block) =
@@ -115,8 +119,8 @@ impl Change {
         let at = || path.display().to_string();
         check_writable(path)?;
         let mut change = Change { path: path.into(), old: None, new: None, mode: 0o644, owner: None };
-        // The type of the file is checked after opening the file, because a user who owns the directory can replace the
-        // file at any time.
+        // The type is checked on the open file and not on the path, because a user who owns the directory can replace
+        // the file between a check of the path and the opening.
         let file = match File::options().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(change),
@@ -146,7 +150,7 @@ impl Change {
     }
 
     /// Writes the new text to a temporary file in the directory of the file to replace; `None` if the change removes
-    /// the file. Adds the directories that it creates to `made`.
+    /// the file. Creates missing directories, and adds them to `made`.
     fn stage(&self, made: &mut Vec<PathBuf>) -> Result<Option<NamedTempFile>> {
         let Some(new) = &self.new else { return Ok(None) };
         let at = || format!("cannot write {}", self.path.display());
@@ -192,7 +196,8 @@ impl Change {
     }
 }
 
-/// The file access rights of another user, which this thread has until the value is dropped.
+/// The file access rights of another user. The thread that created the value has these rights until the value is
+/// dropped.
 struct FileRights;
 
 impl FileRights {
@@ -238,7 +243,8 @@ fn check_writable(path: &Path) -> Result<()> {
     })
 }
 
-/// Adds the files of these changes to the list for `undo`, and makes the changes: all or none.
+/// Adds the files of these changes to the manifest for `undo`, and makes the changes. If a change fails, reverts the
+/// earlier changes.
 ///
 /// # Errors
 /// A file cannot be written. All files are unchanged, except a file that the error describes as changed already.
@@ -253,8 +259,8 @@ pub fn write(root: &Path, mut changes: Vec<Change>) -> Result<()> {
     commit(&changes)
 }
 
-/// Removes the lines that earlier setups have added. Returns the changes; the last one removes the list of changed
-/// files.
+/// Removes the lines that earlier setups have added. Returns the changes; the last change removes the manifest (the
+/// list of changed files).
 ///
 /// # Errors
 /// A file cannot be changed. All files are unchanged, except a file that the error describes as changed already.
@@ -373,8 +379,9 @@ mod tests {
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
         fs::set_permissions(&own, fs::Permissions::from_mode(0o755)).unwrap();
         let conf = Block { node: Some((NOBODY, NOBODY)), ..block(own.join("bitcoin.conf"), "a=1\n") };
-        // The directory belongs to root, and the file belongs to another user. Setup must not write there with root's
-        // rights, because a user could redirect the path to such a directory with a link.
+        // The directory `own` belongs to root, and the owner of the file will be another user, who cannot write to
+        // `own`. Setup must not write the file with root's rights, because a user could redirect the path of the user's
+        // own file to such a directory with a link.
         let change = Change::add(&conf).unwrap().unwrap();
         assert!(format!("{:#}", write(dir.path(), vec![change]).unwrap_err()).contains("Permission denied"));
         assert!(!conf.path.exists());
@@ -414,7 +421,7 @@ mod tests {
         let before = files(dir.path());
         let changes = ["first", "new/second", "third"]
             .map(|name| Change::add(&block(path(name), "b\n")).unwrap().unwrap());
-        // The last file can no longer be replaced, because a directory has its path.
+        // The last file can no longer be created, because a directory now has its path.
         fs::create_dir(path("third")).unwrap();
         let error = format!("{:#}", write(dir.path(), changes.into()).unwrap_err());
         assert!(error.contains("cannot create") && error.contains("third"), "{error}");

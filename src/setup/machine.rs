@@ -1,5 +1,5 @@
-//! Inspects the machine and its running nodes, to collect all facts on which the plan of the changes depends. This
-//! module changes nothing.
+//! Inspects the machine and its running nodes, to collect all facts from which the subcommand `setup` plans its
+//! changes. This module changes nothing on the machine.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -19,8 +19,8 @@ use crate::bitcoin_core::{BINARIES, CHAINS, ChainParams};
 use crate::files;
 use crate::node_process::without_mark;
 
-/// The only environment variables that setup passes to `bitcoind-ipc-exporter --check`: the variables by which its
-/// supervisor detects a container.
+/// The only environment variables that setup passes to `bitcoind-ipc-exporter --check`: the variables by which the
+/// supervisor (the parent process of the exporter) detects a container.
 const CONTAINER_VARIABLES: [&str; 2] = [crate::supervisor::IN_CONTAINER, "KUBERNETES_SERVICE_HOST"];
 /// The special characters that setup accepts in front of the program in `ExecStart=` of a systemd unit.
 pub const PREFIXES: [char; 4] = ['-', ':', '+', '!'];
@@ -51,7 +51,7 @@ pub struct Prometheus {
     pub targets: String,
 }
 
-/// The systemd unit of bitcoind-ipc-exporter for one node, and the unit's settings.
+/// The systemd unit that runs, or will run, bitcoind-ipc-exporter for one node, and the unit's settings.
 #[derive(Default)]
 pub struct Exporter {
     /// Instance name of the template unit `bitcoind-ipc-exporter@.service`; `None` for `bitcoind-ipc-exporter.service`,
@@ -65,7 +65,8 @@ pub struct Exporter {
     pub is_installed: bool,
     /// Whether the operator has configured a user or a cookie for JSON-RPC over HTTP.
     pub has_credentials: bool,
-    /// Ports of the metrics endpoints of the other instances of the template unit.
+    /// Ports on which the other instances of the template unit serve metrics. Setup assigns none of these ports to this
+    /// instance.
     pub ports: Vec<u16>,
 }
 
@@ -107,7 +108,7 @@ impl Exporter {
     }
 }
 
-/// A running node.
+/// A running Bitcoin Core process (`bitcoind` or `bitcoin-node`), and the facts about it that setup needs.
 pub struct Node {
     pub pid: i32,
     pub uid: u32,
@@ -116,15 +117,15 @@ pub struct Node {
     pub user: String,
     /// Path of the running binary, without symbolic links.
     pub binary: PathBuf,
-    /// Path of the running binary as the operator names it in the unit or on the command line. If the path contains a
-    /// symbolic link, it remains valid after an upgrade.
+    /// Path of the running binary as the operator names it in the unit or on the command line. In contrast to `binary`,
+    /// this path may contain a symbolic link, and then remains valid after an upgrade.
     pub named_binary: PathBuf,
     /// Whether the operator has selected this node, or has selected no node.
     pub is_selected: bool,
-    /// Whether this process has permission to inspect the node. Without the permission, the fields below are
+    /// Whether setup has permission to inspect the node's process. Without this permission, the fields below are
     /// incomplete.
     pub is_accessible: bool,
-    /// Whether the node runs in another PID namespace than this process, as in a container.
+    /// Whether the node runs in another PID namespace than setup, as in a container.
     pub is_in_container: bool,
     /// The systemd unit in which the node runs; `None` without a unit, or for a unit of a user's systemd manager.
     pub unit: Option<Unit>,
@@ -132,19 +133,20 @@ pub struct Node {
     pub node_binary: Option<NodeBinary>,
     pub chain: &'static ChainParams,
     pub datadir: PathBuf,
-    /// The directory of the chain, which contains the cookie.
+    /// The directory of the node's chain, in which the node writes the file `.cookie` with its JSON-RPC password.
     pub chain_dir: PathBuf,
-    /// Path of the configuration file, which may not exist.
+    /// Path of the node's configuration file, which may not exist.
     pub conf: PathBuf,
     /// The node's settings, from its arguments and from its configuration file without the lines of an earlier setup.
     pub settings: Settings,
-    /// The lines that an earlier setup added to the configuration file.
+    /// The lines that an earlier setup added to the node's configuration file.
     pub previous: Option<String>,
     /// The IPC sockets on which the node listens.
     pub sockets: Vec<PathBuf>,
     /// Paths of the node's open wallets.
     pub wallets: Vec<PathBuf>,
-    /// Number of tracepoints in the binary; `None` if the binary cannot be read.
+    /// Number of tracepoints in the node's binary; `None` if the binary cannot be read, or if this program is built
+    /// without the USDT exporter.
     pub tracepoints: Option<usize>,
     pub exporter: Exporter,
     /// The output of `bitcoind-ipc-exporter --check` for this node, or its error.
@@ -157,15 +159,15 @@ pub struct NodeBinary {
     /// Path of `bitcoin-node`, in which as few symbolic links as possible are resolved, because a path with a link
     /// remains valid after an upgrade.
     pub path: PathBuf,
-    /// The program that the operator starts, if it is a symbolic link that an upgrade changes, while `path` would
-    /// remain the old version.
+    /// The program that the operator starts, if it is a symbolic link into the directory of one version. An upgrade
+    /// changes this link, but `path` would still be the `bitcoin-node` of the old version. Otherwise `None`.
     pub pinned_by: Option<PathBuf>,
-    /// The reason why this `bitcoin-node` cannot replace the unit's `bitcoind`: its version is different, or one of the
-    /// two programs cannot be run.
+    /// The reason why this `bitcoin-node` cannot replace the `bitcoind` of the node's unit: the versions are different,
+    /// or one of the two programs cannot be run. `None` if it can replace `bitcoind`.
     pub difference: Option<String>,
 }
 
-/// A systemd unit, with the properties that setup needs.
+/// A systemd unit of a node or of the exporter, with the properties that setup needs.
 #[derive(Clone, Default)]
 pub struct Unit {
     /// Name, for example `bitcoind.service`.
@@ -178,8 +180,8 @@ pub struct Unit {
 }
 
 impl Machine {
-    /// Inspects this machine. Units are read only if `root` is `/`. If `selected` is the PID, unit or data directory of
-    /// a node, only this node is queried.
+    /// Inspects this machine. Reads systemd units only if `root` is `/`. `selected` is the PID, unit or data directory
+    /// of the only node to query; if it is `None`, all nodes are queried.
     ///
     /// # Errors
     /// `/proc` cannot be read.
@@ -205,8 +207,8 @@ impl Machine {
     }
 }
 
-/// The operator's lines in a file, and the lines of an earlier setup. If the file cannot be read or split, the result
-/// is empty, and setup's later attempt to change the file reports the reason.
+/// The operator's lines in a file, and the lines that an earlier setup added. If the file cannot be read, or its lines
+/// cannot be told apart, the result is empty. The later attempt of setup to change the file then reports the reason.
 fn read_split(path: &Path) -> (String, Option<String>) {
     block::split(&files::read_text(path).unwrap_or_default()).unwrap_or_default()
 }
@@ -218,8 +220,8 @@ fn texts(dir: &Path, is_wanted: impl Fn(&str) -> bool) -> Vec<String> {
     wanted.map(|entry| read_split(&entry.path()).0).collect()
 }
 
-/// The paths of the files that a process has open, and of the Unix sockets on which it listens; `None` if this process
-/// has no permission to inspect it.
+/// The paths of the files that a process has open, and of the Unix sockets on which it listens; `None` if setup has no
+/// permission to inspect the process.
 fn open_files(process: &Process) -> Option<(Vec<PathBuf>, Vec<PathBuf>)> {
     let mut listening = process.unix().unwrap_or_default();
     listening.retain(|socket| socket.state == UnixState::UNCONNECTED);
@@ -320,7 +322,7 @@ impl Node {
         format!("http://127.0.0.1:{}", self.rpc_port())
     }
 
-    /// The rest of the first line with this prefix in the output of `--check`.
+    /// The rest of the first line with this prefix in the output of `bitcoind-ipc-exporter --check` for this node.
     fn checked(&self, prefix: &str) -> Option<&str> {
         self.check.as_deref().ok()?.lines().find_map(|line| line.strip_prefix(prefix))
     }
@@ -331,8 +333,8 @@ impl Node {
         Some(offered.trim_start().starts_with("yes"))
     }
 
-    /// The reason why `--check` could not use JSON-RPC over HTTP in addition to IPC; `None` if it used HTTP or did not
-    /// need it.
+    /// The reason why `--check` could not use JSON-RPC over HTTP in addition to IPC; `None` if `--check` used HTTP or
+    /// did not need it.
     pub fn http_error(&self) -> Option<&str> {
         self.checked("JSON-RPC over HTTP is not used: ")
     }
@@ -343,8 +345,8 @@ impl Node {
         label.trim_matches('"').parse().ok()
     }
 
-    /// A command that runs as the node's user. The command has an empty environment, because this user can read the
-    /// environment of the process.
+    /// A command that runs as the node's user. The command starts with an empty environment, because the node's user
+    /// can read the environment of the new process, which could otherwise contain secrets of the user that runs setup.
     fn command_as_user(&self, program: &Path) -> Command {
         let mut command = Command::new(program);
         command.env_clear();
@@ -355,14 +357,14 @@ impl Node {
     }
 
     /// Compares the versions of the unit's `bitcoind` and of `bitcoin-node`, both with the environment of the running
-    /// node. Returns why `bitcoin-node` cannot replace `bitcoind`; `None` if it can, or if the unit runs another
-    /// program.
+    /// node. Returns the reason why `bitcoin-node` cannot replace `bitcoind`; `None` if it can replace `bitcoind`, or
+    /// if the unit runs another program.
     fn compare(&self, bitcoin_node: &Path, process: &Process) -> Option<String> {
         let bitcoind = self.unit.as_ref()?.program().filter(|program| program.ends_with("/bitcoind"))?;
         let version = |program: &Path| -> Result<String, String> {
             let mut command = self.command_as_user(program);
-            // Without these options, -version would create a data directory in the home of the user, and replace
-            // settings.json.
+            // Without these options, `bitcoind -version` would create a data directory in the home of the node's user,
+            // and replace the file settings.json there.
             command
                 .args(["-version", "-datadir=/", "-nosettings"])
                 .envs(process.environ().unwrap_or_default());
@@ -391,8 +393,8 @@ impl Node {
         command.envs(CONTAINER_VARIABLES.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));
         let cookie = self.chain_dir.join(cookie);
         command.args(self.sockets.first()).args(["--check", "--chain", self.chain.name]);
-        // If this node has no socket, `--check` would otherwise look for a socket in ~/.bitcoin, which may be of
-        // another node.
+        // Without `--datadir`, if this node has no socket, `--check` would look for a socket in ~/.bitcoin, which may
+        // be the data directory of another node.
         command.arg("--datadir").arg(&self.datadir);
         command.arg("--rpc-url").arg(self.rpc_url()).arg("--rpc-cookie-file").arg(cookie);
         output(&mut command).map_err(|error| error.lines().next_back().unwrap_or("no output").to_string())
@@ -479,8 +481,8 @@ fn is_in_other_pid_namespace(pid: i32) -> bool {
     node.is_some() && node != namespace("self")
 }
 
-/// Name of the unit of the system manager in which the process runs. Units of a user manager are ignored, because they
-/// cannot be changed in /etc/systemd/system.
+/// Name of the systemd unit in which the process runs. Units of a user's systemd manager are ignored, because setup
+/// writes drop-ins only to /etc/systemd/system, which does not apply to them.
 fn service(process: &Process) -> Option<String> {
     let groups = process.cgroups().ok()?;
     let paths = groups.into_iter().map(|group| group.pathname).filter(|path| !path.contains("user.slice"));
@@ -493,15 +495,16 @@ fn systemd_version() -> Option<u32> {
     text.split(' ').nth(1)?.parse().ok()
 }
 
-/// Runs a command. Returns its output, or if it fails, its error output or the reason why it cannot be started.
+/// Runs a command. Returns the output of the command. If the command fails, returns its error output, or the reason why
+/// it cannot be started.
 fn output(command: &mut Command) -> Result<String, String> {
     let output = command.output().map_err(|error| error.to_string())?;
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_string();
     if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
-/// The text of a unit with its drop-ins, each after a comment with its path; `None` if there is no such unit.
-/// `systemctl cat` is not used, because it fails if a drop-in was removed and systemd has not been reloaded.
+/// The text of a unit with its drop-ins, each after a comment with its path; `None` if there is no such unit. The
+/// function does not use `systemctl cat`, which fails if a drop-in was removed and systemd has not been reloaded.
 fn unit_text(name: &str) -> Option<String> {
     let arguments = ["show", "--property=FragmentPath,DropInPaths", "--", name];
     let output = output(Command::new("systemctl").args(arguments)).ok()?;
@@ -516,7 +519,7 @@ fn unit_text(name: &str) -> Option<String> {
 }
 
 impl Unit {
-    /// The program in `ExecStart=`.
+    /// Path of the program in the unit's `ExecStart=`.
     pub fn program(&self) -> Option<&str> {
         self.command.as_deref()?.trim_start_matches(PREFIXES).split_whitespace().next()
     }
@@ -526,7 +529,8 @@ impl Unit {
         let mut unit = Unit { name: name.into(), ..Unit::default() };
         let mut commands: Vec<String> = Vec::new();
         let mut is_own = false;
-        // A line that ends in a backslash is continued, and comments in between are skipped.
+        // A line that ends in a backslash continues on the next line, and systemd skips comment lines between the two
+        // lines.
         let mut continued = String::new();
         for line in text.lines() {
             if line.starts_with("# /") && continued.is_empty() {
@@ -580,8 +584,8 @@ fn target(link: &Path) -> Option<PathBuf> {
             part => plain.push(part),
         }
     }
-    // `plain`, the path without `..`, leads to another file if a directory before a `..` is a symbolic link. In this
-    // case the result is `real`.
+    // `plain` is the path without `..`. If a directory in front of a `..` is a symbolic link, `plain` leads to another
+    // file than `path`. In this case, the function returns `real`, the path without symbolic links.
     let real = path.canonicalize().ok()?;
     Some(if plain.canonicalize().is_ok_and(|plain| plain == real) { plain } else { real })
 }

@@ -1,7 +1,9 @@
-//! The subcommand `setup`: inspects the machine, and prints or makes the changes that connect the exporter to a node.
+//! The subcommand `setup`: inspects the machine, and prints or makes the changes to configuration files and systemd
+//! units that connect bitcoind-ipc-exporter to a node.
 //!
-//! `machine` collects facts about the machine, `settings` reads the settings of a node, `plan` decides from these
-//! facts, without I/O, which changes to make, and `block` writes the files.
+//! `machine` collects facts about the machine, `settings` parses the settings of a node, `plan` decides from these
+//! facts, without I/O, which changes to make, and `block` writes the files. In this module, a block is not a block of a
+//! chain: it is a group of lines that setup adds to a file, between two comments.
 
 mod block;
 mod machine;
@@ -40,7 +42,7 @@ pub struct SetupCommand {
 }
 
 impl SetupCommand {
-    /// Prints the facts about the machine and the plan, and with `--write` makes the changes. The exit code is a
+    /// Prints the facts about the nodes and the planned changes, and with `--write` makes the changes. Returns a
     /// failure if a problem prevents the changes.
     ///
     /// # Errors
@@ -93,8 +95,8 @@ impl SetupCommand {
     }
 }
 
-/// Describes the plan. `lines` lists the files to change, with the lines to add; `is_written` is whether the files
-/// have been written.
+/// Describes the planned changes for the operator. `lines` lists the files to change, and if they have not been
+/// written, the lines to add. `is_written` is whether the files have been written.
 fn describe(plan: &Plan, lines: &str, is_written: bool) -> String {
     let list = |title: &str, items: &[String]| match items {
         [] => String::new(),

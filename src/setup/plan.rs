@@ -1,4 +1,5 @@
-//! Decides which changes the subcommand `setup` makes, from the facts about the machine and without I/O.
+//! Decides which changes the subcommand `setup` makes, from the facts about the machine and without I/O. A drop-in is a
+//! file with which setup overrides a part of a systemd unit.
 
 use std::path::{Path, PathBuf};
 
@@ -8,26 +9,26 @@ use super::block::Block;
 use super::machine::{Machine, Node, NodeBinary, PREFIXES, Unit};
 use crate::json_rpc::methods::whitelist_line;
 
-/// File name of the systemd drop-ins that setup writes. The name sorts after the names of operators' drop-ins, because
-/// systemd reads drop-ins in the order of their names, and the last `ExecStart=` is the effective one.
+/// File name of the systemd drop-ins that setup writes. The name begins with `zz` to sort after the names of operators'
+/// drop-ins: systemd reads drop-ins in the order of their names, and uses the last `ExecStart=`.
 pub const DROP_IN: &str = "zz-bitcoind-ipc-exporter.conf";
 /// Name of the exporter's JSON-RPC user on the node.
 const RPC_USER: &str = "exporter";
-/// Path of the node's socket in the shipped `bitcoind-ipc-exporter.service`.
+/// Path of the node's IPC socket in the shipped unit `bitcoind-ipc-exporter.service`.
 const DEFAULT_SOCKET: &str = "/run/bitcoind/node.sock";
-/// Address of the metrics endpoint in the shipped `bitcoind-ipc-exporter.socket`.
+/// Address on which the exporter serves its metrics, in the shipped unit `bitcoind-ipc-exporter.socket`.
 const DEFAULT_ADDRESS: &str = "127.0.0.1:9332";
-/// First version of systemd with `OpenFile=`.
+/// First version of systemd that supports `OpenFile=` in units.
 const OPEN_FILE: u32 = 253;
 /// First version of Bitcoin Core with JSON-RPC over IPC.
 const RPC_OVER_IPC: u32 = 31_99_00;
 
-/// The changes that setup proposes.
+/// The changes that setup proposes for one node: lines to add to files, and commands to run.
 #[derive(Debug, Default)]
 pub struct Plan {
     /// Reasons why setup makes none of the changes.
     pub problems: Vec<String>,
-    /// Facts that the operator has to know, and that do not prevent the changes.
+    /// Facts that the operator has to know, but that do not prevent the changes.
     pub notes: Vec<String>,
     /// The lines to add to files.
     pub blocks: Vec<Block>,
@@ -70,8 +71,8 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 impl Plan {
-    /// The plan for the selected node. `wanted` is the operator's selection, for messages. `secret` is used if there
-    /// is no password of an earlier setup.
+    /// The plan for the selected node. `wanted` is the operator's selection of a node (`--node`), for messages.
+    /// `secret` is used if no earlier setup has created a password.
     pub fn new(machine: &Machine, wanted: Option<&str>, secret: Secret) -> Self {
         let node = match select(machine, wanted) {
             Ok(node) => node,
@@ -103,7 +104,7 @@ fn select<'a>(machine: &'a Machine, wanted: Option<&str>) -> Result<&'a Node, St
 struct Planner<'a> {
     machine: &'a Machine,
     node: &'a Node,
-    /// Path of the binary that the node runs after the changes.
+    /// Path of the binary that the node will run after the changes.
     binary: PathBuf,
     /// Whether the node has to be restarted, because its unit or `bitcoin.conf` changes.
     needs_restart: bool,
@@ -173,8 +174,8 @@ impl Planner<'_> {
         self.prometheus();
     }
 
-    /// The IPC socket that the node has, or will have after the changes; `None` if the node stays without IPC. Adds
-    /// the lines for `bitcoin.conf` to `conf`.
+    /// Plans the node's changes for IPC, and adds their lines for `bitcoin.conf` to `conf`. Returns the IPC socket that
+    /// the node has, or will have after the changes; `None` if the node stays without IPC.
     fn connection(&mut self, conf: &mut Vec<String>) -> Option<PathBuf> {
         let node = self.node;
         let in_conf = "ipcbind=unix";
@@ -215,7 +216,8 @@ impl Planner<'_> {
         None
     }
 
-    /// Records that the unit will run `bitcoin-node` in place of `bitcoind`.
+    /// Records that the node's unit will run `bitcoin-node` in place of `bitcoind`, and the problems that prevent the
+    /// replacement.
     fn replace_binary(&mut self, unit: &Unit) {
         let is_bitcoind = unit.program().is_some_and(|program| program.ends_with("/bitcoind"));
         let Some(binary) = self.node.node_binary.as_ref().filter(|_| is_bitcoind) else { return };
@@ -270,8 +272,9 @@ impl Planner<'_> {
             self.note(format!("JSON-RPC over HTTP did not work with the node's cookie: {error}"));
         }
         conf.push(secret.rpcauth.clone());
-        // Without `rpcwhitelistdefault=0`, a whitelist for one user would lock out all other users. If the operator
-        // has set `rpcwhitelist` or `rpcwhitelistdefault`, setup does not change the operator's choice.
+        // Without `rpcwhitelistdefault=0`, a whitelist for one user would lock out all other users. If the operator has
+        // set `rpcwhitelist` or `rpcwhitelistdefault`, setup adds no `rpcwhitelistdefault`, to keep the operator's
+        // choice.
         if ["rpcwhitelist", "rpcwhitelistdefault"].iter().all(|name| node.settings.value(name).is_none()) {
             conf.push("rpcwhitelistdefault=0".into());
         }
@@ -326,7 +329,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Address of the exporter's metrics endpoint.
+    /// Address on which the exporter serves its metrics.
     fn address(&self) -> String {
         let exporter = &self.node.exporter;
         let port = (9333..).find(|port| !exporter.ports.contains(port)).unwrap_or(9333);
@@ -396,7 +399,7 @@ impl Planner<'_> {
     }
 }
 
-/// The drop-in with which the node's unit runs `bitcoin-node` with IPC, and the path of the socket.
+/// The text of the drop-in with which the node's unit runs `bitcoin-node` with IPC, and the path of the IPC socket.
 fn drop_in(unit: &Unit, node_binary: Option<&NodeBinary>) -> Result<(String, PathBuf), String> {
     let Unit { name, command, .. } = unit;
     let unsupported = format!(
@@ -432,7 +435,7 @@ fn drop_in(unit: &Unit, node_binary: Option<&NodeBinary>) -> Result<(String, Pat
     Ok((text, socket))
 }
 
-/// The drop-in of the exporter's unit; empty if the unit needs no change.
+/// The text of the drop-in for the exporter's unit; empty if the unit needs no change.
 fn exporter_drop_in(node: &Node, socket: Option<&Path>, by_path: bool, uses_http: bool) -> String {
     let mut text = String::new();
     let is_instance = node.exporter.instance.is_some();
@@ -440,8 +443,9 @@ fn exporter_drop_in(node: &Node, socket: Option<&Path>, by_path: bool, uses_http
         text += &format!("[Unit]\nAfter={}\n[Service]\n", unit.name);
         text += &match socket {
             Some(_) => format!("User={}\n", node.user),
-            // Over HTTP, the exporter needs no access to the node's files. With the socket path that the template unit
-            // sets, the exporter would wait for a socket.
+            // Over HTTP, the exporter needs no access to the node's files, and therefore does not run as the node's
+            // user. The socket path that the template unit sets is removed, because with it the exporter would wait for
+            // a socket.
             None => "User=\nDynamicUser=yes\nUnsetEnvironment=BITCOIND_IPC_EXPORTER_SOCKET_PATH\n".into(),
         };
     } else {
@@ -465,7 +469,8 @@ fn exporter_drop_in(node: &Node, socket: Option<&Path>, by_path: bool, uses_http
     if text.is_empty() || is_instance { text } else { format!("[Service]\n{text}") }
 }
 
-/// Whether the path needs no quotes in a unit, in an environment file and in `OpenFile=`.
+/// Whether the path contains only characters that need no quotes in a systemd unit, in an environment file and in
+/// `OpenFile=`.
 fn is_plain(path: &Path) -> bool {
     path.to_str()
         .is_some_and(|text| text.chars().all(|char| char.is_ascii_alphanumeric() || "/._-+@".contains(char)))

@@ -1,16 +1,17 @@
-//! The settings of a node, from its arguments and its configuration file.
+//! Parses the settings of a node, from its arguments and its configuration file `bitcoin.conf`.
 
-/// The settings of a node, from its command line and its `bitcoin.conf`, for one chain.
+/// The settings of one node (not of setup or the exporter), from its command line and its `bitcoin.conf`, for the chain
+/// on which the node runs.
 #[derive(Default)]
 pub struct Settings {
-    /// Names and values of the settings, the effective value first.
+    /// Pairs of name and value. If a setting occurs several times, its first pair has the value that the node uses.
     values: Vec<(String, String)>,
-    /// Whether the configuration file includes other files, which setup does not read.
+    /// Whether the configuration file includes other files (`includeconf`), which setup does not read.
     pub includes_files: bool,
 }
 
 impl Settings {
-    /// The settings in the arguments and in `conf`, the text of `bitcoin.conf`, for this chain.
+    /// The settings in the node's arguments and in `conf`, the text of `bitcoin.conf`, for this chain.
     pub fn new(arguments: &[String], conf: &str, chain: &str) -> Self {
         let arguments = arguments.iter().rev().filter_map(|argument| argument.strip_prefix('-'));
         let arguments = arguments.map(|text| pair(text.strip_prefix('-').unwrap_or(text)));
@@ -36,12 +37,12 @@ impl Settings {
         Settings { values: arguments.chain(of_chain).chain(of_all).collect(), includes_files }
     }
 
-    /// All values of this setting, the effective one first.
+    /// All values of this setting, first the value that the node uses.
     pub fn all(&self, name: &str) -> Vec<&str> {
         self.values.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str()).collect()
     }
 
-    /// The effective value of a setting; `None` if it is not set.
+    /// The value of a setting that the node uses; `None` if the setting is not set.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.all(name).first().copied()
     }

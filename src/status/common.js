@@ -32,8 +32,8 @@ function svg(name, attributes) {
   return made;
 }
 
-// Text with this node's rank for a block among the nodes of the block store, by the time at which the block arrived; null without a block
-// store, or if the block store does not have the block yet.
+// Text with this node's rank for a block: the node's position in the order in which the nodes of the block store connected the block. The
+// block store is a database with the rows of many nodes. Returns null without a block store, or if it does not have the block yet.
 function rankOf(status, hash) {
   const found = status.ranks?.find(rank => rank.block_hash === hash);
   if (!found) return null;

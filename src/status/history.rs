@@ -1,6 +1,6 @@
-//! The history that the status page shows: the plotted values of the last hour, and the last blocks that became the
-//! tip. The blocks are not exported as metrics, because one label value per block would create an unlimited number of
-//! series.
+//! The history that the status page shows: the plotted values of the last hour, and the last blocks that became the tip
+//! of the node's active chain. The last blocks are shown only here and not exported as metrics, because one label value
+//! per block would create an unlimited number of series.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
@@ -14,11 +14,11 @@ use crate::text;
 
 /// Interval between two rows of the history.
 pub const ROW_INTERVAL: Duration = Duration::from_secs(15);
-/// Maximum number of rows in the history, which cover one hour at one row every 15 seconds.
+/// Maximum number of rows in the history: the rows of one hour, at one row every 15 seconds.
 const MAX_ROWS: usize = 240;
 
-/// A column of the history, which is a curve on the status page: the name of the sample, and a function that reads its
-/// current value.
+/// A column of the history, which is a curve on the status page: the name of a metric's sample, and a function that
+/// reads the current value of this sample.
 type Column = (&'static str, fn(&Metrics) -> Option<f64>);
 
 const COLUMNS: [Column; 10] = [
@@ -52,8 +52,8 @@ const BANDS: [(&str, &[&str]); 8] = [
     ("233", &["233", "377", "610", "987"]),
 ];
 
-/// Total virtual size of the mempool's transactions in these fee rate bands of the metric, in whole vbytes; `None` if
-/// the node has not reported it.
+/// Total virtual size of the mempool's transactions in the fee rate bands of the metric with these `from` labels, in
+/// whole vbytes; `None` if the node has not reported the size.
 fn vbytes(metrics: &Metrics, from: &[&str]) -> Option<f64> {
     let bands = from.iter().map(|from| metrics.mempool.band_vbytes.get([from]));
     bands.sum::<Option<f64>>().map(f64::round)
@@ -119,7 +119,8 @@ impl LastBlocks {
         self.0.lock().expect("nobody panics holding it")
     }
 
-    /// Records a new tip. The hash is truncated to 64 bytes, because it may come from a server that is not a node.
+    /// Records a new tip. The hash, which has 64 digits, is truncated to 64 bytes, because a faulty or malicious server
+    /// could return a longer text.
     pub fn tip(&self, hash: String, height: i32, seen: Option<f64>) {
         let hash = text::bounded(hash, MAX_HASH_BYTES);
         let mut kept = self.kept();
@@ -184,8 +185,8 @@ mod tests {
         let expected = BANDS.iter().map(|(_, from)| json!((100.25 * from.len() as f64).round()));
         assert_eq!(bands(1), expected.collect::<Vec<_>>());
         assert_eq!(json["names"][1 + COLUMNS.len()], "sat/vB from 1");
-        // Each band of the metric is in exactly one band of the page, and the name of each band of the page is its
-        // lowest fee rate.
+        // The bands of the page together contain each band of the metric once, and each band of the page is named after
+        // its lowest fee rate.
         assert_eq!(shown, crate::metrics::FEERATE_BANDS.map(|(from, _)| from));
         assert!(BANDS.iter().all(|(begins, from)| from[0] == *begins));
     }

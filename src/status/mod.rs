@@ -1,8 +1,10 @@
-//! The status page of bitcoind-ipc-exporter at `/`, and the data that it shows.
+//! The status page of bitcoind-ipc-exporter, which the exporter serves over HTTP at `/`, and the data that the page
+//! shows.
 //!
 //! - `page.html` is the page. The page's script loads `/metrics` and `/status.json`; the page loads nothing from other
 //!   servers. The status pages of both exporters include `common.css` and `common.js`.
-//! - `history` stores the plotted values of the last hour, and the last blocks that became the tip.
+//! - `history` stores the values of the last hour that the page plots, and the last blocks that became the tip of the
+//!   node's active chain.
 
 mod history;
 
@@ -24,20 +26,21 @@ pub fn page(html: &str) -> String {
         .replace("/* common.js */", include_str!("common.js"))
 }
 
-/// The data of the IPC exporter's status page and health checks.
+/// The data that the IPC exporter returns over HTTP on its status page and in responses to health checks: the state of
+/// the connection to the node, and the recent history.
 pub struct Status {
     metrics: Arc<Metrics>,
-    /// The node's user agent and interfaces if the last poll succeeded, otherwise the reason why there is no current
-    /// poll.
+    /// The node's user agent and IPC interfaces if the last poll of the node succeeded, otherwise the reason why the
+    /// exporter has no current values.
     node: Mutex<Result<String, String>>,
     /// The last blocks that became the tip.
     pub last_blocks: LastBlocks,
-    /// The plotted values of the last hour.
+    /// The values of the last hour that the status page plots.
     pub history: History,
 }
 
 impl Status {
-    /// Creates the data with the state of an exporter that has not connected to a node yet.
+    /// Creates the data of an exporter that has not connected to a node yet.
     pub fn new(metrics: Arc<Metrics>) -> Self {
         std::sync::LazyLock::force(&own_process::STARTED);
         Status {
@@ -55,8 +58,9 @@ impl Status {
         self.set(Ok(format!("{user_agent} · {}", interfaces.join(", "))));
     }
 
-    /// Records why the exporter is not connected to a node, or why no poll has succeeded yet or the last poll failed.
-    /// Truncates the reason, because it may come from the node.
+    /// Records the reason why the exporter has no current values: it is not connected to a node, has not polled the
+    /// node yet, or the last poll failed. Truncates the reason, because the text may come from the node and may have
+    /// any length.
     pub fn set_not_ready(&self, why: String) {
         self.set(Err(text::message(why)));
     }
@@ -69,7 +73,7 @@ impl Status {
         self.node.lock().expect("nobody panics holding it").clone()
     }
 
-    /// Appends a row to the history every 15 seconds, in a loop that never returns.
+    /// Appends a row with the current values to the history every 15 seconds, in a loop that never returns.
     pub async fn keep_history(&self) {
         loop {
             self.history.keep(&self.metrics);
