@@ -1,4 +1,5 @@
-//! Selects the node among several processes, from evidence that the caller has collected. This module does no I/O.
+//! Selects the node to trace among several processes, from evidence that the caller has collected, for example file
+//! locks. This module does no I/O.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -40,14 +41,14 @@ pub struct KnownNode {
 }
 
 impl KnownNode {
-    /// An entry without evidence about other processes.
+    /// Evidence about this candidate, without evidence about other processes.
     pub fn new(candidate: Candidate) -> Self {
         KnownNode { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
     }
 
-    /// Replaces the known locks with the current locks, because another node can lock a file that this node has
-    /// released. If the node holds no locks any more, because it shuts down, the last known locks are kept to identify
-    /// the node.
+    /// Replaces the known locks of this node with its current locks, because another node can lock a file that this
+    /// node has released. If this node holds no locks any more, because it shuts down, the last known locks are kept to
+    /// identify it.
     pub fn update_locks(&mut self, now: &BTreeSet<FileId>) {
         if !now.is_empty() {
             self.candidate.locks.clone_from(now);
@@ -55,7 +56,8 @@ impl KnownNode {
     }
 }
 
-/// Facts by which processes of other nodes are recognized, and therefore not traced. Kept as long as the exporter runs.
+/// Facts that identify other nodes on the same machine, whose processes are therefore not traced. The exporter keeps
+/// these facts as long as it runs.
 #[derive(Clone, Debug, Default)]
 pub struct OtherNodes {
     /// Whether other nodes exist, or the user named a PID. In both cases, a process whose file locks, command line and
@@ -78,8 +80,8 @@ pub enum Choice {
     None(Option<String>),
 }
 
-/// Selects the node's process among these candidates. `last` has the facts about the node process that the exporter
-/// traced last, and that has exited.
+/// Selects the node's process among these candidates. `last` has the evidence about the node process that the exporter
+/// traced last, and that has exited. `others` has the known facts about other nodes.
 pub fn choose(
     all: &[Candidate],
     named: UserSelection,
@@ -168,8 +170,8 @@ fn after<'a>(
     (next, different, waits)
 }
 
-/// The candidates that hold the lock of this data directory. If the lock files of the directory cannot be accessed, the
-/// candidates whose command line contains the directory.
+/// The candidates that hold the lock of this data directory. If the exporter cannot access the lock files of the
+/// directory, the result is the candidates whose command line contains the directory.
 fn with_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]>) -> Vec<&'a Candidate> {
     let Some(files) = locks else {
         return all.iter().copied().filter(|it| it.names_datadir(datadir)).collect();
@@ -281,7 +283,7 @@ mod tests {
         OtherNodes { exist: true, ..OtherNodes::default() }
     }
 
-    /// PID of the process that is chosen after `last` has ended; `None` if no process is chosen.
+    /// PID of the process that `choose` selects after the node `last` has ended; `None` if it selects no process.
     fn chosen(all: &[Candidate], last: Option<&KnownNode>, others: &OtherNodes) -> Option<i32> {
         match choose(all, UserSelection::default(), last, others) {
             Choice::Node(node) => Some(node.pid),
@@ -289,7 +291,7 @@ mod tests {
         }
     }
 
-    /// PID of the process that is chosen if no node was traced before.
+    /// PID of the process that `choose` selects if no node was traced before.
     fn alone(all: &[Candidate]) -> Option<i32> {
         chosen(all, None, &OtherNodes::default())
     }

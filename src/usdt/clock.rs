@@ -17,7 +17,8 @@ pub(super) fn epoch_ns() -> i64 {
             (read(ClockId::CLOCK_MONOTONIC), read(ClockId::CLOCK_REALTIME), read(ClockId::CLOCK_MONOTONIC));
         (after - before, wall - (before + (after - before) / 2))
     });
-    // If this thread is interrupted between the readings of the monotonic clock, the measurement is inaccurate.
+    // A measurement is inaccurate if this thread is interrupted between the two readings of the monotonic clock, so the
+    // measurement with the shortest time between these readings is used.
     let (_shortest, epoch_ns) = measured.min().expect("more than one try");
     epoch_ns + *NAMESPACE_OFFSET_NS
 }

@@ -27,8 +27,9 @@ type MisbehavingReason = [u8; 136];
 /// Size of an entry of an inv message in bytes: `INV_ENTRY` of net.bpf.c.
 const INV_ENTRY: f64 = 36.0;
 /// Buckets for the number of entries of an inv message, which the BPF programs compute from the size of the message in
-/// bytes. An inv message begins with the number of its entries, which takes one byte up to [`MAX_SHORT_INV`] entries,
-/// and three bytes above. A node accepts at most 50,000 entries, and sends at most 1000.
+/// bytes. An inv message begins with the number of its entries. This number takes one byte if it is at most
+/// [`MAX_SHORT_INV`], and three bytes if it is greater. A node accepts at most 50,000 entries in an inv message, and
+/// sends at most 1000.
 #[rustfmt::skip]
 const INV_ENTRIES: Buckets = Buckets::new(INV_ENTRY, &[
     1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 100.0, MAX_SHORT_INV, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0,
@@ -160,7 +161,7 @@ const INBOUND: [(&str, kind); 10] = [
     ("pong", kind::ALIVE),
     ("verack", kind::ALIVE),
 ];
-/// Outbound messages that the programs pass to user space, or whose entries they count.
+/// Outbound messages that the BPF programs pass to user space, or whose entries they count.
 const OUTBOUND: [(&str, kind); 5] = [
     ("addr", kind::ADDR),
     ("addrv2", kind::ADDRV2),
@@ -196,8 +197,8 @@ fn words(text: &str) -> [u64; 2] {
     [word(0), word(8)]
 }
 
-/// Index of the message type in each slot of the BPF map `types_map`, whose slots `multiplier` determines. If two types
-/// share a slot, the slot has the later type.
+/// For each slot of the BPF map `types_map`, the index of a message type in `MESSAGE_TYPES`. The slot of a type is
+/// computed from its name and `multiplier`. If two types share a slot, the slot has the later type.
 fn slots(multiplier: u64) -> [Option<usize>; 256] {
     let mut slots = [None; 256];
     for (number, text) in MESSAGE_TYPES.iter().enumerate() {
@@ -215,7 +216,8 @@ fn multiplier() -> u64 {
     candidates.take(1 << 16).find(is_alone).expect("one in some hundred is one")
 }
 
-/// Decoder for the copied bytes of a P2P message. The bytes are untrusted input, and may be truncated.
+/// Decoder for the bytes of a P2P message that a BPF program copied. The bytes are untrusted input, and may be
+/// truncated.
 struct MessageBytes<'a>(&'a [u8]);
 
 impl MessageBytes<'_> {
@@ -250,8 +252,8 @@ fn sha256(bytes: &[u8]) -> RawBlockHash {
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// Decodes the block events of a message, and appends the events to `queue`. For a truncated or malformed message, no
-/// event is appended.
+/// Decodes an event of a BPF program to block events, and appends them to `queue`. If the event has a truncated or
+/// malformed P2P message, no block event is appended.
 fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
     let add = |(hash, event_kind)| queue.push(BlockEvent { time_ns: event.time_ns, hash, kind: event_kind });
     match event.kind {
@@ -262,7 +264,8 @@ fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
     }
 }
 
-/// Decodes a message about one block, or a report of the node. `None` if the message is truncated or malformed.
+/// Decodes an event that concerns at most one block: a P2P message, or the node's report of an accepted header or a
+/// reconstructed block. `None` if the message is truncated or malformed.
 fn decode(event: &event) -> Option<(RawBlockHash, BlockEventKind)> {
     let peer = event.peer;
     let copied = match event.kind {
@@ -341,7 +344,8 @@ fn read_inventory(event: &event, mut add: impl FnMut((RawBlockHash, BlockEventKi
     }
 }
 
-/// The value of `field` for each direction and message type. Types without messages are omitted.
+/// The value of `field` for each direction and message type. Types that were not sent or received in a direction are
+/// omitted.
 fn by_type(
     directions: [(&'static str, &direction); 2],
     field: fn(&messages) -> u64,

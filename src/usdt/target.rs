@@ -1,4 +1,4 @@
-//! Finds the node to trace, and after its exit the next node.
+//! Finds the node to trace and, after the exit of that node, the next node.
 
 use std::path::PathBuf;
 use std::thread;
@@ -44,9 +44,9 @@ pub struct NodeSelector {
 /// The search for the node, with the evidence that distinguishes the node from other nodes.
 pub struct NodeSearch {
     selector: NodeSelector,
-    /// The node that is traced.
+    /// Evidence about the node that is traced now.
     present: Option<KnownNode>,
-    /// The last node that was traced.
+    /// Evidence about the last node whose tracing has ended.
     last: Option<KnownNode>,
     others: OtherNodes,
 }
@@ -67,8 +67,8 @@ impl NodeSearch {
     /// may become the node. Used by `--once` and `--list-probes`, which do not wait for a node to start.
     ///
     /// # Errors
-    /// The process that the user selected with `--pid` does not exist, or several processes may be the node; the error
-    /// lists them.
+    /// The process that the user selected with `--pid` does not exist, the processes cannot be listed, or several
+    /// processes may be the node; in the last case, the error lists them.
     pub fn find_now(&mut self) -> Result<Option<NodeProcess>> {
         const FIND_TIMEOUT: Duration = Duration::from_secs(3);
         let end = Instant::now() + FIND_TIMEOUT;
@@ -129,7 +129,7 @@ impl NodeSearch {
         Ok(next)
     }
 
-    /// Whether the lock of the data directory proves that the traced process is the node.
+    /// Whether the traced process has locked a file, which proves that the process is the node.
     pub fn is_certain(&self) -> bool {
         self.present.as_ref().is_some_and(|present| !present.candidate.locks.is_empty())
     }

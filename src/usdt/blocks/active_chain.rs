@@ -14,8 +14,8 @@
 //!
 //! If the exporter was started after the active chain's block at a height was connected, it has no hash for this
 //! height. A block that is connected at this height is undecided until later blocks show whether it belongs to the
-//! active chain. A check of the database holds a
-//! lock, and the node connects no other block during the check.
+//! active chain. During a check of the database, the node holds a lock and connects no other block. The blocks of a
+//! check are therefore not mixed with blocks of the active chain.
 
 use std::collections::VecDeque;
 

@@ -8,7 +8,8 @@ use crate::block_log::BlockReport;
 use crate::usdt::histogram::BlockId;
 use crate::usdt::maps;
 
-/// The result of a race between FIBRE/UDP and compact blocks for one block.
+/// The result of a race for one block, as FIBRE reports it: how long FIBRE/UDP and compact blocks took to deliver the
+/// block, and which of these mechanisms was first.
 #[derive(Clone, Debug, Serialize)]
 pub struct Race {
     /// Time at which FIBRE reported the result of the race, Unix seconds.

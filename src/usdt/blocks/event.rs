@@ -1,11 +1,12 @@
-//! The events that concern a block, decoded from P2P messages and from the node's tracepoints.
+//! The events from which the history of a block is made, decoded from P2P messages and from the node's tracepoints.
 
 use crate::bitcoin_core::CONNECTION_TYPES;
 
 /// The hash of a block in the internal byte order of Bitcoin Core, the reverse of the printed order.
 pub type RawBlockHash = [u8; 32];
 
-/// An event that concerns a block: a P2P message, or a tracepoint of the node.
+/// A P2P message, or a hit of another tracepoint of the node, from which the block tracker learns how and when a block
+/// arrived. Most events concern one block.
 pub struct BlockEvent {
     /// Time of the event on the monotonic clock, in nanoseconds.
     pub time_ns: u64,
@@ -89,8 +90,9 @@ impl ConnectingThread {
     }
 }
 
-/// The numbers of a reconstructed compact block's transactions by source, as the node reports them. `requested_bytes`
-/// is the size of the requested transactions in bytes.
+/// The numbers of a reconstructed compact block's transactions by source, as the node reports them. The extra pool has
+/// transactions that are not in the mempool, for example replaced transactions. `requested_bytes` is the size of the
+/// requested transactions in bytes.
 #[derive(Clone, Copy)]
 pub struct Reconstruction {
     pub prefilled: u32,

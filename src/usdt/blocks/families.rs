@@ -197,7 +197,7 @@ fn arrival_families(c: &BlockCounts) -> Vec<Family> {
     ]
 }
 
-/// A histogram of blocks with these buckets.
+/// A histogram metric with these buckets, in which each connected block counts with one value.
 fn counted(
     name: &'static str,
     help: &'static str,

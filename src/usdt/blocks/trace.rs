@@ -1,5 +1,5 @@
-//! The timeline of one block, which has the times of all P2P messages about the block, and the decision by which method
-//! the block arrived.
+//! The timeline of one block, which has the times of the P2P messages about the block and of the node's reports about
+//! it, and the decision by which method the block arrived.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -108,8 +108,9 @@ impl Timeline {
         (!is_full).then(|| self.peers.entry(id).or_default())
     }
 
-    /// Applies an event that occurred before the block was connected. `reports_reconstruction` is true if the node
-    /// reports reconstructed compact blocks.
+    /// Applies an event that occurred before the block was connected. `reports_reconstruction` is true if the
+    /// tracepoint `net:compact_block_reconstructed` is attached, which then determines when a compact block was
+    /// complete.
     pub fn apply(&mut self, time_ns: u64, kind: BlockEventKind, reports_reconstruction: bool) {
         self.is_wanted |=
             !matches!(kind, BlockEventKind::TransactionsReceived { .. } | BlockEventKind::FullBlock { .. });
@@ -201,7 +202,8 @@ impl Timeline {
     }
 }
 
-/// The timeline of a connected block, with the method and the times of the block's arrival, which are derived from it.
+/// The arrival of a connected block: the block's timeline, and the method and the times of the arrival, which are
+/// derived from the timeline.
 pub struct BlockArrival<'a> {
     pub timeline: &'a Timeline,
     pub arrival: ArrivalMethod,

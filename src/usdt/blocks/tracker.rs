@@ -1,4 +1,7 @@
 //! Applies events to the timelines of blocks, and counts the blocks that were connected.
+//!
+//! A timeline is the history of one block from its first announcement. The race for a block is FIBRE's comparison of the
+//! relay mechanisms FIBRE/UDP and compact blocks: FIBRE reports which of them delivered the block first.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -22,8 +25,8 @@ pub const MAX_BLOCKS: usize = 64;
 const MAX_CONNECTIONS: usize = 2048;
 /// Name of the tracepoint that fires when the node has reconstructed a compact block.
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
-/// Number of most recent connected blocks, FIBRE races and flushes of the UTXO cache that are kept. The exporter's HTML
-/// page shows the blocks and the races.
+/// Number of most recent connected blocks, of FIBRE races and of flushes of the UTXO cache that are each kept. The
+/// exporter's HTML page shows the blocks and the races.
 const LAST_BLOCKS_LIMIT: usize = 20;
 /// Time after a block's connection during which announcements of the block still count. Announcements after this time
 /// come from peers that have just connected and announce blocks that they already have.
@@ -37,8 +40,8 @@ const MAX_CLOCK_DRIFT: Duration = Duration::from_millis(5);
 /// because it does not measure propagation: the block was announced long after it was found, or a clock is wrong.
 const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// The state of a [`BlockTracker`]: timelines and counts of blocks, queued events, and recent blocks, races and
-/// flushes.
+/// The data of a [`BlockTracker`], which its mutex protects: timelines and counts of blocks, queued events, and recent
+/// blocks, races and flushes.
 #[derive(Default)]
 pub struct TrackerState {
     chain: ActiveChain<(u64, RawBlockHash, ConnectedBlock)>,
@@ -52,8 +55,8 @@ pub struct TrackerState {
     counts: BlockCounts,
     /// Events that are not processed yet.
     queue: Vec<BlockEvent>,
-    /// Whether the tracepoint `RECONSTRUCTED` is attached, which then determines when a compact block was complete. If
-    /// it is not attached, the P2P messages determine the time.
+    /// Whether the tracepoint `RECONSTRUCTED` is attached. If it is attached, its hits determine when a compact block
+    /// was complete. If it is not attached, the P2P messages determine the time.
     reports_reconstruction: bool,
     /// Reports of blocks that were connected since [`BlockTracker::process_queue`] last returned reports.
     connected: Vec<BlockReport>,
@@ -74,7 +77,7 @@ pub struct TrackerState {
     fibre_blocks: VecDeque<(RawBlockHash, u64)>,
 }
 
-/// Tracker of the arrival of blocks. The tracker processes the events of blocks, and counts the blocks that the node
+/// Tracks the arrival of blocks at the node: processes the events of blocks, and counts the blocks that the node
 /// connects.
 #[derive(Default)]
 pub struct BlockTracker(Mutex<TrackerState>);
@@ -90,7 +93,8 @@ impl BlockTracker {
         self.state().counts
     }
 
-    /// Calls `read` with the queue, to which `read` appends events. [`BlockTracker::process_queue`] processes them.
+    /// Calls `read` with the queue of unprocessed events, to which `read` appends events.
+    /// [`BlockTracker::process_queue`] processes the queue later.
     pub fn add(&self, read: impl FnOnce(&mut Vec<BlockEvent>)) {
         read(&mut self.state().queue);
     }
@@ -439,7 +443,7 @@ fn push_recent<T>(last: &mut VecDeque<T>, it: T) {
     last.truncate(LAST_BLOCKS_LIMIT);
 }
 
-/// The value of a block in such a list.
+/// The value that a list of recent blocks, for example `race_winners`, has for the block with this hash.
 fn find_recent<T: Copy>(last: &VecDeque<(RawBlockHash, T)>, hash: &RawBlockHash) -> Option<T> {
     last.iter().find(|(other, _)| other == hash).map(|(_, value)| *value)
 }

@@ -1,16 +1,18 @@
-/* Code that is faster than libbpf's helpers and the kernel's hash maps. Each hit of a tracepoint delays the node, and
- * most hits come from P2P messages and coins. The table shows how much longer a hit took without each fast path; the
- * heading of a column has the time of a hit with all fast paths, to which the percentages refer. The times were
- * measured on x86-64 with Linux 6.18: medians of 500 rounds of 200 hits in one run of the bench `tracepoint_overhead`,
- * with programs that each lack one fast path, on a machine where a hit of an empty program took 611 ns.
+/* Fast paths: code that replaces libbpf's helpers and the kernel's hash maps, because it takes less time. Each hit of a
+ * tracepoint delays the node, and most hits come from P2P messages and coins. The table shows how much longer a hit
+ * took without each fast path; the heading of a column has the time of a hit with all fast paths, to which the
+ * percentages refer. The times were measured on x86-64 with Linux 6.18: medians of 500 rounds of 200 hits in one run of
+ * the bench `tracepoint_overhead`, with programs that each lack one fast path, on a machine where a hit of an empty
+ * program took 611 ns.
  *
  *                      utxocache:add, 748 ns   net:inbound_message: tx, 792 ns   inv, 883 ns   about a block, 1050 ns
  *   1. arguments       46 ns   6.2 %           49 ns    6.2 %                    98 ns 11.1 %  88 to 122 ns  8 to 12 %
  *   2. short texts     -                       91 ns   11.5 %                   109 ns 12.4 %  73 to  98 ns  7 to  9 %
  *   3. numbered texts  -                       62 ns    7.8 %                    68 ns  7.7 %  60 to  77 ns  6 to  7 %
  *
- * A fast path that saves less than 5 % of a hit is not worth its code. integration-tests/usdt/fast_paths.rs checks that the
- * arguments and texts equal the results of libbpf's helpers. The tests of net.rs check the indexes of the texts. */
+ * A fast path that saves less than 5 % of the time of a hit is not worth its code. integration-tests/usdt/fast_paths.rs
+ * checks that the arguments and texts equal the results of libbpf's helpers. The tests of net.rs check the indexes of
+ * the texts. */
 #pragma once
 
 /* 1. Arguments. libbpf's bpf_usdt_arg() looks up the description of the arguments again for each argument, and reads

@@ -1,8 +1,8 @@
 /* The tracepoints of P2P messages and connections: provider `net`. */
 #include "common.h"
 
-/* Numbers of message types, networks and connection types. They are powers of two, because the programs then bound
- * an index with a modulo operation. */
+/* Maximum numbers of message types, networks and connection types, including the last index for unknown ones. The
+ * numbers are powers of two, because the programs then bound an index with a modulo operation. */
 enum { TYPES = 64, NETWORKS = 8, CONNECTION_TYPES = 8 };
 /* Size of the name of a connection type in bytes; the longest name has 19 characters. */
 enum { CONNECTION_NAME = 24 };
@@ -51,8 +51,8 @@ SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
 NAMES_MAP(connection_types_map, CONNECTION_TYPES, CONNECTION_NAME);
 
-/* Number of misbehaving peers by reason. Each digit in the reason is replaced by `N`, because peers choose the
- * numbers. If the map is full, further reasons count as `other`. */
+/* Number of misbehaving peers by the node's reason. Each digit in the reason is replaced by `N`, because peers choose
+ * the numbers. If the map is full, peers with further reasons count as `other`. */
 TALLIES_MAP(misbehaving_map, 256, char[REASON]);
 
 /* Unix time at which the monotonic clock was 0, in nanoseconds. User space updates this time every few seconds,
