@@ -1,8 +1,8 @@
 //! Tracepoints of block relay by FIBRE, which sends blocks between nodes in UDP packets. The provider of these
 //! tracepoints is `udp`.
 //!
-//! A relay mechanism is FIBRE/UDP or compact blocks (BIP 152). If both deliver the same block, FIBRE reports their
-//! race: which mechanism was first, and how long each mechanism took.
+//! A relay mechanism is FIBRE/UDP or compact blocks (BIP 152). The race for a block is FIBRE's comparison of the two
+//! mechanisms: FIBRE reports which of them delivered the block first, and how long each of them took.
 
 use anyhow::Result;
 use tracing::info;

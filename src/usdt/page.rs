@@ -1,9 +1,9 @@
 //! The HTML page at `/` of bitcoind-usdt-exporter (`page.html`), and its data. The page loads `metrics` and
 //! `status.json` from the exporter, and loads no resource from another host.
 //!
-//! The race for a block is FIBRE's comparison of the relay mechanisms FIBRE/UDP and compact blocks: FIBRE reports which of
-//! them delivered the block first. The rank of a node is its position in the order in which the nodes that share a block
-//! store (a database) connected a block.
+//! The race for a block is FIBRE's comparison of the relay mechanisms FIBRE/UDP and compact blocks: FIBRE reports which
+//! of them delivered the block first. The rank of a node is its position in the order in which the nodes that share a
+//! block store (a database) connected a block.
 
 use serde_json::{Value, json};
 

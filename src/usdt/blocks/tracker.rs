@@ -1,7 +1,7 @@
 //! Applies events to the timelines of blocks, and counts the blocks that were connected.
 //!
-//! A timeline is the history of one block from its first announcement. The race for a block is FIBRE's comparison of the
-//! relay mechanisms FIBRE/UDP and compact blocks: FIBRE reports which of them delivered the block first.
+//! A timeline is the history of one block from its first announcement. The race for a block is FIBRE's comparison of
+//! the relay mechanisms FIBRE/UDP and compact blocks: FIBRE reports which of them delivered the block first.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
