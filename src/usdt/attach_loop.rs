@@ -18,7 +18,7 @@ use super::{AttachResult, Programs, probes};
 use crate::node_process::NodeProcess;
 use crate::sys::watched;
 
-/// Channel that passes the result of the health check to the HTTP endpoint: `Ok` if a node is traced, otherwise the
+/// Channel that passes the result of the health check to the HTTP server: `Ok` if a node is traced, otherwise the
 /// reason why no node is traced.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
@@ -90,10 +90,12 @@ impl Tracer {
         self.attach(&node)?.with_context(|| format!("{node} has exited"))
     }
 
-    /// Attaches to the node. Returns `None` if no node is running, or if several processes may be the node.
+    /// Attaches to the node. Returns `None` if no process is the node yet, if several processes may be the node, or if
+    /// the node has just exited.
     ///
     /// # Errors
-    /// The process that the user selected with `--pid` does not exist, or the exporter cannot attach to the node.
+    /// The process that the user selected with `--pid` does not exist, the processes cannot be listed, or the exporter
+    /// cannot attach to the node.
     pub fn start(&mut self) -> Result<Option<TracedNode>> {
         let Choice::Node(node) = self.search.find()? else { return Ok(None) };
         self.attach(&node)

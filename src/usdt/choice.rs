@@ -17,7 +17,7 @@ const MIN_NODE_AGE: Duration = Duration::from_secs(1);
 /// the node that was traced before and has ended.
 const DIFFERENT_NODE_DELAY: Duration = Duration::from_secs(10);
 
-/// The user's selection of the node: the data directory, the systemd unit, and whether the user named a binary.
+/// The command line options by which the user selects the node to trace among several nodes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UserSelection<'a> {
     /// Whether the user named a binary. All candidates then run that binary.
@@ -60,8 +60,8 @@ impl KnownNode {
 /// these facts as long as it runs.
 #[derive(Clone, Debug, Default)]
 pub struct OtherNodes {
-    /// Whether other nodes exist, or the user named a PID. In both cases, a process whose file locks, command line and
-    /// systemd unit all differ from those of the last traced node is never selected.
+    /// Whether other nodes exist, or the user selected the node by its PID. In both cases, a process whose file locks,
+    /// command line and systemd unit all differ from those of the last traced node is never selected.
     pub exist: bool,
     pub commands: BTreeSet<Vec<Vec<u8>>>,
     pub services: BTreeSet<String>,
@@ -142,8 +142,8 @@ fn after<'a>(
     last: &KnownNode,
     others: &OtherNodes,
 ) -> (Vec<&'a Candidate>, Option<&'a Candidate>, bool) {
-    // If the traced process had no locks, it may not have been the node. The node may then have run at the same time
-    // as the traced process.
+    // If the traced process had no locks, it may not have been the node, but for example `bitcoind -help`. The node may
+    // then have run at the same time as the traced process.
     let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
     rest.retain(|it| !last.beside.contains(&it.id()) || may_be_next(it));
     // A process of another binary is another node, unless it has the command line or the unit of the last node.
@@ -211,9 +211,10 @@ fn shares_locks(it: &Candidate, last: &KnownNode) -> bool {
     shared_locks(it, last) > usize::from(by_chance)
 }
 
-/// Whether a process has the command line of a known other node, and not the command line of the node that has ended. A
-/// file system reuses the inode numbers of deleted files. If the data directories of both nodes were deleted and
-/// created again, the other node can hold a lock with an inode number of the ended node.
+/// Whether a process has the command line of a known other node, and not the command line of the node that has ended.
+/// Equal locks do not prove that the process is the ended node, because a file system reuses the inode numbers of
+/// deleted files. If the data directories of both nodes were deleted and created again, the other node can hold a lock
+/// with an inode number of the ended node.
 fn is_another(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     it.command != last.candidate.command && others.commands.contains(&it.command)
 }
@@ -400,7 +401,7 @@ mod tests {
         last.update_locks(&process(1, &[DATADIR]).locks);
         last.update_locks(&BTreeSet::new());
         assert_eq!(last.candidate.locks, BTreeSet::from([lock(DATADIR)]), "it shuts down");
-        // The lock may belong to a wallet that the traced node has unloaded and that another node has loaded.
+        // `ANOTHER` may be the lock of a wallet that the traced node has unloaded and that another node has loaded.
         assert_eq!(chosen(&[process(2, &[ANOTHER])], Some(&last), &others()), None);
         assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &others()), Some(2));
     }
@@ -420,7 +421,8 @@ mod tests {
             panic!()
         };
         assert!(why.contains("process 2 (") && why.contains("--datadir"), "{why}");
-        // No other node exists, and the data directory was moved.
+        // If no other node is known, a process with another data directory is the same node, whose data directory was
+        // moved.
         assert_eq!(chosen(&all, Some(&last), &OtherNodes::default()), Some(2));
         assert_eq!(chosen(&[young(2, &[ANOTHER])], Some(&last), &OtherNodes::default()), None);
         // The data directory was deleted and created again, and the node was started with the same command line.
@@ -488,7 +490,7 @@ mod tests {
         let waits = process(1, &[]);
         let all = [waits.clone(), child(2, 1, &[DATADIR])];
         assert_eq!(next(&all, waits.clone(), &others()), Some(2));
-        // A `bitcoind -help` waits until its output is read, while a node runs.
+        // The traced process is a `bitcoind -help` that waits until its output is read. A node runs at the same time.
         let all = [waits.clone(), process(3, &[DATADIR])];
         assert_eq!(next(&all, waits.clone(), &OtherNodes::default()), Some(3));
         assert_eq!(next(&all, waits.clone(), &others()), None);

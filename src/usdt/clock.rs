@@ -29,7 +29,7 @@ fn read(clock: ClockId) -> i64 {
 }
 
 /// Nanoseconds by which the monotonic clock of this process's time namespace is ahead of the kernel's monotonic clock.
-/// The offset cannot change while a process is in the namespace.
+/// The offset is read only once, because it cannot change while a process is in the namespace.
 static NAMESPACE_OFFSET_NS: LazyLock<i64> = LazyLock::new(|| {
     // `timens_offsets` has the offsets of the time namespace for child processes. The file is read only if this
     // namespace is also the time namespace of this process.

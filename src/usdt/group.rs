@@ -23,14 +23,14 @@ pub(super) struct Group {
 /// metrics, log lines and block events.
 pub(super) trait GroupPrograms: Send + Sync {
     /// The group's metrics with their current values. With empty [`Maps`] all counts are 0; the caller then uses only
-    /// the declarations of the metrics. The sources of a family are tracepoints, for example
-    /// `validation:block_connected`. A scrape omits a family until one of its tracepoints has been attached to a node.
+    /// the declarations of the metrics. The sources of a metric are tracepoints, for example
+    /// `validation:block_connected`. A scrape omits a metric until one of its tracepoints has been attached to a node.
     fn families(&self, maps: &Maps) -> Vec<Family>;
 
     /// Sets the constants of the BPF programs, for example the bounds of histograms, before the programs are loaded.
     /// `rodata` has the bytes of a `types::rodata`.
     fn set_constants(&self, _rodata: &mut [u8]) {}
-    /// Fills the BPF maps that the programs read but do not change.
+    /// Fills the BPF maps that the programs read but do not change, for example maps from names to indexes.
     fn fill_maps(&self, _maps: &Maps) -> Result<()> {
         Ok(())
     }
@@ -48,7 +48,7 @@ pub(super) trait GroupPrograms: Send + Sync {
     /// Passes the time of the wall clock to the BPF programs. The exporter calls this function every few seconds,
     /// because the wall clock can be set.
     fn update_clock(&self, _maps: &Maps) {}
-    /// Called after a node has exited. Resets the values in the BPF maps that describe a running node, for example open
-    /// connections. Counts are kept.
+    /// Called after the BPF programs were detached from a node. Resets the values in the BPF maps that describe a
+    /// running node, for example open connections. Counts are kept.
     fn node_ended(&self, _maps: &Maps) {}
 }

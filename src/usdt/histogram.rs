@@ -1,4 +1,4 @@
-//! Histograms whose values are counted by BPF programs or in user space.
+//! Converts histograms, whose values the BPF programs or user space count, to metrics.
 
 use super::blocks::RawBlockHash;
 use super::maps;

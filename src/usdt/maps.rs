@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 
-/// A type that can be decoded from the bytes of a BPF map or event, such as a C struct of the generated code.
+/// A type that can be decoded from the bytes of a BPF map or event, such as a struct that `build.rs` generates from a
+/// BPF file.
 ///
 /// # Safety
 /// The type is `repr(C)` and consists of integers only. Any bytes of the type's size are therefore a valid value.
@@ -78,7 +79,8 @@ impl Maps {
         }
     }
 
-    /// Fills a `NAMES_MAP` with these names. Each name gets its position in `names`, counted from 0, as its index.
+    /// Fills a `NAMES_MAP` (a BPF map from names to indexes) with these names. Each name gets its position in `names`,
+    /// counted from 0, as its index.
     ///
     /// # Errors
     /// The kernel rejects an update of the map.
@@ -104,7 +106,8 @@ impl Maps {
         Ok(())
     }
 
-    /// Adds names to a `TALLIES_MAP` with a count of 0, so their series are exported before the first event.
+    /// Adds names to a `TALLIES_MAP` with a count of 0, so the time series of these names are exported before the first
+    /// event.
     ///
     /// # Errors
     /// The kernel rejects an update of the map.
@@ -135,8 +138,8 @@ impl Maps {
         present.sort();
         let too_many = present.len().saturating_sub(limit);
         for (_, key, number) in present.drain(..too_many) {
-            // Before Linux 5.14, an entry of a BPF hash map cannot be read and deleted in one step. Hits of the
-            // tracepoint between the two steps are not counted.
+            // On kernels before Linux 5.14, an entry of a BPF hash map cannot be read and deleted in one step, and hits
+            // of the tracepoint between the two steps are not counted.
             let taken = map.lookup_and_delete(&key).ok().flatten().and_then(|value| tally(&value));
             let number = taken.map_or(number, |(number, _)| number);
             let is_gone = taken.is_some() || map.delete(&key).is_ok();
@@ -192,7 +195,7 @@ pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
     }
 }
 
-/// Decodes a `struct tally` to the count and the time of the last hit.
+/// Decodes a value of a `TALLIES_MAP` to the count of a key, and the time of the last hit with this key.
 fn tally(value: &[u8]) -> Option<(u64, u64)> {
     let (number, rest) = value.split_first_chunk()?;
     Some((u64::from_ne_bytes(*number), u64::from_ne_bytes(*rest.first_chunk()?)))

@@ -170,8 +170,8 @@ const OUTBOUND: [(&str, kind); 5] = [
     ("inv", kind::SENT_INV),
 ];
 
-/// The event kind of each P2P message type, by the index of the type; 0 (unrelated to blocks) for types that are not in
-/// `messages`.
+/// The event kind of each P2P message type, by the index of the type in `MESSAGE_TYPES`. Types that are not in
+/// `messages` have the kind 0: the BPF programs only count these messages.
 fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     let mut kinds = [0; 64];
     for (number, name) in MESSAGE_TYPES.iter().enumerate() {
@@ -181,7 +181,7 @@ fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     kinds
 }
 
-/// Index of the message type inv.
+/// Index of the message type inv in `MESSAGE_TYPES`.
 fn inv() -> usize {
     MESSAGE_TYPES.iter().position(|name| *name == "inv").expect("it is in the list")
 }

@@ -198,7 +198,7 @@ fn feeds(groups: &[TracepointGroup], tracepoint: &str) -> Vec<&'static str> {
     all.filter(|declaration| declaration.sources.contains(&tracepoint)).map(|it| it.name).collect()
 }
 
-/// Tracepoints of a provider for which the exporter has no program, each with its first site.
+/// Tracepoints of a provider in a binary for which the exporter has no BPF program, each with the first of its sites.
 fn unknown<'a>(sites: &'a [Site], provider: &str, traced: &[String]) -> BTreeMap<String, &'a Site> {
     let mut unknown = BTreeMap::new();
     for site in sites.iter().filter(|site| site.provider == provider && !traced.contains(&site.probe())) {

@@ -113,7 +113,7 @@ impl Programs {
         self.reader.blocks.node_ended();
     }
 
-    /// The reader of all metrics, for another thread.
+    /// The reader of all metrics, which the HTTP server uses for scrapes and for the HTML page.
     pub fn reader(&self) -> Arc<MetricsReader> {
         std::sync::LazyLock::force(&own_process::STARTED);
         self.reader.clone()
@@ -149,9 +149,9 @@ pub struct MetricsReader {
 }
 
 impl MetricsReader {
-    /// All families with their current values, in the order of METRICS.md. A family that is fed by tracepoints is
-    /// absent until one of these tracepoints has been attached. The metrics about a block's arrival are absent until
-    /// all tracepoints that they require have been attached.
+    /// All metrics with their current values, in the order of METRICS.md. A metric that is fed by tracepoints is absent
+    /// until one of these tracepoints has been attached. The metrics about a block's arrival are absent until all
+    /// tracepoints that they require have been attached.
     pub fn families(&self) -> Vec<Family> {
         let (ever, now) = {
             let attachments = self.attachments.lock().expect("nobody panics holding it");
@@ -168,9 +168,9 @@ impl MetricsReader {
     }
 }
 
-/// Whether a family has data if these tracepoints have been attached. A family needs one of its tracepoints. The
-/// metrics about a block's arrival need all of [`REQUIRED_ARRIVAL_SOURCES`], and the metrics about the node's report of
-/// a reconstructed compact block need all of [`REPORT_SOURCES`].
+/// Whether a metric is exported when these tracepoints have been attached. A metric needs at least one of its
+/// tracepoints. The metrics about a block's arrival need all of [`REQUIRED_ARRIVAL_SOURCES`], and the metrics about the
+/// node's report of a reconstructed compact block need all of [`REPORT_SOURCES`].
 fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
         ARRIVAL_SOURCES => REQUIRED_ARRIVAL_SOURCES.iter().all(|tracepoint| attached(tracepoint)),
@@ -238,7 +238,7 @@ fn names(opened: &OpenObject) -> Vec<String> {
 static LIBBPF_MESSAGES: Mutex<LibbpfMessages> =
     Mutex::new(LibbpfMessages { warnings: Vec::new(), verifier: None });
 
-/// Messages of libbpf that explain an error: its warnings, and the end of the verifier's log.
+/// Messages of libbpf that explain an error: libbpf's warnings, and the end of the kernel verifier's log.
 struct LibbpfMessages {
     warnings: Vec<String>,
     verifier: Option<String>,

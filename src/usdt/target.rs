@@ -41,7 +41,7 @@ pub struct NodeSelector {
     pub unit: Option<String>,
 }
 
-/// The search for the node, with the evidence that distinguishes the node from other nodes.
+/// Searches for the node to trace, and keeps the evidence that distinguishes this node from other nodes.
 pub struct NodeSearch {
     selector: NodeSelector,
     /// Evidence about the node that is traced now.
@@ -104,7 +104,8 @@ impl NodeSearch {
     pub fn check_other_processes(&mut self, node: &NodeProcess) -> Result<Option<NodeProcess>> {
         let all = candidates::scan(self.selector.bitcoind.as_deref(), Some(&node.binary))?;
         let id = (node.pid, node.started);
-        // A node that shuts down renames its main thread. A scan by process name then does not list the node.
+        // A node that shuts down renames its main thread, and thereby its process. A scan that compares process names
+        // then does not list the node.
         let unseen = || Candidate::from_process(node).filter(|it| it.id() == id);
         let Some(now) = all.iter().find(|it| it.id() == id).cloned().or_else(unseen) else { return Ok(None) };
         let present = self.present.take().filter(|it| it.candidate.id() == id);

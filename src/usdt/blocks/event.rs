@@ -114,7 +114,7 @@ pub enum Announcement {
 }
 
 impl Announcement {
-    /// Label values, in the order of the variants.
+    /// Values of the metric label for the message type, in the order of the variants.
     pub const LABELS: [&'static str; 3] = ["headers", "inv", "cmpctblock"];
 
     pub fn label(self) -> &'static str {

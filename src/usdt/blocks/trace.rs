@@ -26,7 +26,7 @@ pub enum ArrivalMethod {
 }
 
 impl ArrivalMethod {
-    /// Label values, in the order of the variants.
+    /// Values of the metric label for the method, in the order of the variants.
     pub const LABELS: [&'static str; 5] =
         ["compact_complete", "compact_requested", "full_block", "fibre", "other"];
 

@@ -88,7 +88,7 @@ impl BlockTracker {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// A copy of the current counts.
+    /// A copy of the current counts of blocks.
     pub fn counts(&self) -> BlockCounts {
         self.state().counts
     }
@@ -139,7 +139,8 @@ impl BlockTracker {
         self.state().block_log = Some(queue);
     }
 
-    /// Clears the state of a node that has ended, because the next node assigns its peer IDs from the beginning.
+    /// Clears the data about the node that is no longer traced, because the next node assigns its peer IDs from the
+    /// beginning.
     pub fn node_ended(&self) {
         let mut state = self.state();
         state.timelines.clear();

@@ -164,15 +164,15 @@ static __noinline long argument(struct pt_regs *ctx, int number)
 	return fetch(ctx, arguments(ctx), number);
 }
 
-/* Copies `size` bytes of the node's memory, from the address that the tracepoint passes in this argument. */
+/* Copies `size` bytes of the node's memory, from the address that the tracepoint passes in the argument `number`. */
 static __always_inline void read_user_bytes(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user(to, size, (void *)argument(ctx, number)))
 		COUNT_ERROR(unreadable);
 }
 
-/* Copies at most `size` bytes of a string in the node's memory, whose address the tracepoint passes in this
- * argument. The caller must have zeroed `to`. */
+/* Copies at most `size` bytes of a string in the node's memory, whose address the tracepoint passes in the argument
+ * `number`. The caller must have zeroed `to`. */
 static __always_inline void read_user_str(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user_str(to, size, (void *)argument(ctx, number)) < 0)

@@ -35,7 +35,7 @@ static __always_inline const struct __bpf_usdt_spec *arguments(struct pt_regs *c
 		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(word) : "r"(ctx), "i"((number) * 8)); \
 		break
 
-/* The register at this offset of the context. */
+/* The value of the register at this offset of the program's context `ctx`. */
 static __always_inline unsigned long read_register(struct pt_regs *ctx, short offset)
 {
 	unsigned long word = 0;

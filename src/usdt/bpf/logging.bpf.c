@@ -34,7 +34,7 @@ struct {
 	__type(value, struct timestamp);
 } queued_map SEC(".maps");
 
-/* The operation that the node's debug.log thread is executing. */
+/* The operation that the node's debug.log thread is executing, and the time at which the thread started it. */
 SINGLE_VALUE_MAP(started_map, ARRAY, struct timestamp);
 
 const volatile __u64 depth_bounds[BOUNDS];

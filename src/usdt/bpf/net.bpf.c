@@ -64,7 +64,7 @@ struct connection {
 	__s64 peer;
 	__u64 established;
 };
-/* Evicted connections that are not closed yet. */
+/* Inbound connections that the node has evicted and not closed yet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
