@@ -1,5 +1,5 @@
-//! Tracepoints of the node's thread that writes `debug.log`, provider `logging`. Only some FIBRE builds have this
-//! thread.
+//! Tracepoints of the node's thread that writes `debug.log`, provider `logging`. Only nodes of some FIBRE builds have
+//! this thread.
 
 use super::bpf::logging::types;
 use super::group::GroupPrograms;

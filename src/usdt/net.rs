@@ -21,10 +21,11 @@ unsafe impl Pod for event {}
 // SAFETY: the struct consists of integers only; see net.bpf.c.
 unsafe impl Pod for types::rodata {}
 
-/// The reason for which the node marks a peer as misbehaving, NUL-terminated. The size is `REASON` of net.bpf.c.
+/// The reason for which the node marks a peer as misbehaving, NUL-terminated. The array has the size `REASON` of
+/// net.bpf.c.
 type MisbehavingReason = [u8; 136];
 
-/// Size of an entry of an inv message in bytes: `INV_ENTRY` of net.bpf.c.
+/// Size in bytes of an entry of an inv message. The value equals `INV_ENTRY` of net.bpf.c.
 const INV_ENTRY: f64 = 36.0;
 /// Buckets for the number of entries of an inv message, which the BPF programs compute from the size of the message in
 /// bytes. An inv message begins with the number of its entries. This number takes one byte if it is at most
@@ -147,7 +148,7 @@ impl GroupPrograms for NetGroup {
 }
 
 /// Inbound messages that the BPF programs pass to user space: messages about blocks, and verack, ping and pong, from
-/// which the exporter learns the peer's connection type. Every peer sends verack after connecting, and ping or pong
+/// which the exporter determines the peer's connection type. Every peer sends verack after connecting, and ping or pong
 /// every two minutes. Messages with addresses are not passed; the BPF programs count their entries.
 const INBOUND: [(&str, kind); 10] = [
     ("addr", kind::ADDR),
@@ -365,8 +366,8 @@ fn by_direction(
     directions.map(|(direction, counts)| ([direction], value(counts)))
 }
 
-/// Histogram of the entries in the inv messages of one direction. The sum of the entries is computed from the bytes of
-/// all these messages.
+/// Histogram of the entries in the inv messages of one direction. The sum of the entries is computed from the total
+/// size of these messages, because the BPF programs do not count entries of inv messages.
 fn inv_entries(counts: &direction) -> HistogramValue {
     let messages = &counts.messages[inv()];
     let long = INV_ENTRIES.bounds.iter().position(|bound| *bound > MAX_SHORT_INV).unwrap_or_default();
@@ -415,7 +416,8 @@ fn reason_label(reason: &MisbehavingReason) -> String {
     if reason.is_empty() { "none".into() } else { reason }
 }
 
-/// Number of open connections by direction. A direction is omitted until its number is known.
+/// Number of open connections by direction. A direction is omitted until the BPF programs have determined how many of
+/// its connections are open.
 fn open_connections(connections: &connections) -> impl Iterator<Item = ([&'static str; 1], f64)> {
     let number =
         |open: types::open| open.before.value.saturating_add(open.opened as i64 - open.closed as i64);

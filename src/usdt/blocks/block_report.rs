@@ -16,7 +16,8 @@ pub struct Race {
     pub time: f64,
     pub block_height: i32,
     pub block_hash: String,
-    /// Label of the mechanism that won; `None` if FIBRE did not report it.
+    /// Label value of the relay mechanism that delivered the block first; `None` if FIBRE has not reported which
+    /// mechanism was first.
     pub winner: Option<&'static str>,
     /// Nanoseconds from the first data over FIBRE/UDP to the connection of the block; `None` if FIBRE/UDP took no part.
     pub udp_ns: Option<i64>,

@@ -44,10 +44,10 @@ pub enum BlockEventKind {
     /// FIBRE has reconstructed the block from UDP packets. `height` is `None` with older builds of FIBRE, whose
     /// tracepoint does not pass the block's height, and if the node does not have the previous block.
     Fibre { height: Option<i32> },
-    /// FIBRE reports which mechanism delivered the block first.
+    /// FIBRE reports which relay mechanism, FIBRE/UDP or compact blocks, delivered the block first.
     RaceWon { height: i32, mechanism: &'static str },
-    /// FIBRE reports its time for the delivery by each mechanism, in nanoseconds; `None` for a mechanism that did
-    /// not take part in the race.
+    /// FIBRE reports the result of the race, its comparison of the two relay mechanisms: how many nanoseconds each
+    /// mechanism took. The time is `None` for a mechanism that did not take part in the race.
     RaceFinished { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
     /// The node connected the block.
     Connected(ConnectedBlock),

@@ -48,7 +48,8 @@ pub struct PeerActivity {
     pub owes_compact: bool,
     /// Arrival time and number of short IDs of the peer's first compact block.
     pub compact: Option<(u64, u64)>,
-    /// Time of the request for transactions (getblocktxn), and the number of requested transactions.
+    /// Time at which the node requested transactions of the compact block from the peer (getblocktxn), and the number
+    /// of requested transactions.
     pub asked: Option<(u64, u64)>,
     /// Arrival time of the requested transactions (blocktxn), and their total size in bytes.
     pub answered: Option<(u64, u64)>,

@@ -19,7 +19,7 @@ use crate::sys::{self, ClockError};
 use crate::usdt::histogram::BlockId;
 use crate::usdt::{clock, maps};
 
-/// Maximum number of blocks with a timeline.
+/// Maximum number of blocks that have a timeline at the same time.
 pub const MAX_BLOCKS: usize = 64;
 /// Limit on peers whose connection type is remembered. A node has up to 125 peers by default.
 const MAX_CONNECTIONS: usize = 2048;
@@ -28,12 +28,12 @@ const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
 /// Number of most recent connected blocks, of FIBRE races and of flushes of the UTXO cache that are each kept. The
 /// exporter's HTML page shows the blocks and the races.
 const LAST_BLOCKS_LIMIT: usize = 20;
-/// Time after a block's connection during which announcements of the block still count. Announcements after this time
-/// come from peers that have just connected and announce blocks that they already have.
+/// Time after a block's connection during which announcements of the block still count. Later announcements are not
+/// counted, because they come from peers that have just connected and announce blocks that they already have.
 const LATE_LIMIT: Duration = Duration::from_secs(60);
 /// Maximum change of the wall clock against the monotonic clock while a block arrives. After a larger change, the wall
-/// clock counts as set. Time services adjust the wall clock by at most 500 µs in a second, and the arrival of a block
-/// takes seconds.
+/// clock counts as set. The limit is greater than the adjustment by a time service while a block arrives: at most 500
+/// µs in a second, and the arrival takes seconds.
 const MAX_CLOCK_DRIFT: Duration = Duration::from_millis(5);
 
 /// Maximum age of the timestamp in a block's header when the block is first announced. A greater age is omitted,
@@ -128,7 +128,7 @@ impl BlockTracker {
         (state.last.iter().cloned().collect(), state.races.iter().cloned().collect())
     }
 
-    /// Called after the programs were attached to a node. `has` returns whether a tracepoint is attached. Records
+    /// Called after the BPF programs were attached to a node. `has` returns whether a tracepoint is attached. Records
     /// whether the tracepoint `RECONSTRUCTED` is attached.
     pub fn attached(&self, has: impl Fn(&str) -> bool) {
         self.state().reports_reconstruction = has(RECONSTRUCTED);
@@ -180,9 +180,9 @@ impl TrackerState {
 
     /// Evicts a timeline if there are [`MAX_BLOCKS`] timelines. If there are timelines of connected blocks, the oldest
     /// of them is evicted. If no timeline is of a connected block, the candidates are the timelines without
-    /// `is_wanted`, or all timelines if all have `is_wanted`. Of the peer that was the first to announce most of the
-    /// candidates, the oldest candidate is evicted. A peer that announces many invented hashes therefore evicts only
-    /// its own blocks.
+    /// `is_wanted`, or all timelines if all have `is_wanted`. The tracker determines the peer that was the first to
+    /// announce most of the candidates, and evicts the oldest candidate of this peer. A peer that announces many
+    /// invented hashes therefore evicts only its own blocks.
     fn make_room(&mut self) {
         if self.timelines.len() < MAX_BLOCKS {
             return;
@@ -247,8 +247,8 @@ impl TrackerState {
                     push_recent(&mut self.fibre_blocks, (hash, time_ns));
                 }
                 let reports_reconstruction = self.reports_reconstruction;
-                // Events of these kinds add no timeline, because during a sync the node requests many blocks that no
-                // peer has announced.
+                // Requests, responses and reports of the node add no timeline, because during a sync the node requests
+                // many blocks that no peer has announced.
                 if let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) {
                     timeline.apply(time_ns, kind, reports_reconstruction);
                 }

@@ -16,9 +16,9 @@
 #pragma once
 
 /* 1. Arguments. libbpf's bpf_usdt_arg() looks up the description of the arguments again for each argument, and reads
- * registers with a helper. This code looks up the description once, and loads a register directly as a word of the
- * context. The description is a private struct of libbpf (usdt.bpf.h). If a new version of libbpf changes the struct,
- * integration-tests/usdt/fast_paths.rs fails. */
+ * registers with a helper. This code looks up the description once per hit, and loads a register directly as a word of
+ * the program's context. The description is a private struct of libbpf (usdt.bpf.h). If a new version of libbpf changes
+ * the struct, integration-tests/usdt/fast_paths.rs fails. */
 
 /* libbpf's description of the locations of the current tracepoint's arguments. */
 static __always_inline const struct __bpf_usdt_spec *arguments(struct pt_regs *ctx)
@@ -53,8 +53,8 @@ static __always_inline unsigned long read_register(struct pt_regs *ctx, short of
 	return word;
 }
 
-/* The value of the argument `number`, counted from 1. If the argument cannot be read, the value is 0 and an error is
- * counted. */
+/* The value of the tracepoint's argument `number`, counted from 1. If the argument cannot be read, the value is 0 and
+ * an error is counted. */
 static __always_inline long fetch(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 number)
 {
 	const struct __bpf_usdt_arg_spec *argument;
@@ -120,8 +120,9 @@ static __always_inline void fetch_text(struct pt_regs *ctx, const struct __bpf_u
 		COUNT_ERROR(unreadable);
 }
 
-/* 3. Indexes of known texts. The slot of a text is computed from the text and a multiplier. User space chooses a
- * multiplier for which no two texts share a slot. A slot without a text has the index for unknown texts. */
+/* 3. Indexes of known texts, for example of the names of P2P message types. The slot of a text is computed from the
+ * text and a multiplier. User space chooses a multiplier for which no two texts share a slot. A slot without a text has
+ * the index for unknown texts. */
 struct numbered_text {
 	__u64 text[NAME_WORDS];
 	__u64 number;

@@ -95,9 +95,9 @@ struct connections {
 };
 SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 
-/* Minimum times since the last connection was closed and since the last connection was opened, for which `before` is
- * computed. A node counts a closed connection as open until the node's network thread has handled the close, which
- * happens every 50 ms. */
+/* `before` is computed only if at least these times have passed since a connection was last closed, and since a
+ * connection was last opened. A node counts a closed connection as open until the node's network thread has handled the
+ * close, which happens every 50 ms. */
 enum { CLOSED_COUNTS_NS = 2000000000, OPENS_AT_ONCE_NS = 10000000 };
 
 /* An event for user space: a message about a block, or one header of a headers message. ALIVE is a message that every
@@ -231,7 +231,8 @@ static __always_inline __u64 addrv2_entries(const void *from, __u64 size)
 	return number < most ? number : most;
 }
 
-/* Counts a message, and passes it to user space if `kinds` has a kind for its type. */
+/* Counts a message. Depending on the kind that `kinds` has for the type of the message, also counts its entries or
+ * passes its first bytes to user space. */
 static __always_inline void message(struct pt_regs *ctx, struct direction *direction, const volatile __u8 *kinds)
 {
 	const struct __bpf_usdt_spec *spec = arguments(ctx);
