@@ -16,9 +16,9 @@
 #pragma once
 
 /* 1. Arguments. libbpf's bpf_usdt_arg() looks up the description of the arguments again for each argument, and reads
- * registers with a helper. This code looks up the description once per hit, and loads a register directly as a word of
- * the program's context. The description is a private struct of libbpf (usdt.bpf.h). If a new version of libbpf changes
- * the struct, integration-tests/usdt/fast_paths.rs fails. */
+ * registers with a helper. This code loads a register directly as a word of the program's context, and a program that
+ * reads several arguments can look up the description once for all of them. The description is a private struct of
+ * libbpf (usdt.bpf.h). If a new version of libbpf changes the struct, integration-tests/usdt/fast_paths.rs fails. */
 
 /* libbpf's description of the locations of the current tracepoint's arguments. */
 static __always_inline const struct __bpf_usdt_spec *arguments(struct pt_regs *ctx)
