@@ -36,8 +36,8 @@ fn main() {
         println!("cargo::error=cannot write to {}: {error}", out.display());
     }
 
-    // Outside a git repository, for example in a package build, the environment variable BUILD_REVISION has the
-    // revision.
+    // A package build outside a git repository sets the environment variable BUILD_REVISION to the revision of the
+    // sources. If the variable is not set, git returns the revision.
     println!("cargo::rerun-if-env-changed=BUILD_REVISION");
     let revision = env::var("BUILD_REVISION").ok();
     let revision = revision.or_else(|| output("git", &["rev-parse", "--short=12", "HEAD"]));
@@ -52,7 +52,7 @@ fn main() {
     }
 }
 
-/// The paths of the files in schema/, sorted by name.
+/// The paths of the Cap'n Proto schemas (`*.capnp`) in schema/, sorted.
 fn schemas() -> Vec<PathBuf> {
     let files = fs::read_dir("schema").expect("the folder schema/ is readable").flatten();
     let mut schemas: Vec<_> = files
@@ -77,8 +77,8 @@ mod bpf {
 
     const PROGRAMS: &str = "src/usdt/bpf";
 
-    /// Compiles the BPF files and writes `bpf.rs`, which has a module for each BPF file, with the Rust types of its
-    /// maps and its compiled programs.
+    /// Compiles the BPF files and writes `bpf.rs`, which has a Rust module for each BPF file. A module has the Rust
+    /// types of the values in the file's BPF maps, and the file's compiled programs.
     pub fn compile() {
         println!("cargo::rerun-if-changed={PROGRAMS}");
         let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));

@@ -18,7 +18,7 @@ use super::{AttachResult, Programs, probes};
 use crate::node_process::NodeProcess;
 use crate::sys::watched;
 
-/// Channel that passes the result of the health check to the HTTP endpoint: `Ok` if a node is traced, otherwise the
+/// Channel that passes the result of the health check to the HTTP server: `Ok` if a node is traced, otherwise the
 /// reason why no node is traced.
 pub type HealthSender = watch::Sender<Result<(), String>>;
 
@@ -37,9 +37,9 @@ const EARLY_INTERVAL: Duration = Duration::from_millis(500);
 /// Number of checks at [`EARLY_INTERVAL`] after which the interval is [`OTHERS_INTERVAL`].
 const MAX_EARLY_CHECKS: u32 = 20;
 
-/// Minimum time between two searches for the node. While no node is found, this time grows up to
-/// [`MAX_RETRY_INTERVAL`]. With a thousand processes on the machine, a search takes 4 ms, or 9 ms if the exporter may not
-/// read the links to the binaries of other users' processes.
+/// Minimum time between two searches for the node. While no node is found, the time between two searches grows up to
+/// [`MAX_RETRY_INTERVAL`]. With a thousand processes on the machine, a search takes 4 ms. If the exporter has no
+/// permission to read the links to the binaries of other users' processes, a search takes 9 ms.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Maximum time between two searches for the node.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(1500);
@@ -64,15 +64,15 @@ impl TracedNode {
     }
 }
 
-/// A tracer, which attaches the BPF programs to the node that the search finds, and after the exit of that node to the
-/// next node.
+/// Keeps the BPF programs attached to a node: attaches them to the node that the search finds and, after the exit of
+/// that node, to the next node.
 pub struct Tracer {
     programs: Programs,
     search: NodeSearch,
 }
 
 impl Tracer {
-    /// A tracer whose BPF programs are loaded, and not attached to a node yet.
+    /// A tracer with loaded BPF programs that are not attached to a node yet.
     pub fn new(programs: Programs, search: NodeSearch) -> Self {
         Tracer { programs, search }
     }
@@ -90,10 +90,12 @@ impl Tracer {
         self.attach(&node)?.with_context(|| format!("{node} has exited"))
     }
 
-    /// Attaches to the node. Returns `None` if no node is running, or if several processes may be the node.
+    /// Attaches to the node. Returns `None` if no process is the node yet, if several processes may be the node, or if
+    /// the node has just exited.
     ///
     /// # Errors
-    /// The process that the user selected with `--pid` does not exist, or the exporter cannot attach to the node.
+    /// The process that the user selected with `--pid` does not exist, the processes cannot be listed, or the exporter
+    /// cannot attach to the node.
     pub fn start(&mut self) -> Result<Option<TracedNode>> {
         let Choice::Node(node) = self.search.find()? else { return Ok(None) };
         self.attach(&node)
@@ -124,8 +126,8 @@ impl Tracer {
         result
     }
 
-    /// Attaches the programs to the tracepoints of a process. If no tracepoint could be attached, the error contains
-    /// the reason for the first tracepoint.
+    /// Attaches the programs to the tracepoints of a process. If no tracepoint could be attached, the error has the
+    /// reason why the first tracepoint could not be attached.
     fn attach_probes(&mut self, node: &NodeProcess) -> Result<Vec<AttachResult>> {
         let binary = readable_binary(node);
         let attached = self.programs.attach(node.pid, &binary);
@@ -145,7 +147,8 @@ impl Tracer {
         )
     }
 
-    /// Searches until a node is found and attached. Logs the reason of a failure when the reason changes.
+    /// Searches until a node is found and the BPF programs are attached to it. After a failed attempt, logs the reason
+    /// of the failure if it differs from the reason that was logged last.
     async fn find_and_attach(&mut self, health: &HealthSender) -> TracedNode {
         let mut last_logged = String::new();
         let since = Instant::now();
@@ -247,8 +250,8 @@ impl Tracer {
     }
 }
 
-/// A readable path to the node's binary: `/proc/PID/exe` of the running process if that path can be read, otherwise
-/// the path of the file.
+/// A readable path to the node's binary: `/proc/PID/exe` of the running process if that path can be read, otherwise the
+/// path that the binary had when the process was started.
 pub(super) fn readable_binary(node: &NodeProcess) -> PathBuf {
     Some(node.running_binary()).filter(|path| path.metadata().is_ok()).unwrap_or(node.binary.clone())
 }

@@ -1,4 +1,4 @@
-//! Lists the processes that may be the node.
+//! Lists the processes that may be the node to trace, and collects evidence about each of them, for example file locks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -36,7 +36,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    /// The candidate for this process; `None` if the process has ended.
+    /// The candidate for this process, with evidence that this function collects; `None` if the process has ended.
     pub fn from_process(node: &NodeProcess) -> Option<Self> {
         Self::read(node.pid, node.binary.clone(), file_locks::held().remove(&node.pid).unwrap_or_default())
     }
@@ -85,7 +85,8 @@ impl Candidate {
         self.cgroups.iter().flat_map(|path| path.split('/')).any(is_unit)
     }
 
-    /// Whether the command line of the process contains this data directory as an absolute path.
+    /// Whether the last `-datadir` argument on the command line of the process is an absolute path of this data
+    /// directory.
     pub fn names_datadir(&self, datadir: &Path) -> bool {
         let mut named = self.command.iter().filter_map(|argument| {
             let argument = argument.strip_prefix(b"-")?;
@@ -97,8 +98,9 @@ impl Candidate {
     }
 }
 
-/// Lists the processes of `binary`, the binary that the user named. If `binary` is `None`, lists the processes of
-/// [`BINARIES`] and of `last`, the binary of the node that has ended.
+/// Lists the processes that run `binary`, the path that the user named. If `binary` is `None`, lists the processes that
+/// run one of [`BINARIES`], and the processes that run `last`, the binary of the node that is traced or was traced
+/// last.
 ///
 /// # Errors
 /// `/proc` cannot be read.
@@ -120,14 +122,14 @@ fn pids() -> io::Result<Vec<i32>> {
 }
 
 /// A function that maps a PID to the path of the process's binary, or to `None` if the scan does not search for that
-/// binary. If this user has no permission to read the path of the binary, the function compares the name and the
-/// command line of the process with the searched path.
+/// binary. If the exporter has no permission to read the link to the process's binary, the function compares the name
+/// and the command line of the process with the searched path.
 fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option<PathBuf> {
     let searched = binary.or(last).map(Path::to_path_buf);
     let is_named = binary.is_some();
     let file = searched.as_ref().and_then(|path| path.metadata().ok()).map(|file| (file.dev(), file.ino()));
     let path = searched.as_ref().map(|path| path.canonicalize().unwrap_or(path.clone()));
-    // The kernel keeps the first fifteen bytes of a process name.
+    // The kernel keeps only the first fifteen bytes of a process name, so only these bytes are compared.
     let name = path.as_ref().and_then(|path| path.file_name()?.to_str());
     let comm = name.map(|name| name.get(..15).unwrap_or(name).to_string());
     move |pid| match fs::read_link(format!("/proc/{pid}/exe")) {
@@ -153,9 +155,9 @@ fn matcher(binary: Option<&Path>, last: Option<&Path>) -> impl Fn(i32) -> Option
     }
 }
 
-/// Whether the first argument of a process's command line is compatible with this binary: an absolute path has to
-/// resolve to the binary, or has to be a suffix of the binary's path, because a path inside a container lacks the
-/// container's root directory. A relative path is always accepted.
+/// Whether the program path that a process's command line begins with can be a path of this binary. A relative path is
+/// always accepted. An absolute path has to resolve to the binary, or has to be the end of the binary's path, because a
+/// path inside a container lacks the container's root directory.
 fn may_have_started(pid: i32, binary: &Path) -> bool {
     let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let program = Path::new(OsStr::from_bytes(command.split(|&byte| byte == 0).next().unwrap_or_default()));

@@ -1,4 +1,5 @@
-//! Selects the node among several processes, from evidence that the caller has collected. This module does no I/O.
+//! Selects the node to trace among several processes, from evidence that the caller has collected, for example file
+//! locks. This module does no I/O.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,7 +17,7 @@ const MIN_NODE_AGE: Duration = Duration::from_secs(1);
 /// the node that was traced before and has ended.
 const DIFFERENT_NODE_DELAY: Duration = Duration::from_secs(10);
 
-/// The user's selection of the node: the data directory, the systemd unit, and whether the user named a binary.
+/// The command line options by which the user selects the node to trace among several nodes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UserSelection<'a> {
     /// Whether the user named a binary. All candidates then run that binary.
@@ -40,14 +41,14 @@ pub struct KnownNode {
 }
 
 impl KnownNode {
-    /// An entry without evidence about other processes.
+    /// Evidence about this candidate, without evidence about other processes.
     pub fn new(candidate: Candidate) -> Self {
         KnownNode { candidate, beside: BTreeSet::new(), children: BTreeSet::new() }
     }
 
-    /// Replaces the known locks with the current locks, because another node can lock a file that this node has
-    /// released. If the node holds no locks any more, because it shuts down, the last known locks are kept to identify
-    /// the node.
+    /// Replaces the known locks of this node with its current locks, because another node can lock a file that this
+    /// node has released. If this node holds no locks any more, because it shuts down, the last known locks are kept to
+    /// identify it.
     pub fn update_locks(&mut self, now: &BTreeSet<FileId>) {
         if !now.is_empty() {
             self.candidate.locks.clone_from(now);
@@ -55,11 +56,12 @@ impl KnownNode {
     }
 }
 
-/// Facts by which processes of other nodes are recognized, and therefore not traced. Kept as long as the exporter runs.
+/// Facts that identify other nodes on the same machine, whose processes are therefore not traced. The exporter keeps
+/// these facts as long as it runs.
 #[derive(Clone, Debug, Default)]
 pub struct OtherNodes {
-    /// Whether other nodes exist, or the user named a PID. In both cases, a process whose file locks, command line and
-    /// systemd unit all differ from those of the last traced node is never selected.
+    /// Whether other nodes exist, or the user selected the node by its PID. In both cases, a process whose file locks,
+    /// command line and systemd unit all differ from those of the last traced node is never selected.
     pub exist: bool,
     pub commands: BTreeSet<Vec<Vec<u8>>>,
     pub services: BTreeSet<String>,
@@ -78,8 +80,8 @@ pub enum Choice {
     None(Option<String>),
 }
 
-/// Selects the node's process among these candidates. `last` has the facts about the node process that the exporter
-/// traced last, and that has exited.
+/// Selects the node's process among these candidates. `last` has the evidence about the node process that the exporter
+/// traced last, and that has exited. `others` has the known facts about other nodes.
 pub fn choose(
     all: &[Candidate],
     named: UserSelection,
@@ -140,8 +142,8 @@ fn after<'a>(
     last: &KnownNode,
     others: &OtherNodes,
 ) -> (Vec<&'a Candidate>, Option<&'a Candidate>, bool) {
-    // If the traced process had no locks, it may not have been the node. The node may then have run at the same time
-    // as the traced process.
+    // If the traced process had no locks, it may not have been the node, but for example `bitcoind -help`. The node may
+    // then have run at the same time as the traced process.
     let may_be_next = |it: &Candidate| last.candidate.locks.is_empty() && !it.locks.is_empty();
     rest.retain(|it| !last.beside.contains(&it.id()) || may_be_next(it));
     // A process of another binary is another node, unless it has the command line or the unit of the last node.
@@ -168,8 +170,8 @@ fn after<'a>(
     (next, different, waits)
 }
 
-/// The candidates that hold the lock of this data directory. If the lock files of the directory cannot be accessed, the
-/// candidates whose command line contains the directory.
+/// The candidates that hold the lock of this data directory. If the exporter cannot access the lock files of the
+/// directory, the result is the candidates whose command line contains the directory.
 fn with_datadir<'a>(all: &[&'a Candidate], datadir: &Path, locks: Option<&[FileId]>) -> Vec<&'a Candidate> {
     let Some(files) = locks else {
         return all.iter().copied().filter(|it| it.names_datadir(datadir)).collect();
@@ -209,9 +211,10 @@ fn shares_locks(it: &Candidate, last: &KnownNode) -> bool {
     shared_locks(it, last) > usize::from(by_chance)
 }
 
-/// Whether a process has the command line of a known other node, and not the command line of the node that has ended. A
-/// file system reuses the inode numbers of deleted files. If the data directories of both nodes were deleted and
-/// created again, the other node can hold a lock with an inode number of the ended node.
+/// Whether a process has the command line of a known other node, and not the command line of the node that has ended.
+/// Equal locks do not prove that the process is the ended node, because a file system reuses the inode numbers of
+/// deleted files. If the data directories of both nodes were deleted and created again, the other node can hold a lock
+/// with an inode number of the ended node.
 fn is_another(it: &Candidate, last: &KnownNode, others: &OtherNodes) -> bool {
     it.command != last.candidate.command && others.commands.contains(&it.command)
 }
@@ -281,7 +284,7 @@ mod tests {
         OtherNodes { exist: true, ..OtherNodes::default() }
     }
 
-    /// PID of the process that is chosen after `last` has ended; `None` if no process is chosen.
+    /// PID of the process that `choose` selects after the node `last` has ended; `None` if it selects no process.
     fn chosen(all: &[Candidate], last: Option<&KnownNode>, others: &OtherNodes) -> Option<i32> {
         match choose(all, UserSelection::default(), last, others) {
             Choice::Node(node) => Some(node.pid),
@@ -289,7 +292,7 @@ mod tests {
         }
     }
 
-    /// PID of the process that is chosen if no node was traced before.
+    /// PID of the process that `choose` selects if no node was traced before.
     fn alone(all: &[Candidate]) -> Option<i32> {
         chosen(all, None, &OtherNodes::default())
     }
@@ -398,7 +401,7 @@ mod tests {
         last.update_locks(&process(1, &[DATADIR]).locks);
         last.update_locks(&BTreeSet::new());
         assert_eq!(last.candidate.locks, BTreeSet::from([lock(DATADIR)]), "it shuts down");
-        // The lock may belong to a wallet that the traced node has unloaded and that another node has loaded.
+        // `ANOTHER` may be the lock of a wallet that the traced node has unloaded and that another node has loaded.
         assert_eq!(chosen(&[process(2, &[ANOTHER])], Some(&last), &others()), None);
         assert_eq!(chosen(&[process(2, &[DATADIR])], Some(&last), &others()), Some(2));
     }
@@ -418,7 +421,8 @@ mod tests {
             panic!()
         };
         assert!(why.contains("process 2 (") && why.contains("--datadir"), "{why}");
-        // No other node exists, and the data directory was moved.
+        // If no other node is known, a process with another data directory is the same node, whose data directory was
+        // moved.
         assert_eq!(chosen(&all, Some(&last), &OtherNodes::default()), Some(2));
         assert_eq!(chosen(&[young(2, &[ANOTHER])], Some(&last), &OtherNodes::default()), None);
         // The data directory was deleted and created again, and the node was started with the same command line.
@@ -486,7 +490,7 @@ mod tests {
         let waits = process(1, &[]);
         let all = [waits.clone(), child(2, 1, &[DATADIR])];
         assert_eq!(next(&all, waits.clone(), &others()), Some(2));
-        // A `bitcoind -help` waits until its output is read, while a node runs.
+        // The traced process is a `bitcoind -help` that waits until its output is read. A node runs at the same time.
         let all = [waits.clone(), process(3, &[DATADIR])];
         assert_eq!(next(&all, waits.clone(), &OtherNodes::default()), Some(3));
         assert_eq!(next(&all, waits.clone(), &others()), None);

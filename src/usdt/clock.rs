@@ -17,7 +17,8 @@ pub(super) fn epoch_ns() -> i64 {
             (read(ClockId::CLOCK_MONOTONIC), read(ClockId::CLOCK_REALTIME), read(ClockId::CLOCK_MONOTONIC));
         (after - before, wall - (before + (after - before) / 2))
     });
-    // If this thread is interrupted between the readings of the monotonic clock, the measurement is inaccurate.
+    // A measurement is inaccurate if this thread is interrupted between the two readings of the monotonic clock, so the
+    // measurement with the shortest time between these readings is used.
     let (_shortest, epoch_ns) = measured.min().expect("more than one try");
     epoch_ns + *NAMESPACE_OFFSET_NS
 }
@@ -28,7 +29,7 @@ fn read(clock: ClockId) -> i64 {
 }
 
 /// Nanoseconds by which the monotonic clock of this process's time namespace is ahead of the kernel's monotonic clock.
-/// The offset cannot change while a process is in the namespace.
+/// The offset is read only once, because it cannot change while a process is in the namespace.
 static NAMESPACE_OFFSET_NS: LazyLock<i64> = LazyLock::new(|| {
     // `timens_offsets` has the offsets of the time namespace for child processes. The file is read only if this
     // namespace is also the time namespace of this process.

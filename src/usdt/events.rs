@@ -12,8 +12,9 @@ use tracing::info;
 
 use super::{MetricsReader, Programs};
 
-/// Limit on log lines per second, separately for announced blocks, for other blocks, and for the events of each
-/// tracepoint group. The limit is necessary because a syncing node connects hundreds of blocks per second.
+/// Maximum number of log lines per second, separately for announced blocks, for other blocks, and for the events of
+/// each tracepoint group. The limit is necessary because each connected block has a log line, and a syncing node
+/// connects hundreds of blocks per second.
 const MAX_LINES: u32 = 200;
 
 /// A rate limiter that allows at most [`MAX_LINES`] log lines per second.
@@ -49,7 +50,7 @@ impl LineLimit {
     }
 }
 
-/// Reader of the ring buffers of all BPF programs, which also logs their events.
+/// Reads the events in the ring buffers of all BPF programs, and logs the events.
 pub struct EventReader {
     buffers: RingBuffer<'static>,
     reader: Arc<MetricsReader>,

@@ -1,4 +1,4 @@
-//! The metrics about the exporter itself. These metrics are exported even if no tracepoint is attached.
+//! The metrics that bitcoind-usdt-exporter exports about itself, even if no tracepoint is attached.
 
 use super::bpf::validation::types::errors;
 use super::maps::{Maps, Pod};

@@ -1,5 +1,8 @@
 //! Tracepoints of block relay by FIBRE, which sends blocks between nodes in UDP packets. The provider of these
 //! tracepoints is `udp`.
+//!
+//! A relay mechanism is FIBRE/UDP or compact blocks (BIP 152). The race for a block is FIBRE's comparison of the two
+//! mechanisms: FIBRE reports which of them delivered the block first, and how long each of them took.
 
 use anyhow::Result;
 use tracing::info;
@@ -57,7 +60,7 @@ const WON: &[&str] = &["udp:block_race_winner"];
 const RACED: &[&str] = &["udp:block_race_time"];
 const DETAILED: &[&str] = &["udp:block_reconstruction_detail"];
 
-/// The tracepoint group `fibre`: blocks that FIBRE reconstructs and sends, and races of FIBRE against compact blocks.
+/// The tracepoint group `fibre`: blocks that FIBRE reconstructs and sends, and races between FIBRE and compact blocks.
 pub(super) struct FibreGroup;
 
 /// Maximum number of pairs of a relay mechanism and a peer that have their own time series.
@@ -231,7 +234,7 @@ fn log(event: &[u8]) {
     }
 }
 
-/// The block hash that the tracepoint passed, either as 64 hex digits and a NUL or as 32 raw bytes.
+/// The block hash that a FIBRE tracepoint passed, either as 64 hex digits and a NUL or as 32 raw bytes.
 fn raw_hash(bytes: &[u8; 65]) -> RawBlockHash {
     let text = match bytes {
         [digits @ .., 0] if digits.iter().all(u8::is_ascii_hexdigit) => std::str::from_utf8(digits).ok(),

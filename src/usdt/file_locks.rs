@@ -1,8 +1,8 @@
 //! Lists the files that each process has locked for writing, from `/proc/locks`.
 //!
-//! A node locks the file `.lock` in the directory of its network (for mainnet, the data directory) as long as it runs,
-//! and no child process inherits the lock. Every user can read the lock in `/proc/locks`, with the PID of its holder
-//! and the device and inode of the file.
+//! A node locks the file `.lock` in the directory of its network (for mainnet, the data directory) as long as it runs.
+//! No child process inherits this lock, which therefore identifies the process of the node. Every user can read in
+//! `/proc/locks` the PID of the process that holds the lock, and the device and inode of the file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -1,4 +1,4 @@
-//! Histograms whose values are counted by BPF programs or in user space.
+//! Converts histograms, whose values the BPF programs or user space count, to metrics.
 
 use super::blocks::RawBlockHash;
 use super::maps;
@@ -42,7 +42,7 @@ impl Buckets {
     }
 }
 
-/// Height, hash and time of a connected block, for exemplars and reports.
+/// Identity of a connected block, which the exemplars of a histogram and the report of a block contain.
 #[derive(Clone, Copy)]
 pub(super) struct BlockId {
     pub height: i32,
@@ -51,7 +51,8 @@ pub(super) struct BlockId {
     pub time: f64,
 }
 
-/// A histogram counted in user space, which also keeps the last block of each bucket.
+/// A histogram of a value that each block has, for example its number of transactions. User space counts the values,
+/// and keeps the last block of each bucket.
 #[derive(Clone, Copy, Default)]
 pub(super) struct CountedHistogram {
     sum: u64,

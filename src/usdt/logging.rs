@@ -1,5 +1,5 @@
-//! Tracepoints of the node's thread that writes `debug.log`, provider `logging`. Only some FIBRE builds have this
-//! thread.
+//! Tracepoints of the node's thread that writes `debug.log`, provider `logging`. Only nodes of some FIBRE builds have
+//! this thread.
 
 use super::bpf::logging::types;
 use super::group::GroupPrograms;
@@ -20,7 +20,7 @@ const DURATION: Buckets = Buckets::new(1e9, &[
     0.000001, 0.000005, 0.00001, 0.00005, 0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0,
 ]);
 
-/// Label values of the kinds of operations, in the order of the enum in logging.bpf.c.
+/// Label values for the kinds of operations on `debug.log`, in the order of the enum in logging.bpf.c.
 const KINDS: [&str; 3] = ["other", "write", "reopen"];
 
 const QUEUED: &[&str] = &["logging:async_file_queued"];
@@ -63,8 +63,8 @@ impl GroupPrograms for LoggingGroup {
         ]
     }
 
-    /// Clears the times at which the ended node queued and started its operations, because the next node assigns its
-    /// sequence numbers of operations from the beginning.
+    /// Clears the times at which the ended node queued and started its operations. The next node uses the same sequence
+    /// numbers of operations again, and its operations must not be matched with these times.
     fn node_ended(&self, maps: &Maps) {
         maps.zero("queued_map");
         maps.zero("started_map");

@@ -1,4 +1,4 @@
-//! Reads the BPF maps, and decodes their values to the C structs in the generated code.
+//! Reads the BPF maps, in which the BPF programs count, and decodes their values to structs that `build.rs` generates.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use anyhow::Result;
 use libbpf_rs::{MapCore, MapFlags, MapHandle, Object};
 
-/// A type that can be decoded from the bytes of a BPF map or event, such as a C struct of the generated code.
+/// A type that can be decoded from the bytes of a BPF map or event, such as a struct that `build.rs` generates from a
+/// BPF file.
 ///
 /// # Safety
 /// The type is `repr(C)` and consists of integers only. Any bytes of the type's size are therefore a valid value.
@@ -15,12 +16,13 @@ pub(super) unsafe trait Pod: Copy {}
 // SAFETY: an array of integers.
 unsafe impl<const N: usize> Pod for [u8; N] {}
 
-/// The BPF maps of a group's programs. Without loaded programs, a `Maps` is empty and all its reads return 0.
+/// The BPF maps of one group of tracepoints. If no programs are loaded, a `Maps` is empty and all its reads return 0.
 #[derive(Default)]
 pub(super) struct Maps {
     /// The maps by name. The names end in `_map`.
     handles: BTreeMap<String, MapHandle>,
-    /// Sum of the counts of the keys that [`Maps::tallies`] has removed, by map and by group of the key.
+    /// Sum of the counts of the keys that [`Maps::tallies`] has removed, by name of the map and by the group that the
+    /// caller of [`Maps::tallies`] assigns to a key.
     removed: Mutex<BTreeMap<(&'static str, u32), u64>>,
 }
 
@@ -77,7 +79,8 @@ impl Maps {
         }
     }
 
-    /// Fills a `NAMES_MAP` with these names. Each name gets its position in `names`, counted from 0, as its index.
+    /// Fills a `NAMES_MAP` (a BPF map from names to indexes) with these names. Each name gets its position in `names`,
+    /// counted from 0, as its index.
     ///
     /// # Errors
     /// The kernel rejects an update of the map.
@@ -103,7 +106,8 @@ impl Maps {
         Ok(())
     }
 
-    /// Adds names to a `TALLIES_MAP` with a count of 0, so their series are exported before the first event.
+    /// Adds names to a `TALLIES_MAP` with a count of 0, so the time series of these names are exported before the first
+    /// event.
     ///
     /// # Errors
     /// The kernel rejects an update of the map.
@@ -111,9 +115,10 @@ impl Maps {
         self.set_by_name(name, names.into_iter().map(|name| (name, [0; size_of::<u64>() * 2])))
     }
 
-    /// Reads a `TALLIES_MAP`, a BPF map of counts. Returns the keys with their counts, and the sum of the counts of all
-    /// keys that were removed, by group, for example by relay mechanism. Peers choose the keys. If there are more than
-    /// `limit` keys, the least recently counted keys are therefore removed. The sum over all keys never decreases.
+    /// Reads a `TALLIES_MAP`, a BPF map with a count of hits for each key. Returns the keys with their counts, and the
+    /// sum of the counts of all keys that were ever removed, by the group that `group` assigns to a key, for example
+    /// the relay mechanism. Peers choose the keys, so if there are more than `limit` keys, the least recently counted
+    /// keys are removed. The sum of all returned counts never decreases.
     pub fn tallies<K: Pod>(
         &self,
         name: &'static str,
@@ -133,8 +138,8 @@ impl Maps {
         present.sort();
         let too_many = present.len().saturating_sub(limit);
         for (_, key, number) in present.drain(..too_many) {
-            // Before Linux 5.14, an entry of a BPF hash map cannot be read and deleted in one step. Hits of the
-            // tracepoint between the two steps are not counted.
+            // On kernels before Linux 5.14, an entry of a BPF hash map cannot be read and deleted in one step, and hits
+            // of the tracepoint between the two steps are not counted.
             let taken = map.lookup_and_delete(&key).ok().flatten().and_then(|value| tally(&value));
             let number = taken.map_or(number, |(number, _)| number);
             let is_gone = taken.is_some() || map.delete(&key).is_ok();
@@ -148,8 +153,8 @@ impl Maps {
     }
 
     /// The counts of a `TALLIES_MAP` whose keys are texts, by label value, sorted. `label` converts a text to its label
-    /// value. The counts of texts that were removed because there were more than [`MAX_TEXTS`], and `unknown`, which is
-    /// the count of texts that did not fit into the map, have the label `other`, which comes last.
+    /// value. Two counts have the label value `other`, which comes last: the counts of texts that were removed because
+    /// there were more than [`MAX_TEXTS`], and `unknown`, the count of texts that did not fit into the map.
     pub fn tallies_by_label<const N: usize>(
         &self,
         name: &'static str,
@@ -179,7 +184,7 @@ pub(super) fn decode<T: Pod>(bytes: &[u8]) -> Option<T> {
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
-/// Decodes the struct in these bytes, changes it, and writes it back.
+/// Decodes the struct in these bytes, changes the struct with `change`, and writes it back to the bytes.
 pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
     let decoded = decode::<T>(bytes);
     debug_assert!(decoded.is_some(), "{} bytes are no {}", bytes.len(), std::any::type_name::<T>());
@@ -190,7 +195,7 @@ pub(super) fn modify<T: Pod>(bytes: &mut [u8], change: impl FnOnce(&mut T)) {
     }
 }
 
-/// Decodes a `struct tally` to the count and the time of the last hit.
+/// Decodes a value of a `TALLIES_MAP` to the count of a key, and the time of the last hit with this key.
 fn tally(value: &[u8]) -> Option<(u64, u64)> {
     let (number, rest) = value.split_first_chunk()?;
     Some((u64::from_ne_bytes(*number), u64::from_ne_bytes(*rest.first_chunk()?)))

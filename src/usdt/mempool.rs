@@ -14,7 +14,7 @@ unsafe impl Pod for types::counts {}
 /// The tracepoint group `mempool`: transactions that the mempool adds, removes, replaces and rejects.
 pub(super) struct MempoolGroup;
 
-/// The node's reason for rejecting a transaction, NUL-terminated. The size is `REJECTION` of mempool.bpf.c.
+/// The node's reason for rejecting a transaction, NUL-terminated. The array has the size `REJECTION` of mempool.bpf.c.
 type RejectionReason = [u8; 128];
 
 const ADDED: &[&str] = &["mempool:added"];

@@ -1,8 +1,9 @@
 //! Counts the hits of a running Bitcoin node's tracepoints (USDT) in the kernel, with BPF programs.
 //!
-//! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and count in BPF maps. The exporter (user space)
-//! reads these maps when Prometheus scrapes it, not at each hit of a tracepoint. Only messages about blocks, connected
-//! blocks, and rare events such as a flush of the UTXO cache are also sent to user space, through BPF ring buffers.
+//! BPF programs (`bpf/*.bpf.c`) are attached to the node's tracepoints and count the hits in BPF maps. The exporter
+//! (user space) reads these maps when Prometheus scrapes it, not at each hit of a tracepoint. Only P2P messages about
+//! blocks, P2P messages that show a peer's connection type, connected blocks, and rare events such as a flush of the
+//! UTXO cache are also sent to user space, through BPF ring buffers.
 //!
 //! - Each group of tracepoints has a Rust file in this folder, with the group's metrics and log lines, and a BPF file
 //!   of the same name in `bpf/`. `group` has the trait that the groups implement. `maps` and `histogram` read the
@@ -15,9 +16,10 @@
 //! - [`events`] reads the ring buffers, logs the events, and passes events of blocks to `blocks`, which combines the
 //!   events of each block. [`crate::block_log`] stores a row for each connected block in a local SQLite file.
 //! - `clock` converts the kernel's monotonic time to Unix time.
-//! - [`page`] is the HTML page of recent blocks.
+//! - [`page`] serves the HTML page that shows the last connected blocks.
 //! - [`probes`] lists the tracepoints of a binary. `exporter_metrics` has the metrics about the exporter itself, and
-//!   [`startup_banner`] prints the exporter's settings and the attached tracepoints to stdout at startup.
+//!   [`startup_banner`] makes the text with the exporter's settings and the attached tracepoints, which the exporter
+//!   prints to stdout at startup.
 
 pub mod attach_loop;
 mod blocks;
@@ -70,7 +72,7 @@ pub enum TracepointGroup {
 }
 
 impl TracepointGroup {
-    /// All groups, in the order of METRICS.md.
+    /// All groups, in the order in which METRICS.md lists their metrics.
     pub fn all() -> &'static [TracepointGroup] {
         TracepointGroup::value_variants()
     }
@@ -100,8 +102,8 @@ fn declarations(families: Vec<Family>) -> Vec<Declaration> {
     families.into_iter().map(|family| family.declaration).collect()
 }
 
-/// The declarations of all metrics that bitcoind-usdt-exporter has and bitcoind-ipc-exporter does not have, for
-/// METRICS.md.
+/// The declarations (names, labels and help texts) of all metrics that bitcoind-usdt-exporter has and
+/// bitcoind-ipc-exporter does not have, for METRICS.md.
 pub fn all_declarations() -> Vec<Declaration> {
     let groups = TracepointGroup::all().iter().flat_map(|group| group.declarations());
     let blocks = blocks::families(&blocks::BlockCounts::default());
@@ -109,7 +111,8 @@ pub fn all_declarations() -> Vec<Declaration> {
     groups.chain(declarations(blocks)).chain(declarations(exporter)).collect()
 }
 
-/// Code that `build.rs` generates from `bpf/`: for each BPF file, the Rust types of its maps and its compiled programs.
+/// Code that `build.rs` generates from `bpf/`: for each BPF file, the Rust types of the values in its maps, and its
+/// compiled programs.
 #[allow(
     missing_docs,
     clippy::all,

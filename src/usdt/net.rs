@@ -21,14 +21,16 @@ unsafe impl Pod for event {}
 // SAFETY: the struct consists of integers only; see net.bpf.c.
 unsafe impl Pod for types::rodata {}
 
-/// The reason for which the node marks a peer as misbehaving, NUL-terminated. The size is `REASON` of net.bpf.c.
+/// The reason for which the node marks a peer as misbehaving, NUL-terminated. The array has the size `REASON` of
+/// net.bpf.c.
 type MisbehavingReason = [u8; 136];
 
-/// Size of an entry of an inv message in bytes: `INV_ENTRY` of net.bpf.c.
+/// Size in bytes of an entry of an inv message. The value equals `INV_ENTRY` of net.bpf.c.
 const INV_ENTRY: f64 = 36.0;
 /// Buckets for the number of entries of an inv message, which the BPF programs compute from the size of the message in
-/// bytes. An inv message begins with the number of its entries, which takes one byte up to [`MAX_SHORT_INV`] entries,
-/// and three bytes above. A node accepts at most 50,000 entries, and sends at most 1000.
+/// bytes. An inv message begins with the number of its entries. This number takes one byte if it is at most
+/// [`MAX_SHORT_INV`], and three bytes if it is greater. A node accepts at most 50,000 entries in an inv message, and
+/// sends at most 1000.
 #[rustfmt::skip]
 const INV_ENTRIES: Buckets = Buckets::new(INV_ENTRY, &[
     1.0, 2.0, 5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 100.0, MAX_SHORT_INV, 500.0, 1000.0, 5000.0, 10_000.0, 50_000.0,
@@ -146,7 +148,7 @@ impl GroupPrograms for NetGroup {
 }
 
 /// Inbound messages that the BPF programs pass to user space: messages about blocks, and verack, ping and pong, from
-/// which the exporter learns the peer's connection type. Every peer sends verack after connecting, and ping or pong
+/// which the exporter determines the peer's connection type. Every peer sends verack after connecting, and ping or pong
 /// every two minutes. Messages with addresses are not passed; the BPF programs count their entries.
 const INBOUND: [(&str, kind); 10] = [
     ("addr", kind::ADDR),
@@ -160,7 +162,7 @@ const INBOUND: [(&str, kind); 10] = [
     ("pong", kind::ALIVE),
     ("verack", kind::ALIVE),
 ];
-/// Outbound messages that the programs pass to user space, or whose entries they count.
+/// Outbound messages that the BPF programs pass to user space, or whose entries they count.
 const OUTBOUND: [(&str, kind); 5] = [
     ("addr", kind::ADDR),
     ("addrv2", kind::ADDRV2),
@@ -169,8 +171,8 @@ const OUTBOUND: [(&str, kind); 5] = [
     ("inv", kind::SENT_INV),
 ];
 
-/// The event kind of each P2P message type, by the index of the type; 0 (unrelated to blocks) for types that are not in
-/// `messages`.
+/// The event kind of each P2P message type, by the index of the type in `MESSAGE_TYPES`. Types that are not in
+/// `messages` have the kind 0: the BPF programs only count these messages.
 fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     let mut kinds = [0; 64];
     for (number, name) in MESSAGE_TYPES.iter().enumerate() {
@@ -180,7 +182,7 @@ fn kinds(messages: &[(&str, kind)]) -> [u8; 64] {
     kinds
 }
 
-/// Index of the message type inv.
+/// Index of the message type inv in `MESSAGE_TYPES`.
 fn inv() -> usize {
     MESSAGE_TYPES.iter().position(|name| *name == "inv").expect("it is in the list")
 }
@@ -196,8 +198,8 @@ fn words(text: &str) -> [u64; 2] {
     [word(0), word(8)]
 }
 
-/// Index of the message type in each slot of the BPF map `types_map`, whose slots `multiplier` determines. If two types
-/// share a slot, the slot has the later type.
+/// For each slot of the BPF map `types_map`, the index of a message type in `MESSAGE_TYPES`. The slot of a type is
+/// computed from its name and `multiplier`. If two types share a slot, the slot has the later type.
 fn slots(multiplier: u64) -> [Option<usize>; 256] {
     let mut slots = [None; 256];
     for (number, text) in MESSAGE_TYPES.iter().enumerate() {
@@ -215,7 +217,8 @@ fn multiplier() -> u64 {
     candidates.take(1 << 16).find(is_alone).expect("one in some hundred is one")
 }
 
-/// Decoder for the copied bytes of a P2P message. The bytes are untrusted input, and may be truncated.
+/// Decoder for the bytes of a P2P message that a BPF program copied. The bytes are untrusted input, and may be
+/// truncated.
 struct MessageBytes<'a>(&'a [u8]);
 
 impl MessageBytes<'_> {
@@ -250,8 +253,8 @@ fn sha256(bytes: &[u8]) -> RawBlockHash {
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
-/// Decodes the block events of a message, and appends the events to `queue`. For a truncated or malformed message, no
-/// event is appended.
+/// Decodes an event of a BPF program to block events, and appends them to `queue`. If the event has a truncated or
+/// malformed P2P message, no block event is appended.
 fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
     let add = |(hash, event_kind)| queue.push(BlockEvent { time_ns: event.time_ns, hash, kind: event_kind });
     match event.kind {
@@ -262,7 +265,8 @@ fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
     }
 }
 
-/// Decodes a message about one block, or a report of the node. `None` if the message is truncated or malformed.
+/// Decodes an event that concerns at most one block: a P2P message, or the node's report of an accepted header or a
+/// reconstructed block. `None` if the message is truncated or malformed.
 fn decode(event: &event) -> Option<(RawBlockHash, BlockEventKind)> {
     let peer = event.peer;
     let copied = match event.kind {
@@ -341,7 +345,8 @@ fn read_inventory(event: &event, mut add: impl FnMut((RawBlockHash, BlockEventKi
     }
 }
 
-/// The value of `field` for each direction and message type. Types without messages are omitted.
+/// The value of `field` for each direction and message type. Types that were not sent or received in a direction are
+/// omitted.
 fn by_type(
     directions: [(&'static str, &direction); 2],
     field: fn(&messages) -> u64,
@@ -361,8 +366,8 @@ fn by_direction(
     directions.map(|(direction, counts)| ([direction], value(counts)))
 }
 
-/// Histogram of the entries in the inv messages of one direction. The sum of the entries is computed from the bytes of
-/// all these messages.
+/// Histogram of the entries in the inv messages of one direction. The sum of the entries is computed from the total
+/// size of these messages, because the BPF programs do not count entries of inv messages.
 fn inv_entries(counts: &direction) -> HistogramValue {
     let messages = &counts.messages[inv()];
     let long = INV_ENTRIES.bounds.iter().position(|bound| *bound > MAX_SHORT_INV).unwrap_or_default();
@@ -411,7 +416,8 @@ fn reason_label(reason: &MisbehavingReason) -> String {
     if reason.is_empty() { "none".into() } else { reason }
 }
 
-/// Number of open connections by direction. A direction is omitted until its number is known.
+/// Number of open connections by direction. A direction is omitted until the BPF programs have determined how many of
+/// its connections are open.
 fn open_connections(connections: &connections) -> impl Iterator<Item = ([&'static str; 1], f64)> {
     let number =
         |open: types::open| open.before.value.saturating_add(open.opened as i64 - open.closed as i64);

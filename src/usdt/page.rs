@@ -1,5 +1,9 @@
 //! The HTML page at `/` of bitcoind-usdt-exporter (`page.html`), and its data. The page loads `metrics` and
 //! `status.json` from the exporter, and loads no resource from another host.
+//!
+//! The race for a block is FIBRE's comparison of the relay mechanisms FIBRE/UDP and compact blocks: FIBRE reports which
+//! of them delivered the block first. The rank of a node is its position in the order in which the nodes that share a
+//! block store (a database) connected a block.
 
 use serde_json::{Value, json};
 
@@ -15,8 +19,9 @@ pub fn html() -> String {
 }
 
 impl MetricsReader {
-    /// The response to `/status.json`: the last connected blocks and the last races between FIBRE and compact blocks,
-    /// newest first. `ready` is `Ok` if a node is traced, otherwise the reason why no node is traced.
+    /// The response to `/status.json`: the last connected blocks, the last races between FIBRE and compact blocks, and
+    /// the ranks of this node for its last blocks, each newest first. `ready` is `Ok` if a node is traced, otherwise
+    /// the reason why no node is traced.
     pub fn status(&self, node_name: &str, ready: &Result<(), String>) -> Value {
         let (blocks, races) = self.blocks.last();
         json!({

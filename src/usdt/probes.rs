@@ -43,7 +43,7 @@ impl Site {
 
 /// Name and type of the ELF notes that describe tracepoints (written by SystemTap's `sys/sdt.h`).
 const STAPSDT: (&[u8], NoteType) = (b"stapsdt", NoteType(3));
-/// Size in bytes of the three addresses that precede the strings in a note.
+/// Size in bytes of the three addresses that precede the strings in the ELF note of a tracepoint.
 const ADDRESSES: usize = 3 * 8;
 
 /// All tracepoint sites of a 64-bit ELF binary.
@@ -75,7 +75,8 @@ fn read(data: &ReadCache<File>) -> object::Result<Vec<Site>> {
     Ok(sites)
 }
 
-/// Splits the arguments of a note into operands of the form `SIZE@LOCATION`. A location in brackets can contain spaces.
+/// Splits the arguments of a tracepoint into operands of the form `SIZE@LOCATION`. A location in brackets can contain
+/// spaces.
 fn operands(arguments: &str) -> Vec<&str> {
     let mut in_brackets = false;
     let operands = arguments.split(|character: char| {
@@ -89,7 +90,7 @@ fn operands(arguments: &str) -> Vec<&str> {
     operands.filter(|operand| !operand.is_empty()).collect()
 }
 
-/// Whether libbpf can read this operand, by the rules of `parse_usdt_arg` in its usdt.c.
+/// Whether libbpf can read this operand, by the rules of `parse_usdt_arg` in libbpf's usdt.c.
 fn is_readable(machine: Machine, operand: &str) -> bool {
     let Some((size, place)) = operand.split_once('@') else { return false };
     let is_number = |text: &str| text.trim().parse::<i64>().is_ok();
@@ -138,7 +139,7 @@ fn is_arm_register(text: &str) -> bool {
 }
 
 /// The table that `--list-probes` prints, with a row for each tracepoint. The columns show whether the binary has the
-/// tracepoint, whether it can be attached, its arguments, and its metrics.
+/// tracepoint, whether the tracepoint can be attached, the arguments of the tracepoint, and the metrics that it feeds.
 ///
 /// # Errors
 /// No node is running and no binary was passed, several nodes are running, or the binary cannot be read.
@@ -197,7 +198,7 @@ fn feeds(groups: &[TracepointGroup], tracepoint: &str) -> Vec<&'static str> {
     all.filter(|declaration| declaration.sources.contains(&tracepoint)).map(|it| it.name).collect()
 }
 
-/// Tracepoints of a provider for which the exporter has no program, each with its first site.
+/// Tracepoints of a provider in a binary for which the exporter has no BPF program, each with the first of its sites.
 fn unknown<'a>(sites: &'a [Site], provider: &str, traced: &[String]) -> BTreeMap<String, &'a Site> {
     let mut unknown = BTreeMap::new();
     for site in sites.iter().filter(|site| site.provider == provider && !traced.contains(&site.probe())) {

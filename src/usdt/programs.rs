@@ -17,7 +17,7 @@ use crate::block_log::ReportQueue;
 use crate::metrics::{Declaration, Family};
 use crate::own_process;
 
-/// The loaded BPF programs of one group, with their attachments to the node.
+/// The loaded BPF programs of one group of tracepoints, with their attachments to the node.
 struct LoadedGroup {
     /// Attachments of the BPF programs to the node's tracepoints. This field is declared before `programs`, and Rust
     /// therefore drops it first. It must be dropped first because detaching uses data that libbpf stores in `programs`.
@@ -28,7 +28,7 @@ struct LoadedGroup {
     refused: BTreeMap<String, String>,
 }
 
-/// A tracepoint and the result of attaching to it.
+/// The result of attaching a BPF program to one tracepoint of the node.
 pub struct AttachResult {
     /// Full name of the tracepoint, for example `validation:block_connected`.
     pub name: String,
@@ -36,8 +36,8 @@ pub struct AttachResult {
     pub result: Result<()>,
 }
 
-/// The attachment history of the tracepoints. A metric is exported once a tracepoint that feeds it has been attached to
-/// any node.
+/// Records which tracepoints have been attached, because a metric is exported once a tracepoint that feeds it has been
+/// attached to any node.
 #[derive(Default)]
 pub(super) struct Attachments {
     /// Full names of the tracepoints that have been attached to a node at least once.
@@ -92,8 +92,8 @@ impl Programs {
         attached
     }
 
-    /// Detaches the programs from a process that has ended. Keeps the counts, and resets the values that describe a
-    /// running node.
+    /// Detaches the programs from the traced process. Keeps the counts, and resets the values that describe a running
+    /// node, for example open connections.
     pub fn detach(&mut self) {
         // Removing a BPF program's attachment (link) waits in the kernel for tens of milliseconds. Groups are therefore
         // detached in parallel. Each group is detached by a single thread, because libbpf's data of a group is not
@@ -113,19 +113,20 @@ impl Programs {
         self.reader.blocks.node_ended();
     }
 
-    /// The reader of all metrics, for another thread.
+    /// The reader of all metrics, which the HTTP server uses for scrapes and for the HTML page.
     pub fn reader(&self) -> Arc<MetricsReader> {
         std::sync::LazyLock::force(&own_process::STARTED);
         self.reader.clone()
     }
 
-    /// Passes the report of each connected block to the block log.
+    /// Sets the queue of the block log (the SQLite file of connected blocks), to which the report of each connected
+    /// block is then added.
     pub fn set_block_log(&self, queue: ReportQueue) {
         self.reader.blocks.set_block_log(queue);
     }
 
-    /// The groups that have a ring buffer, each with its ring buffer. The ring buffer of connected blocks is the first
-    /// element and is therefore read first. When the event of a connected block is read from this ring buffer,
+    /// The ring buffers of the groups that have one, each with its group. The ring buffer of connected blocks is the
+    /// first element and is therefore read first. When the event of a connected block is read from this ring buffer,
     /// the earlier events of the block are already in the other ring buffers, and are read in the same pass.
     pub(super) fn events(&self) -> Result<Vec<(&'static dyn GroupPrograms, MapHandle)>> {
         let mut groups: Vec<_> = self.reader.groups.iter().collect();
@@ -136,21 +137,21 @@ impl Programs {
     }
 }
 
-/// Reader of all metrics of the exporter at a scrape: the counts in the BPF maps, the counts of the block tracker, and
-/// the metrics about the exporter.
+/// Reads the values of all metrics at a scrape: the counts in the BPF maps, the counts of the block tracker, and the
+/// metrics about the exporter.
 #[derive(Default)]
 pub struct MetricsReader {
-    /// The groups, and the maps of each group.
+    /// The groups of tracepoints, each with its BPF maps.
     pub(super) groups: Vec<(Group, Maps)>,
     attachments: Mutex<Attachments>,
-    /// The block tracker, which processes the events of blocks.
+    /// The block tracker, which combines the events of each block and counts the connected blocks.
     pub(super) blocks: BlockTracker,
 }
 
 impl MetricsReader {
-    /// All families with their current values, in the order of METRICS.md. A family that is fed by tracepoints is
-    /// absent until one of these tracepoints has been attached. The metrics about a block's arrival are absent until
-    /// all tracepoints that they require have been attached.
+    /// All metrics with their current values, in the order of METRICS.md. A metric that is fed by tracepoints is absent
+    /// until one of these tracepoints has been attached. The metrics about a block's arrival are absent until all
+    /// tracepoints that they require have been attached.
     pub fn families(&self) -> Vec<Family> {
         let (ever, now) = {
             let attachments = self.attachments.lock().expect("nobody panics holding it");
@@ -167,9 +168,9 @@ impl MetricsReader {
     }
 }
 
-/// Whether a family has data if these tracepoints have been attached. A family needs one of its tracepoints. The
-/// metrics about a block's arrival need all of [`REQUIRED_ARRIVAL_SOURCES`], and the metrics about the node's report of
-/// a reconstructed compact block need all of [`REPORT_SOURCES`].
+/// Whether a metric is exported when these tracepoints have been attached. A metric needs at least one of its
+/// tracepoints. The metrics about a block's arrival need all of [`REQUIRED_ARRIVAL_SOURCES`], and the metrics about the
+/// node's report of a reconstructed compact block need all of [`REPORT_SOURCES`].
 fn is_fed(declaration: &Declaration, attached: impl Fn(&str) -> bool) -> bool {
     match declaration.sources {
         ARRIVAL_SOURCES => REQUIRED_ARRIVAL_SOURCES.iter().all(|tracepoint| attached(tracepoint)),
@@ -185,8 +186,8 @@ pub(super) fn tracepoints(group: Group) -> Result<Vec<String>> {
     Ok(names.into_iter().map(|name| format!("{}:{name}", group.provider)).collect())
 }
 
-/// Loads the programs of a group. If the kernel rejects a program, the other programs are loaded without the rejected
-/// one.
+/// Loads the BPF programs of a group of tracepoints. If the kernel rejects some programs, the other programs are loaded
+/// without them.
 fn load(group: Group) -> Result<(LoadedGroup, Maps)> {
     let mut refused = BTreeMap::new();
     let programs = match open(group, |_| true)?.load() {
@@ -228,7 +229,7 @@ fn open(group: Group, is_selected: impl Fn(&str) -> bool) -> Result<OpenObject> 
     Ok(opened)
 }
 
-/// Names of the programs, in the order of the BPF file.
+/// Names of the BPF programs, in the order in which the BPF file defines them.
 fn names(opened: &OpenObject) -> Vec<String> {
     opened.progs().map(|program| program.name().to_string_lossy().into_owned()).collect()
 }
@@ -237,7 +238,7 @@ fn names(opened: &OpenObject) -> Vec<String> {
 static LIBBPF_MESSAGES: Mutex<LibbpfMessages> =
     Mutex::new(LibbpfMessages { warnings: Vec::new(), verifier: None });
 
-/// Messages of libbpf that explain an error: its warnings, and the end of the verifier's log.
+/// Messages of libbpf that explain an error: libbpf's warnings, and the end of the kernel verifier's log.
 struct LibbpfMessages {
     warnings: Vec<String>,
     verifier: Option<String>,

@@ -1,4 +1,4 @@
-//! The text that the exporter prints to stdout at startup.
+//! The text that bitcoind-usdt-exporter prints to stdout at startup.
 
 use std::path::PathBuf;
 

@@ -1,4 +1,4 @@
-//! Finds the node to trace, and after its exit the next node.
+//! Finds the node to trace and, after the exit of that node, the next node.
 
 use std::path::PathBuf;
 use std::thread;
@@ -41,12 +41,12 @@ pub struct NodeSelector {
     pub unit: Option<String>,
 }
 
-/// The search for the node, with the evidence that distinguishes the node from other nodes.
+/// Searches for the node to trace, and keeps the evidence that distinguishes this node from other nodes.
 pub struct NodeSearch {
     selector: NodeSelector,
-    /// The node that is traced.
+    /// Evidence about the node that is traced now.
     present: Option<KnownNode>,
-    /// The last node that was traced.
+    /// Evidence about the last node whose tracing has ended.
     last: Option<KnownNode>,
     others: OtherNodes,
 }
@@ -67,8 +67,8 @@ impl NodeSearch {
     /// may become the node. Used by `--once` and `--list-probes`, which do not wait for a node to start.
     ///
     /// # Errors
-    /// The process that the user selected with `--pid` does not exist, or several processes may be the node; the error
-    /// lists them.
+    /// The process that the user selected with `--pid` does not exist, the processes cannot be listed, or several
+    /// processes may be the node; in the last case, the error lists them.
     pub fn find_now(&mut self) -> Result<Option<NodeProcess>> {
         const FIND_TIMEOUT: Duration = Duration::from_secs(3);
         let end = Instant::now() + FIND_TIMEOUT;
@@ -104,7 +104,8 @@ impl NodeSearch {
     pub fn check_other_processes(&mut self, node: &NodeProcess) -> Result<Option<NodeProcess>> {
         let all = candidates::scan(self.selector.bitcoind.as_deref(), Some(&node.binary))?;
         let id = (node.pid, node.started);
-        // A node that shuts down renames its main thread. A scan by process name then does not list the node.
+        // A node that shuts down renames its main thread, and thereby its process. A scan that compares process names
+        // then does not list the node.
         let unseen = || Candidate::from_process(node).filter(|it| it.id() == id);
         let Some(now) = all.iter().find(|it| it.id() == id).cloned().or_else(unseen) else { return Ok(None) };
         let present = self.present.take().filter(|it| it.candidate.id() == id);
@@ -129,7 +130,7 @@ impl NodeSearch {
         Ok(next)
     }
 
-    /// Whether the lock of the data directory proves that the traced process is the node.
+    /// Whether the traced process has locked a file, which proves that the process is the node.
     pub fn is_certain(&self) -> bool {
         self.present.as_ref().is_some_and(|present| !present.candidate.locks.is_empty())
     }

@@ -2,9 +2,9 @@
 //!
 //! `validation:block_connected` also fires in two cases for blocks that the node does not add to its active chain. A
 //! check of the database (`verifychain`, `-checklevel=4`) connects the last blocks once more, in a temporary cache.
-//! After a UTXO snapshot was loaded, the node connects the blocks below the snapshot in a second chainstate to
-//! validate them. No argument of the tracepoint shows whether the block is added to the active chain. The following
-//! properties show it:
+//! After a UTXO snapshot was loaded, the node connects the blocks below the snapshot in a second chainstate to validate
+//! them. No argument of the tracepoint shows whether the block is added to the active chain. The following properties
+//! of a connected block show whether it is added:
 //!
 //! - The thread. A check of the database at startup runs on the main thread, which connects no blocks of the active
 //!   chain. The threads that handle P2P messages and import files never check the database.
@@ -12,10 +12,10 @@
 //!   height is part of a reorg. A block with the known hash is part of a check of the database, unless a thread that
 //!   never checks the database has connected it.
 //!
-//! If the exporter was started after the active chain's block at a height was connected, it has no hash for this
-//! height. A block that is connected at this height is undecided until later blocks show whether it belongs to the
-//! active chain. A check of the database holds a
-//! lock, and the node connects no other block during the check.
+//! If the exporter was started after the active chain's block at a height was connected, the exporter has no hash for
+//! this height. A block that is connected at this height is undecided until later blocks show whether it belongs to the
+//! active chain. During a check of the database, the node holds a lock and connects no other block. The blocks of a
+//! check are therefore not mixed with blocks of the active chain.
 
 use std::collections::VecDeque;
 
@@ -25,7 +25,8 @@ use super::event::{ConnectingThread, RawBlockHash};
 /// hash is kept is recognized at its first block.
 const MAX_REMEMBERED: usize = 1024;
 /// Maximum number of undecided blocks, which are blocks that may or may not belong to the active chain. A longer
-/// sequence of connected blocks below the lowest known height is assumed to be no reorg.
+/// sequence of connected blocks below the lowest known height is assumed to be no reorg, but for example a check of the
+/// database.
 const MAX_UNDECIDED: usize = 144;
 
 /// The last blocks of the node's active chain, and the undecided blocks, which may belong to the active chain.
@@ -34,7 +35,7 @@ pub struct ActiveChain<T> {
     tip: i32,
     /// Hashes of the last blocks, at consecutive heights without a gap; empty before the first block.
     hashes: VecDeque<RawBlockHash>,
-    /// Undecided blocks below `hashes`, at consecutive heights up to `next` - 1.
+    /// Undecided blocks below the heights of `hashes`, at consecutive heights up to `next` - 1.
     undecided: VecDeque<(RawBlockHash, T)>,
     /// Height that the next block must have to continue the sequence of undecided blocks.
     next: i32,

@@ -8,14 +8,16 @@ use crate::block_log::BlockReport;
 use crate::usdt::histogram::BlockId;
 use crate::usdt::maps;
 
-/// The result of a race between FIBRE/UDP and compact blocks for one block.
+/// The result of a race for one block, as FIBRE reports it: how long FIBRE/UDP and compact blocks took to deliver the
+/// block, and which of these mechanisms was first.
 #[derive(Clone, Debug, Serialize)]
 pub struct Race {
     /// Time at which FIBRE reported the result of the race, Unix seconds.
     pub time: f64,
     pub block_height: i32,
     pub block_hash: String,
-    /// Label of the mechanism that won; `None` if FIBRE did not report it.
+    /// Label value of the relay mechanism that delivered the block first; `None` if FIBRE has not reported which
+    /// mechanism was first.
     pub winner: Option<&'static str>,
     /// Nanoseconds from the first data over FIBRE/UDP to the connection of the block; `None` if FIBRE/UDP took no part.
     pub udp_ns: Option<i64>,

@@ -1,11 +1,12 @@
-//! The events that concern a block, decoded from P2P messages and from the node's tracepoints.
+//! The events from which the history of a block is made, decoded from P2P messages and from the node's tracepoints.
 
 use crate::bitcoin_core::CONNECTION_TYPES;
 
 /// The hash of a block in the internal byte order of Bitcoin Core, the reverse of the printed order.
 pub type RawBlockHash = [u8; 32];
 
-/// An event that concerns a block: a P2P message, or a tracepoint of the node.
+/// A P2P message, or a hit of another tracepoint of the node, from which the block tracker learns how and when a block
+/// arrived. Most events concern one block.
 pub struct BlockEvent {
     /// Time of the event on the monotonic clock, in nanoseconds.
     pub time_ns: u64,
@@ -43,10 +44,10 @@ pub enum BlockEventKind {
     /// FIBRE has reconstructed the block from UDP packets. `height` is `None` with older builds of FIBRE, whose
     /// tracepoint does not pass the block's height, and if the node does not have the previous block.
     Fibre { height: Option<i32> },
-    /// FIBRE reports which mechanism delivered the block first.
+    /// FIBRE reports which relay mechanism, FIBRE/UDP or compact blocks, delivered the block first.
     RaceWon { height: i32, mechanism: &'static str },
-    /// FIBRE reports its time for the delivery by each mechanism, in nanoseconds; `None` for a mechanism that did
-    /// not take part in the race.
+    /// FIBRE reports the result of the race, its comparison of the two relay mechanisms: how many nanoseconds each
+    /// mechanism took. The time is `None` for a mechanism that did not take part in the race.
     RaceFinished { height: i32, udp_ns: Option<i64>, compact_ns: Option<i64> },
     /// The node connected the block.
     Connected(ConnectedBlock),
@@ -89,8 +90,9 @@ impl ConnectingThread {
     }
 }
 
-/// The numbers of a reconstructed compact block's transactions by source, as the node reports them. `requested_bytes`
-/// is the size of the requested transactions in bytes.
+/// The numbers of a reconstructed compact block's transactions by source, as the node reports them. The extra pool has
+/// transactions that are not in the mempool, for example replaced transactions. `requested_bytes` is the size of the
+/// requested transactions in bytes.
 #[derive(Clone, Copy)]
 pub struct Reconstruction {
     pub prefilled: u32,
@@ -112,7 +114,7 @@ pub enum Announcement {
 }
 
 impl Announcement {
-    /// Label values, in the order of the variants.
+    /// Values of the metric label for the message type, in the order of the variants.
     pub const LABELS: [&'static str; 3] = ["headers", "inv", "cmpctblock"];
 
     pub fn label(self) -> &'static str {

@@ -24,7 +24,8 @@ const BYTES: Buckets = Buckets::new(1.0, &[
 #[derive(Clone, Copy, Default)]
 pub struct BlockCounts {
     pub connected: u64,
-    /// Height of the last block that was connected, that took part in a FIBRE race, or that FIBRE reconstructed.
+    /// Height of the last block that was connected, for which FIBRE reported a race (its comparison of relay
+    /// mechanisms), or that FIBRE reconstructed.
     pub last_height: Option<i32>,
     pub announcements: [u64; Announcement::LABELS.len()],
     pub first_announcements: [u64; ConnectionType::LABELS.len()],
@@ -126,7 +127,7 @@ pub fn families(c: &BlockCounts) -> Vec<Family> {
     connection_families(c).into_iter().chain(arrival_families(c)).collect()
 }
 
-/// The metrics about the connection of blocks, and their contents.
+/// The metrics about the connection of blocks, and about the contents of the connected blocks.
 #[rustfmt::skip]
 fn connection_families(c: &BlockCounts) -> Vec<Family> {
     vec![
@@ -197,7 +198,7 @@ fn arrival_families(c: &BlockCounts) -> Vec<Family> {
     ]
 }
 
-/// A histogram of blocks with these buckets.
+/// A histogram metric with these buckets, in which each connected block counts with one value.
 fn counted(
     name: &'static str,
     help: &'static str,

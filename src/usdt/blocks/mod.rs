@@ -6,11 +6,13 @@
 //! connected is not counted.
 //!
 //! - `event` has the events of a block, which come from messages and tracepoints.
-//! - `trace` has the timeline of one block, and decides how the block arrived.
-//! - `active_chain` decides which of the connected blocks belong to the active chain. Only blocks of the active chain
-//!   are counted.
+//! - `trace` has the timeline of one block, which is the history of the block from its first announcement, and decides
+//!   by which method the block arrived.
+//! - `active_chain` decides which of the connected blocks belong to the node's active chain. Only blocks of the active
+//!   chain are counted.
 //! - `tracker` applies the events to the timelines of a bounded number of blocks.
-//! - `block_report` makes the report of a connected block, for the log, the block log and the page.
+//! - `block_report` makes the report of a connected block, for the log, the block log (a SQLite file) and the HTML
+//!   page.
 //! - `families` has the metrics about blocks. In the histograms, the exemplar of each bucket is the last block that was
 //!   counted in the bucket.
 

@@ -87,8 +87,8 @@ fn reports_reconstruction(requested: u32) -> [(u64, RawBlockHash, BlockEventKind
 #[test]
 fn node_reports_take_precedence_over_messages() {
     for (has, requested, expected) in [
-        // If the node has the tracepoint `net:compact_block_reconstructed`, only this tracepoint completes a compact
-        // block, and messages do not.
+        // If the node has the tracepoint `net:compact_block_reconstructed`, only a hit of this tracepoint completes a
+        // compact block, and no P2P message does.
         (true, None, ("other", 1, None, None, None, 105)),
         (true, Some(0), ("compact_complete", 2, Some(3), Some(5), Some(0), 3)),
         (true, Some(6), ("compact_requested", 2, Some(3), Some(5), Some(6), 3)),

@@ -1,5 +1,5 @@
-//! The timeline of one block, which has the times of all P2P messages about the block, and the decision by which method
-//! the block arrived.
+//! The timeline of one block, which has the times of the P2P messages about the block and of the node's reports about
+//! it, and the decision by which method the block arrived.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -26,7 +26,7 @@ pub enum ArrivalMethod {
 }
 
 impl ArrivalMethod {
-    /// Label values, in the order of the variants.
+    /// Values of the metric label for the method, in the order of the variants.
     pub const LABELS: [&'static str; 5] =
         ["compact_complete", "compact_requested", "full_block", "fibre", "other"];
 
@@ -48,7 +48,8 @@ pub struct PeerActivity {
     pub owes_compact: bool,
     /// Arrival time and number of short IDs of the peer's first compact block.
     pub compact: Option<(u64, u64)>,
-    /// Time of the request for transactions (getblocktxn), and the number of requested transactions.
+    /// Time at which the node requested transactions of the compact block from the peer (getblocktxn), and the number
+    /// of requested transactions.
     pub asked: Option<(u64, u64)>,
     /// Arrival time of the requested transactions (blocktxn), and their total size in bytes.
     pub answered: Option<(u64, u64)>,
@@ -108,8 +109,9 @@ impl Timeline {
         (!is_full).then(|| self.peers.entry(id).or_default())
     }
 
-    /// Applies an event that occurred before the block was connected. `reports_reconstruction` is true if the node
-    /// reports reconstructed compact blocks.
+    /// Applies an event that occurred before the block was connected. `reports_reconstruction` is true if the
+    /// tracepoint `net:compact_block_reconstructed` is attached, which then determines when a compact block was
+    /// complete.
     pub fn apply(&mut self, time_ns: u64, kind: BlockEventKind, reports_reconstruction: bool) {
         self.is_wanted |=
             !matches!(kind, BlockEventKind::TransactionsReceived { .. } | BlockEventKind::FullBlock { .. });
@@ -201,7 +203,8 @@ impl Timeline {
     }
 }
 
-/// The timeline of a connected block, with the method and the times of the block's arrival, which are derived from it.
+/// The arrival of a connected block: the block's timeline, and the method and the times of the arrival, which are
+/// derived from the timeline.
 pub struct BlockArrival<'a> {
     pub timeline: &'a Timeline,
     pub arrival: ArrivalMethod,

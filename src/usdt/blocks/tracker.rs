@@ -1,4 +1,7 @@
 //! Applies events to the timelines of blocks, and counts the blocks that were connected.
+//!
+//! A timeline is the history of one block from its first announcement. The race for a block is FIBRE's comparison of
+//! the relay mechanisms FIBRE/UDP and compact blocks: FIBRE reports which of them delivered the block first.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -16,29 +19,29 @@ use crate::sys::{self, ClockError};
 use crate::usdt::histogram::BlockId;
 use crate::usdt::{clock, maps};
 
-/// Maximum number of blocks with a timeline.
+/// Maximum number of blocks that have a timeline at the same time.
 pub const MAX_BLOCKS: usize = 64;
 /// Limit on peers whose connection type is remembered. A node has up to 125 peers by default.
 const MAX_CONNECTIONS: usize = 2048;
 /// Name of the tracepoint that fires when the node has reconstructed a compact block.
 const RECONSTRUCTED: &str = "net:compact_block_reconstructed";
-/// Number of most recent connected blocks, FIBRE races and flushes of the UTXO cache that are kept. The exporter's HTML
-/// page shows the blocks and the races.
+/// Number of most recent connected blocks, of FIBRE races and of flushes of the UTXO cache that are each kept. The
+/// exporter's HTML page shows the blocks and the races.
 const LAST_BLOCKS_LIMIT: usize = 20;
-/// Time after a block's connection during which announcements of the block still count. Announcements after this time
-/// come from peers that have just connected and announce blocks that they already have.
+/// Time after a block's connection during which announcements of the block still count. Later announcements are not
+/// counted, because they come from peers that have just connected and announce blocks that they already have.
 const LATE_LIMIT: Duration = Duration::from_secs(60);
 /// Maximum change of the wall clock against the monotonic clock while a block arrives. After a larger change, the wall
-/// clock counts as set. Time services adjust the wall clock by at most 500 µs in a second, and the arrival of a block
-/// takes seconds.
+/// clock counts as set. The limit is greater than the adjustment by a time service while a block arrives: at most 500
+/// µs in a second, and the arrival takes seconds.
 const MAX_CLOCK_DRIFT: Duration = Duration::from_millis(5);
 
 /// Maximum age of the timestamp in a block's header when the block is first announced. A greater age is omitted,
 /// because it does not measure propagation: the block was announced long after it was found, or a clock is wrong.
 const MAX_HEADER_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
-/// The state of a [`BlockTracker`]: timelines and counts of blocks, queued events, and recent blocks, races and
-/// flushes.
+/// The data of a [`BlockTracker`], which its mutex protects: timelines and counts of blocks, queued events, and recent
+/// blocks, races and flushes.
 #[derive(Default)]
 pub struct TrackerState {
     chain: ActiveChain<(u64, RawBlockHash, ConnectedBlock)>,
@@ -52,8 +55,8 @@ pub struct TrackerState {
     counts: BlockCounts,
     /// Events that are not processed yet.
     queue: Vec<BlockEvent>,
-    /// Whether the tracepoint `RECONSTRUCTED` is attached, which then determines when a compact block was complete. If
-    /// it is not attached, the P2P messages determine the time.
+    /// Whether the tracepoint `RECONSTRUCTED` is attached. If it is attached, its hits determine when a compact block
+    /// was complete. If it is not attached, the P2P messages determine the time.
     reports_reconstruction: bool,
     /// Reports of blocks that were connected since [`BlockTracker::process_queue`] last returned reports.
     connected: Vec<BlockReport>,
@@ -74,7 +77,7 @@ pub struct TrackerState {
     fibre_blocks: VecDeque<(RawBlockHash, u64)>,
 }
 
-/// Tracker of the arrival of blocks. The tracker processes the events of blocks, and counts the blocks that the node
+/// Tracks the arrival of blocks at the node: processes the events of blocks, and counts the blocks that the node
 /// connects.
 #[derive(Default)]
 pub struct BlockTracker(Mutex<TrackerState>);
@@ -85,12 +88,13 @@ impl BlockTracker {
         self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// A copy of the current counts.
+    /// A copy of the current counts of blocks.
     pub fn counts(&self) -> BlockCounts {
         self.state().counts
     }
 
-    /// Calls `read` with the queue, to which `read` appends events. [`BlockTracker::process_queue`] processes them.
+    /// Calls `read` with the queue of unprocessed events, to which `read` appends events.
+    /// [`BlockTracker::process_queue`] processes the queue later.
     pub fn add(&self, read: impl FnOnce(&mut Vec<BlockEvent>)) {
         read(&mut self.state().queue);
     }
@@ -124,7 +128,7 @@ impl BlockTracker {
         (state.last.iter().cloned().collect(), state.races.iter().cloned().collect())
     }
 
-    /// Called after the programs were attached to a node. `has` returns whether a tracepoint is attached. Records
+    /// Called after the BPF programs were attached to a node. `has` returns whether a tracepoint is attached. Records
     /// whether the tracepoint `RECONSTRUCTED` is attached.
     pub fn attached(&self, has: impl Fn(&str) -> bool) {
         self.state().reports_reconstruction = has(RECONSTRUCTED);
@@ -135,7 +139,8 @@ impl BlockTracker {
         self.state().block_log = Some(queue);
     }
 
-    /// Clears the state of a node that has ended, because the next node assigns its peer IDs from the beginning.
+    /// Clears the data about the node that is no longer traced, because the next node assigns its peer IDs from the
+    /// beginning.
     pub fn node_ended(&self) {
         let mut state = self.state();
         state.timelines.clear();
@@ -175,9 +180,9 @@ impl TrackerState {
 
     /// Evicts a timeline if there are [`MAX_BLOCKS`] timelines. If there are timelines of connected blocks, the oldest
     /// of them is evicted. If no timeline is of a connected block, the candidates are the timelines without
-    /// `is_wanted`, or all timelines if all have `is_wanted`. Of the peer that was the first to announce most of the
-    /// candidates, the oldest candidate is evicted. A peer that announces many invented hashes therefore evicts only
-    /// its own blocks.
+    /// `is_wanted`, or all timelines if all have `is_wanted`. The tracker determines the peer that was the first to
+    /// announce most of the candidates, and evicts the oldest candidate of this peer. A peer that announces many
+    /// invented hashes therefore evicts only its own blocks.
     fn make_room(&mut self) {
         if self.timelines.len() < MAX_BLOCKS {
             return;
@@ -242,8 +247,8 @@ impl TrackerState {
                     push_recent(&mut self.fibre_blocks, (hash, time_ns));
                 }
                 let reports_reconstruction = self.reports_reconstruction;
-                // Events of these kinds add no timeline, because during a sync the node requests many blocks that no
-                // peer has announced.
+                // Requests, responses and reports of the node add no timeline, because during a sync the node requests
+                // many blocks that no peer has announced.
                 if let Some(timeline) = self.find(&hash).filter(|it| it.connected_ns.is_none()) {
                     timeline.apply(time_ns, kind, reports_reconstruction);
                 }
@@ -439,7 +444,7 @@ fn push_recent<T>(last: &mut VecDeque<T>, it: T) {
     last.truncate(LAST_BLOCKS_LIMIT);
 }
 
-/// The value of a block in such a list.
+/// The value that a list of recent blocks, for example `race_winners`, has for the block with this hash.
 fn find_recent<T: Copy>(last: &VecDeque<(RawBlockHash, T)>, hash: &RawBlockHash) -> Option<T> {
     last.iter().find(|(other, _)| other == hash).map(|(_, value)| *value)
 }

@@ -10,8 +10,8 @@
 #include <bpf/bpf_tracing.h>
 #include <bpf/usdt.bpf.h>
 
-/* Number of upper bounds of a histogram. A histogram has BOUNDS + 1 buckets: the last bucket has the values above all
- * bounds. */
+/* Maximum number of upper bounds of a histogram's buckets. A histogram has BOUNDS + 1 buckets: the last bucket counts
+ * the values above all bounds. */
 #define BOUNDS 15
 #define HASH 32
 #define NAME_LEN 16
@@ -43,9 +43,9 @@ struct histogram {
 		__type(value, __u32);            \
 	} name SEC(".maps")
 
-/* Value of a TALLIES_MAP: the number of hits of a tracepoint with one key, and the time of the last such hit. Peers
- * choose the keys, for example by the reason for which the node rejects a peer's transaction, and `Maps::tallies`
- * in maps.rs therefore limits the number of keys. */
+/* Value of a TALLIES_MAP: the number of hits of a tracepoint with one key, and the time of the last such hit. Peers can
+ * cause hits with any number of keys, for example with any number of reasons for which the node rejects a transaction.
+ * `Maps::tallies` in maps.rs therefore limits the number of keys. */
 struct tally {
 	__u64 number;
 	__u64 last_ns; /* monotonic */
@@ -164,15 +164,15 @@ static __noinline long argument(struct pt_regs *ctx, int number)
 	return fetch(ctx, arguments(ctx), number);
 }
 
-/* Copies `size` bytes of the node's memory, from the address that the tracepoint passes in this argument. */
+/* Copies `size` bytes of the node's memory, from the address that the tracepoint passes in the argument `number`. */
 static __always_inline void read_user_bytes(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user(to, size, (void *)argument(ctx, number)))
 		COUNT_ERROR(unreadable);
 }
 
-/* Copies at most `size` bytes of a string in the node's memory, whose address the tracepoint passes in this
- * argument. The caller must have zeroed `to`. */
+/* Copies at most `size` bytes of a string in the node's memory, whose address the tracepoint passes in the argument
+ * `number`. The caller must have zeroed `to`. */
 static __always_inline void read_user_str(struct pt_regs *ctx, int number, void *to, __u32 size)
 {
 	if (bpf_probe_read_user_str(to, size, (void *)argument(ctx, number)) < 0)

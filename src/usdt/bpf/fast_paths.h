@@ -1,22 +1,24 @@
-/* Code that is faster than libbpf's helpers and the kernel's hash maps. Each hit of a tracepoint delays the node, and
- * most hits come from P2P messages and coins. The table shows how much longer a hit took without each fast path; the
- * heading of a column has the time of a hit with all fast paths, to which the percentages refer. The times were
- * measured on x86-64 with Linux 6.18: medians of 500 rounds of 200 hits in one run of the bench `tracepoint_overhead`,
- * with programs that each lack one fast path, on a machine where a hit of an empty program took 611 ns.
+/* Fast paths: code that replaces libbpf's helpers and the kernel's hash maps, because it takes less time. Each hit of a
+ * tracepoint delays the node, and most hits come from P2P messages and coins. The table shows how much longer a hit
+ * took without each fast path; the heading of a column has the time of a hit with all fast paths, to which the
+ * percentages refer. The times were measured on x86-64 with Linux 6.18: medians of 500 rounds of 200 hits in one run of
+ * the bench `tracepoint_overhead`, with programs that each lack one fast path, on a machine where a hit of an empty
+ * program took 611 ns.
  *
  *                      utxocache:add, 748 ns   net:inbound_message: tx, 792 ns   inv, 883 ns   about a block, 1050 ns
  *   1. arguments       46 ns   6.2 %           49 ns    6.2 %                    98 ns 11.1 %  88 to 122 ns  8 to 12 %
  *   2. short texts     -                       91 ns   11.5 %                   109 ns 12.4 %  73 to  98 ns  7 to  9 %
  *   3. numbered texts  -                       62 ns    7.8 %                    68 ns  7.7 %  60 to  77 ns  6 to  7 %
  *
- * A fast path that saves less than 5 % of a hit is not worth its code. integration-tests/usdt/fast_paths.rs checks that the
- * arguments and texts equal the results of libbpf's helpers. The tests of net.rs check the indexes of the texts. */
+ * A fast path that saves less than 5 % of the time of a hit is not worth its code. integration-tests/usdt/fast_paths.rs
+ * checks that the arguments and texts equal the results of libbpf's helpers. The tests of net.rs check the indexes of
+ * the texts. */
 #pragma once
 
 /* 1. Arguments. libbpf's bpf_usdt_arg() looks up the description of the arguments again for each argument, and reads
- * registers with a helper. This code looks up the description once, and loads a register directly as a word of the
- * context. The description is a private struct of libbpf (usdt.bpf.h). If a new version of libbpf changes the struct,
- * integration-tests/usdt/fast_paths.rs fails. */
+ * registers with a helper. This code loads a register directly as a word of the program's context, and a program that
+ * reads several arguments can look up the description once for all of them. The description is a private struct of
+ * libbpf (usdt.bpf.h). If a new version of libbpf changes the struct, integration-tests/usdt/fast_paths.rs fails. */
 
 /* libbpf's description of the locations of the current tracepoint's arguments. */
 static __always_inline const struct __bpf_usdt_spec *arguments(struct pt_regs *ctx)
@@ -33,7 +35,7 @@ static __always_inline const struct __bpf_usdt_spec *arguments(struct pt_regs *c
 		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(word) : "r"(ctx), "i"((number) * 8)); \
 		break
 
-/* The register at this offset of the context. */
+/* The value of the register at this offset of the program's context `ctx`. */
 static __always_inline unsigned long read_register(struct pt_regs *ctx, short offset)
 {
 	unsigned long word = 0;
@@ -51,8 +53,8 @@ static __always_inline unsigned long read_register(struct pt_regs *ctx, short of
 	return word;
 }
 
-/* The value of the argument `number`, counted from 1. If the argument cannot be read, the value is 0 and an error is
- * counted. */
+/* The value of the tracepoint's argument `number`, counted from 1. If the argument cannot be read, the value is 0 and
+ * an error is counted. */
 static __always_inline long fetch(struct pt_regs *ctx, const struct __bpf_usdt_spec *spec, __u64 number)
 {
 	const struct __bpf_usdt_arg_spec *argument;
@@ -118,8 +120,9 @@ static __always_inline void fetch_text(struct pt_regs *ctx, const struct __bpf_u
 		COUNT_ERROR(unreadable);
 }
 
-/* 3. Indexes of known texts. The slot of a text is computed from the text and a multiplier. User space chooses a
- * multiplier for which no two texts share a slot. A slot without a text has the index for unknown texts. */
+/* 3. Indexes of known texts, for example of the names of P2P message types. The slot of a text is computed from the
+ * text and a multiplier. User space chooses a multiplier for which no two texts share a slot. A slot without a text has
+ * the index for unknown texts. */
 struct numbered_text {
 	__u64 text[NAME_WORDS];
 	__u64 number;

@@ -48,7 +48,7 @@ struct delivery {
  * as `other`. */
 TALLIES_MAP(deliveries_map, 1024, struct delivery);
 
-/* An event for user space. Fields that do not apply to the event's kind are zero. */
+/* An event for user space: a report of FIBRE about a block. Fields that do not apply to the event's kind are zero. */
 struct event {
 	enum kind { RECONSTRUCTED, WON, RACED, DETAILED } kind;
 	__s32 height;

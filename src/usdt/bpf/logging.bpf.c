@@ -1,7 +1,7 @@
 /* The tracepoints of the thread that writes debug.log, on nodes that have this thread: provider `logging`.
  *
- * All threads of the node queue operations, each with a sequence number. The debug.log thread executes the operations in
- * order. An operation writes a line to debug.log or reopens the file. */
+ * All threads of the node queue operations on debug.log, each with a sequence number. The debug.log thread executes the
+ * operations in order. An operation writes a line to debug.log or reopens the file. */
 #include "common.h"
 
 /* Number of slots in queued_map, greater than the number of operations that can wait at once. It is a power of two,
@@ -34,7 +34,7 @@ struct {
 	__type(value, struct timestamp);
 } queued_map SEC(".maps");
 
-/* The operation that the node's debug.log thread is executing. */
+/* The operation that the node's debug.log thread is executing, and the time at which the thread started it. */
 SINGLE_VALUE_MAP(started_map, ARRAY, struct timestamp);
 
 const volatile __u64 depth_bounds[BOUNDS];
@@ -42,7 +42,7 @@ const volatile __u64 wait_ns_bounds[BOUNDS];
 const volatile __u64 operation_ns_bounds[BOUNDS];
 
 /* Nanoseconds since start_timer() was called for the operation with this sequence number; 0 if start_timer() was not
- * called for it. Clears the timer. */
+ * called for this operation. Clears the timer. */
 static __always_inline __u64 stop_timer(struct timestamp *started, __u64 sequence)
 {
 	__u64 time_ns;
@@ -62,7 +62,7 @@ static __always_inline void start_timer(struct timestamp *started, __u64 sequenc
 	started->time_ns = bpf_ktime_get_ns();
 }
 
-/* The slot of an operation in queued_map. */
+/* The value in queued_map for the operation with this sequence number. */
 static __always_inline struct timestamp *queued(__u64 sequence)
 {
 	__u32 slot = sequence % SLOTS;

@@ -19,7 +19,8 @@ struct counts {
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 NAMES_MAP(reasons_map, REASONS, NAME_LEN); /* reasons for which the node removes a transaction from the mempool */
 
-/* Number of rejected transactions by reason. If the map is full, further reasons count as `other`. */
+/* Number of rejected transactions by the node's reason. If the map is full, transactions with further reasons count as
+ * `other`. */
 TALLIES_MAP(rejected_map, 256, char[REJECTION]);
 
 TRACEPOINT(added)

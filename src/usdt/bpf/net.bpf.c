@@ -1,8 +1,8 @@
 /* The tracepoints of P2P messages and connections: provider `net`. */
 #include "common.h"
 
-/* Numbers of message types, networks and connection types. They are powers of two, because the programs then bound
- * an index with a modulo operation. */
+/* Maximum numbers of message types, networks and connection types, including the last index for unknown ones. The
+ * numbers are powers of two, because the programs then bound an index with a modulo operation. */
 enum { TYPES = 64, NETWORKS = 8, CONNECTION_TYPES = 8 };
 /* Size of the name of a connection type in bytes; the longest name has 19 characters. */
 enum { CONNECTION_NAME = 24 };
@@ -51,8 +51,8 @@ SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
 NAMES_MAP(connection_types_map, CONNECTION_TYPES, CONNECTION_NAME);
 
-/* Number of misbehaving peers by reason. Each digit in the reason is replaced by `N`, because peers choose the
- * numbers. If the map is full, further reasons count as `other`. */
+/* Number of misbehaving peers by the node's reason. Each digit in the reason is replaced by `N`, because peers choose
+ * the numbers. If the map is full, peers with further reasons count as `other`. */
 TALLIES_MAP(misbehaving_map, 256, char[REASON]);
 
 /* Unix time at which the monotonic clock was 0, in nanoseconds. User space updates this time every few seconds,
@@ -64,7 +64,7 @@ struct connection {
 	__s64 peer;
 	__u64 established;
 };
-/* Evicted connections that are not closed yet. */
+/* Inbound connections that the node has evicted and not closed yet. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
@@ -95,9 +95,9 @@ struct connections {
 };
 SINGLE_VALUE_MAP(connections_map, ARRAY, struct connections);
 
-/* Minimum times since the last connection was closed and since the last connection was opened, for which `before` is
- * computed. A node counts a closed connection as open until the node's network thread has handled the close, which
- * happens every 50 ms. */
+/* `before` is computed only if at least these times have passed since a connection was last closed, and since a
+ * connection was last opened. A node counts a closed connection as open until the node's network thread has handled the
+ * close, which happens every 50 ms. */
 enum { CLOSED_COUNTS_NS = 2000000000, OPENS_AT_ONCE_NS = 10000000 };
 
 /* An event for user space: a message about a block, or one header of a headers message. ALIVE is a message that every
@@ -231,7 +231,8 @@ static __always_inline __u64 addrv2_entries(const void *from, __u64 size)
 	return number < most ? number : most;
 }
 
-/* Counts a message, and passes it to user space if `kinds` has a kind for its type. */
+/* Counts a message. Depending on the kind that `kinds` has for the type of the message, also counts its entries or
+ * passes its first bytes to user space. */
 static __always_inline void message(struct pt_regs *ctx, struct direction *direction, const volatile __u8 *kinds)
 {
 	const struct __bpf_usdt_spec *spec = arguments(ctx);

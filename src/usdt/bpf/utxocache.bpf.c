@@ -21,7 +21,7 @@ struct last_flush {
 };
 SINGLE_VALUE_MAP(last_flush_map, ARRAY, struct last_flush);
 
-/* A flush of the UTXO cache to disk. */
+/* An event for user space: the node has flushed the UTXO cache to disk. */
 struct event {
 	__u64 time_ns; /* end of the flush, monotonic */
 	__s64 duration_us;

@@ -6,7 +6,8 @@ struct counts {
 };
 SINGLE_VALUE_MAP(counts_map, PERCPU_ARRAY, struct counts);
 
-/* A connected block. active_chain.rs decides in user space whether the block belongs to the active chain. */
+/* An event for user space: the node has connected a block. active_chain.rs decides in user space whether the block
+ * belongs to the active chain. */
 struct event {
 	__u64 time_ns; /* monotonic */
 	__s32 height;
