@@ -13,7 +13,7 @@ pub enum ReconnectState {
     /// state and connects the same blocks again, which is not a reorganization. No blocks are counted until the node
     /// has reached the earlier height.
     RolledBack,
-    /// All blocks that the node connected before the exporter opened this connection are counted.
+    /// All blocks that the node connected before the exporter opened this connection are counted, or cannot be counted.
     CaughtUp,
 }
 
@@ -54,8 +54,8 @@ pub enum CountingAction {
     Wait,
     /// Check whether the node was restarted, then call [`next_action`] again.
     CheckRestart,
-    /// Check whether the node has this block, which is the last counted tip. If the node has the block, its lower
-    /// height shows that the node was rolled back.
+    /// Check whether the node has this block, which is the last counted tip. If the node has the block, the lower
+    /// height of the new tip shows that the node was rolled back.
     CheckKnown(BlockRef),
     /// Count no blocks, because the node was rolled back and has not reached its earlier height yet.
     StayRolledBack,
@@ -64,7 +64,7 @@ pub enum CountingAction {
 }
 
 /// Decides the next step for the new tip `tip`. `counted` is the last counted tip: the exporter has processed the
-/// blocks up to it, on this or an earlier connection.
+/// blocks up to this block, on this or an earlier connection.
 pub fn next_action(
     counted: Option<BlockRef>,
     tip: BlockRef,

@@ -1,5 +1,5 @@
-//! Counts the blocks that a node disconnected and connected between two tips. The code follows the parent hashes in
-//! block headers, which it requests over JSON-RPC.
+//! Counts the blocks that a node disconnected and connected when its tip changed. The functions request the headers of
+//! these blocks over JSON-RPC, and follow the parent hashes in the headers.
 
 use serde_json::{Value, json};
 

@@ -46,7 +46,8 @@ pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Conte
     }
 }
 
-/// The collector of a node's metrics: connects to the node, runs a session, and reconnects when the session has ended.
+/// The main loop that collects the metrics of one node: connects to the node, runs a session on the connection, and
+/// reconnects when the session has ended.
 pub struct Collector {
     context: Rc<Context>,
 }
@@ -65,8 +66,8 @@ impl Collector {
     /// [`tokio::task::LocalSet`].
     ///
     /// # Errors
-    /// The connection that the exporter inherited from the process that started it has failed, and no path of an IPC
-    /// socket is known to which the exporter could reconnect.
+    /// The inherited connection, which was already open when the exporter was started, has failed, and no path of an
+    /// IPC socket is known to which the exporter could reconnect.
     pub async fn run(self, mut source: NodeEndpoint) -> Result<()> {
         let shutdown = &self.context.shutdown;
         let mut backoff = Backoff::default();
@@ -141,8 +142,8 @@ impl Collector {
     /// Repeats attempts to connect to the node until an attempt succeeds. Logs the reason of a failed attempt when the
     /// reason changes. Logs the successful attempt if `is_logged` is set.
     ///
-    /// Attempts to connect to the IPC socket are repeated every 500 ms, because a failed attempt costs no node any
-    /// time: an attempt fails only while no node listens on the socket. If the configuration permits polling only over
+    /// Attempts to connect to the IPC socket are repeated every 500 ms, because a failed attempt takes no time of the
+    /// node: an attempt fails only while no node listens on the socket. If the configuration permits polling only over
     /// HTTP, the time between two attempts grows with each failure, because a running node may receive and reject each
     /// HTTP request.
     async fn connect(&self, source: &mut NodeEndpoint, is_logged: bool) -> NodeTransport {

@@ -159,9 +159,9 @@ async fn discover_node(
                 .into(),
         ));
     }
-    // After the discovery, wait for a tip change with `wait_tip_changed`, because the response shows whether the node
-    // is shutting down. No other call must be made to a node that is shutting down; for example, such a node never
-    // responds to estimatesmartfee.
+    // After the discovery, call `wait_tip_changed` with `NO_BLOCK`, to which the node responds immediately, because the
+    // response shows whether the node is shutting down. No other call must be made to a node that is shutting down; for
+    // example, such a node never responds to estimatesmartfee.
     if let Some(mining) = &interfaces.mining
         && let Ok(None) =
             mining.on_thread(&waiting.with_extra_timeout(LONG_POLL)).wait_tip_changed(NO_BLOCK).await

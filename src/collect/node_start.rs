@@ -1,9 +1,9 @@
 //! Determines the start time of the node's process, and whether the node was restarted, or whether another node
 //! responds than before (for example behind a proxy).
 //!
-//! Bitcoin Core 30 and earlier compute the uptime as the difference of two wall clock readings, so it jumps when the
-//! clock is set. From version 31 on the uptime is monotonic. An uptime that is smaller than expected is therefore not
-//! sufficient evidence of a restart: the wall clock may have been set back.
+//! Bitcoin Core 30 and earlier compute the uptime as the difference of two wall clock readings, so the uptime jumps
+//! when the wall clock is set. From version 31 on the uptime is monotonic. An uptime that is smaller than expected is
+//! therefore not sufficient evidence of a restart: the wall clock may have been set back.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 

@@ -34,7 +34,7 @@ pub struct RateLimit {
     earliest_event: Instant,
     /// Number of failed calls in a row.
     failures: u32,
-    /// Time for which the result of the last call is exported.
+    /// Time for which the result of the last successful call is exported.
     lifetime: Duration,
 }
 
@@ -42,7 +42,7 @@ impl RateLimit {
     /// Minimum interval of a costly call: a call during which the node holds a lock that many of its threads need, for
     /// example `cs_main`, or waits for another of its threads.
     const COSTLY_INTERVAL: Duration = Duration::from_secs(60);
-    /// Value of `share` for costly calls: they take at most 0.1 % of the node's time.
+    /// Value of `share` for costly calls, with which each type of costly call takes at most 0.1 % of the node's time.
     const COSTLY_SHARE: u32 = 1000;
     /// Maximum time for which the time budget delays the next call, even after a very long call. This maximum is less
     /// than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no value expires before the next call.
@@ -85,7 +85,7 @@ impl RateLimit {
         RateLimit { max_backoff: Self::MAX_BACKOFF, ..Self::new(Duration::ZERO, 0) }
     }
 
-    /// Records that a call succeeded, which started at `started` and ended at `ended`.
+    /// Records a successful call that started at `started` and ended at `ended`.
     pub fn succeeded(&mut self, started: Instant, ended: Instant) {
         let cost = (ended - started).saturating_mul(self.share).min(Self::MAX_INTERVAL);
         self.failures = 0;
@@ -103,7 +103,7 @@ impl RateLimit {
         self.earliest_event = started + Self::MIN_EARLY_INTERVAL.min(self.interval);
     }
 
-    /// Records that a call failed at the time `ended`.
+    /// Records a call that failed at the time `ended`.
     pub fn failed(&mut self, ended: Instant) {
         let backoff = Self::MIN_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures));
         self.failures = self.failures.saturating_add(1);
@@ -111,8 +111,8 @@ impl RateLimit {
         self.earliest_event = self.interval_end;
     }
 
-    /// Records that a call failed at the time `ended`, and that a repetition of the call would fail, too. The next call
-    /// is due after the maximum back-off.
+    /// Records a call that failed at the time `ended` and would fail again if it was repeated. The next call is due
+    /// after the maximum back-off.
     pub fn failed_permanently(&mut self, ended: Instant) {
         self.failures = u32::MAX;
         self.failed(ended);

@@ -37,7 +37,7 @@ pub enum SessionEnd {
     ShutdownRequested,
     /// The node announced its shutdown.
     NodeShutDown,
-    /// The node did not respond in time.
+    /// The node did not respond to a call within the call's timeout.
     Hung(String),
     /// The connection was closed, or several polls in a row failed and the last one did not fail by a timeout.
     Lost(String),
@@ -155,7 +155,7 @@ impl Session {
     /// Subscribes to the node's events, polls the node and follows its tip until the session ends. Then closes the
     /// connection, and waits until the guard has ended the subscriptions and disconnected from the node. The session of
     /// a node that is polled only over HTTP also ends when `has_socket` returns true after a successful poll, which
-    /// means that the node is now reachable over IPC.
+    /// means that a new socket file for IPC exists.
     pub async fn run(mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
         let end = self.wait_for_end(has_socket).await;
         debug!("the session ends: {end}");

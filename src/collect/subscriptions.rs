@@ -22,7 +22,7 @@ use crate::json_rpc::CallError;
 /// guard (the process that relays between the node and the exporter) ends the subscriptions that are still active.
 pub struct Subscriptions {
     /// Whether the last successful poll found the node in initial block download; `None` before the first poll, or if
-    /// no response to the poll shows it.
+    /// the node's responses did not show it.
     ibd: watch::Sender<Option<bool>>,
     any: Rc<Cell<bool>>,
     _task: AbortOnDropHandle<()>,

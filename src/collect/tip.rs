@@ -33,8 +33,9 @@ const HTTP_INTERVAL: Duration = Duration::from_millis(500);
 /// its tip differs from this hash.
 pub(super) const NO_BLOCK: BlockHash = BlockHash([0; 32]);
 
-/// Time before the timeout of a long poll from which a response with an unchanged tip is normal. After an earlier
-/// response with an unchanged tip, the exporter sleeps before the next long poll, to limit the number of calls.
+/// Tolerance for responses to a long poll that arrive shortly before its timeout. If a response with an unchanged tip
+/// arrives earlier than this time before the timeout, the exporter sleeps before the next long poll, to limit the
+/// number of calls.
 const EARLY_TOLERANCE: Duration = Duration::from_millis(100);
 
 /// Minimum time between the starts of two long polls. A node that reorganizes or catches up has thousands of new tips
@@ -104,8 +105,8 @@ impl TipSource {
         }
     }
 
-    /// Maximum delay with which the exporter detects a new tip. If the node connects several blocks within this time,
-    /// only the last of them is detected as a tip.
+    /// Resolution of the time at which the exporter detects a new tip. If the node connects several blocks within this
+    /// time, only the last of these blocks is detected as a tip.
     fn resolution(&self) -> Duration {
         match self {
             TipSource::Mining(_) => MIN_INTERVAL,
@@ -212,8 +213,8 @@ impl TipFollower {
                 }
             }
             // Dropping the sender `first_done` lets the exporter subscribe to notifications, which then count blocks.
-            // The sender is kept until the blocks up to the first tip are counted by their headers. No block is then
-            // counted twice.
+            // The sender is kept until the blocks up to the first tip are counted by their headers. No block is
+            // therefore counted both by its header and by a notification.
             if !(self.notified && self.pending) {
                 first_done.take();
             }

@@ -32,10 +32,11 @@ struct DiskSpace {
 pub struct DatadirCandidates {
     /// The directory that the user configured.
     pub named: Option<PathBuf>,
-    /// Directories in which the exporter has found a file of the node: the IPC socket, the cookie, or, over HTTP, the
-    /// log file.
+    /// Directories in which the exporter has found a file of the node: the IPC socket, the cookie, or, if JSON-RPC
+    /// calls go over HTTP, the log file.
     pub found: Vec<PathBuf>,
-    /// Directory of the node's log file, which the node has returned over IPC; `None` if the node is polled over HTTP.
+    /// Directory of the node's log file, which the node has returned in getrpcinfo over IPC; `None` before this
+    /// response, and if JSON-RPC calls go over HTTP.
     pub of_log: Option<PathBuf>,
 }
 
@@ -68,7 +69,7 @@ fn has_blocks(path: &Path) -> Result<bool, ErrorKind> {
 }
 
 /// Reads the size and free space of the file system that contains `path`. If the exporter lacks permission to access
-/// `path`, reads the nearest accessible parent directory, which is usually on the same file system.
+/// `path`, reads the file system of the nearest accessible parent directory instead.
 fn space(path: &Path) -> Option<DiskSpace> {
     let mut reads = path.ancestors().map(|path| (path, statvfs(path)));
     let (path, read) = reads.find(|(_, read)| !matches!(read, Err(Errno::EACCES)))?;
@@ -115,9 +116,9 @@ impl DatadirPoller {
     }
 
     /// Adds the directory of the node's log file, whose path getrpcinfo returns, to the candidates, once per
-    /// connection. Over IPC the directory is always added, because the node runs on this machine. Over HTTP the node
-    /// can run on another machine; the directory is then added only if the URL for HTTP has a loopback address and no
-    /// other candidate is known.
+    /// connection. If JSON-RPC calls go over IPC, the directory is always added, because the node runs on this machine.
+    /// If the calls go over HTTP, the node can run on another machine; the directory is then added only if the host in
+    /// the URL is local and no other candidate is known.
     fn add_log(&mut self, calls: &RateLimitedCalls, rpc_info: &Value) {
         let over_http = calls.interfaces.uses_http();
         let is_needed = || {

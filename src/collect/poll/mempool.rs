@@ -123,8 +123,8 @@ struct PrivateBroadcast {
 #[derive(Deserialize)]
 struct PendingBroadcast {
     /// Number of attempts to broadcast the transaction that the node still makes; `None` before Bitcoin Core 32. In
-    /// earlier versions the node repeats the broadcast without a limit, and a transaction stays in the list until the
-    /// network has relayed the transaction back to the node.
+    /// earlier versions, which do not return this number, a transaction stays in the list until the network has relayed
+    /// the transaction back to the node.
     attempts_remaining: Option<u64>,
 }
 
