@@ -1,5 +1,5 @@
-//! Metrics of the UDP peers of a FIBRE node (getudppeerinfo). FIBRE is a variant of Bitcoin Core that relays blocks
-//! over UDP to configured peers, each of which belongs to a numbered group.
+//! Metrics of the UDP peers of a FIBRE node (getudppeerinfo). FIBRE is a variant of Bitcoin Core that also relays
+//! blocks over UDP. Each UDP peer belongs to a numbered group, which the operator configures with `-udpport`.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
