@@ -1,5 +1,5 @@
-//! Decides which blocks the exporter adds to its block counters when the node's tip changes. This file makes no calls
-//! to the node.
+//! Decides which blocks the exporter adds to its counters of connected and disconnected blocks when the node's tip
+//! changes. `tip` makes the calls to the node that the decision requires.
 
 use crate::ipc::BlockRef;
 
@@ -13,7 +13,7 @@ pub enum ReconnectState {
     /// state and connects the same blocks again, which is not a reorganization. No blocks are counted until the node
     /// has reached the earlier height.
     RolledBack,
-    /// All blocks that the node connected before the exporter opened this connection are counted.
+    /// All blocks that the node connected before the exporter opened this connection are counted, or cannot be counted.
     CaughtUp,
 }
 
@@ -22,14 +22,14 @@ pub enum ReconnectState {
 pub enum HeaderAccess {
     /// JSON-RPC is available neither over IPC nor over HTTP.
     Unavailable,
-    /// Headers can be requested later, when JSON-RPC over HTTP is usable.
+    /// Headers cannot be requested yet, because JSON-RPC over HTTP is not usable at the moment.
     NotYet,
     /// Headers can be requested now.
     Available,
 }
 
-/// The inputs of [`next_action`] besides the tips: whether earlier blocks are counted, whether notifications count
-/// blocks, whether headers can be requested, and whether the restart check was made.
+/// The conditions from which [`next_action`] decides, together with the last counted tip and the new tip, how the
+/// blocks between these tips are counted.
 #[derive(Clone, Copy, Debug)]
 pub struct CountingConditions {
     pub reconnected: ReconnectState,
@@ -45,16 +45,17 @@ pub struct CountingConditions {
 #[derive(Debug, PartialEq)]
 pub enum CountingAction {
     /// Make the new tip the last counted tip without counting blocks by their headers, because there is no block to
-    /// count, or because the node sends notifications about its blocks.
+    /// count, or because the blocks are counted from the node's notifications.
     Advance,
-    /// Export only the height, because headers cannot be requested and the blocks cannot be counted.
+    /// Export only the height of the new tip, because headers cannot be requested and the blocks therefore cannot be
+    /// counted.
     ShowHeight,
-    /// Export the height now, and count the blocks later, when headers can be requested.
+    /// Export the height of the new tip now, and count the blocks later, when headers can be requested.
     Wait,
     /// Check whether the node was restarted, then call [`next_action`] again.
     CheckRestart,
-    /// Check whether the node has this block, which is the last counted tip. If the node has the block, the node was
-    /// rolled back to a lower height.
+    /// Check whether the node has this block, which is the last counted tip. If the node has the block, the lower
+    /// height of the new tip shows that the node was rolled back.
     CheckKnown(BlockRef),
     /// Count no blocks, because the node was rolled back and has not reached its earlier height yet.
     StayRolledBack,
@@ -63,7 +64,7 @@ pub enum CountingAction {
 }
 
 /// Decides the next step for the new tip `tip`. `counted` is the last counted tip: the exporter has processed the
-/// blocks up to it, on this or an earlier connection.
+/// blocks up to this block, on this or an earlier connection.
 pub fn next_action(
     counted: Option<BlockRef>,
     tip: BlockRef,

@@ -1,14 +1,14 @@
-//! Counts the blocks that a node disconnected and connected between two tips. The code follows the parent hashes in
-//! block headers, which it requests over JSON-RPC.
+//! Counts the blocks that a node disconnected and connected when its tip changed. The functions request the headers of
+//! these blocks over JSON-RPC, and follow the parent hashes in the headers.
 
 use serde_json::{Value, json};
 
 use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::{CallError, JsonRpc};
 
-/// Whether this error is permanent, because it shows that the node does not have the requested block: the node is on
-/// another chain, or its block index was rebuilt. All other errors may be temporary, including malformed responses of a
-/// proxy.
+/// Whether this error of getblockheader is permanent, because the error shows that the node does not have the requested
+/// block. A node does not have a block that it had before if it uses another chain now, or if its block index was
+/// rebuilt. All other errors may be temporary, including malformed responses of an HTTP proxy in front of the node.
 pub fn is_final(error: &CallError) -> bool {
     /// `RPC_INVALID_ADDRESS_OR_KEY` in Core's rpc/protocol.h.
     const BLOCK_NOT_FOUND: i64 = -5;
@@ -35,8 +35,8 @@ pub struct ChainDiff {
 /// for each header.
 const MAX_STEPS: i32 = 16;
 
-/// Counts the blocks between two tips, from each of them back to their last common block. The result is exact even if
-/// the node's tip changes during the calls, because headers never change.
+/// Counts the blocks between two tips, from each of the two tips back to their last common block. The result is exact
+/// even if the node's tip changes during the calls, because headers never change.
 ///
 /// # Errors
 /// A call failed, or the node returned inconsistent headers.
@@ -147,8 +147,8 @@ mod tests {
     }
 
     /// Two chains of blocks, as a fake JSON-RPC transport that returns their headers. The active chain is `a0` to
-    /// `a40`; the branch `b` forks off after `a30` and ends with `b34`. The field records the names of the called
-    /// methods.
+    /// `a40`; the branch `b` forks off after `a30` and ends with `b34`. The field of the struct records the names of
+    /// the called methods.
     struct Chains(Rc<RefCell<Vec<String>>>);
 
     fn block(branch: char, height: i32) -> BlockRef {

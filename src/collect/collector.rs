@@ -1,4 +1,5 @@
-//! The exporter's main loop: connects to the node, runs a session, and reconnects when the session has ended.
+//! The exporter's main loop: connects to the node, runs a session (the event loop of one connection), and reconnects
+//! when the session has ended.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -16,15 +17,15 @@ use crate::supervisor::GuardedSockets;
 
 /// An open connection to a node, over one of two transports.
 pub(super) enum NodeTransport {
-    /// A connection to the node's IPC socket through a guard, the process that relays between the node and the
-    /// exporter.
+    /// Sockets to a guard, a process that is connected to the node's IPC socket and relays the messages between the
+    /// node and the exporter.
     Ipc(GuardedSockets),
-    /// JSON-RPC over HTTP, to which the node has responded. The string is the reason why there is no connection over
-    /// IPC.
+    /// JSON-RPC over HTTP, over which the node has responded to a check. The string is the reason why the exporter has
+    /// no connection over IPC.
     Http(HttpRpcVerifier, String),
 }
 
-/// Connects to the node's IPC socket. If the connection fails and the exporter may poll without IPC, connects over
+/// Connects to the node's IPC socket. If this fails and the configuration permits polling without IPC, connects over
 /// HTTP.
 pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Context) -> Result<NodeTransport> {
     let config = &context.config;
@@ -45,7 +46,8 @@ pub(super) async fn connect_transport(source: &mut NodeEndpoint, context: &Conte
     }
 }
 
-/// The collector of a node's metrics: connects to the node, runs a session, and reconnects when the session has ended.
+/// The main loop that collects the metrics of one node: connects to the node, runs a session on the connection, and
+/// reconnects when the session has ended.
 pub struct Collector {
     context: Rc<Context>,
 }
@@ -59,11 +61,13 @@ impl Collector {
         Collector { context: Rc::new(context) }
     }
 
-    /// Collects until shutdown of the exporter is requested. If `--exit-with-node` is set, or there is no socket path
-    /// to reconnect to, also returns when the node shuts down. Must run in a [`tokio::task::LocalSet`].
+    /// Collects until shutdown of the exporter is requested. If `--exit-with-node` is set, or no path of an IPC socket
+    /// is known to which the exporter could reconnect, also returns when the node shuts down. Must run in a
+    /// [`tokio::task::LocalSet`].
     ///
     /// # Errors
-    /// The inherited connection has failed, and there is no socket path to reconnect to.
+    /// The inherited connection, which was already open when the exporter was started, has failed, and no path of an
+    /// IPC socket is known to which the exporter could reconnect.
     pub async fn run(self, mut source: NodeEndpoint) -> Result<()> {
         let shutdown = &self.context.shutdown;
         let mut backoff = Backoff::default();
@@ -135,12 +139,13 @@ impl Collector {
         }
     }
 
-    /// Repeats attempts to connect to the node until an attempt succeeds. Logs the reason of a failure when the reason
-    /// changes. Logs the successful connection if `is_logged` is set.
+    /// Repeats attempts to connect to the node until an attempt succeeds. Logs the reason of a failed attempt when the
+    /// reason changes. Logs the successful attempt if `is_logged` is set.
     ///
-    /// Attempts on a socket are repeated every 500 ms, because a failed attempt reaches no node: attempts fail only
-    /// while no node listens on the socket. If the exporter may poll over HTTP only, attempts back off, because a
-    /// running node may receive and reject each request.
+    /// Attempts to connect to the IPC socket are repeated every 500 ms, because a failed attempt takes no time of the
+    /// node: an attempt fails only while no node listens on the socket. If the configuration permits polling only over
+    /// HTTP, the time between two attempts grows with each failure, because a running node may receive and reject each
+    /// HTTP request.
     async fn connect(&self, source: &mut NodeEndpoint, is_logged: bool) -> NodeTransport {
         /// Interval between two attempts to connect to the node's IPC socket.
         const RETRY_INTERVAL: Duration = Duration::from_millis(500);
@@ -183,8 +188,9 @@ impl Collector {
     }
 }
 
-/// Waits until the node's process has exited, before the exporter connects again. A node that is shutting down still
-/// accepts connections, and aborts when a client calls an interface that the node has already destroyed.
+/// Waits until the node's process has exited, before the exporter connects again. An earlier connection would be
+/// dangerous for the node: while it shuts down, the node still accepts connections, and aborts when a client calls an
+/// interface that the node has already destroyed.
 async fn wait_for_exit(node: SocketPeer) {
     /// Time for which the exporter waits if it cannot observe the exit of the node's process.
     const BLIND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -200,14 +206,14 @@ async fn wait_for_exit(node: SocketPeer) {
 struct Backoff(u32);
 
 impl Backoff {
-    /// Minimum delay before a reconnect, which applies after the first failure.
+    /// Delay before a reconnect after the first failure, which is also the minimum delay.
     const MIN: Duration = Duration::from_secs(1);
     /// Maximum delay before a reconnect.
     const MAX: Duration = Duration::from_secs(30);
 
-    /// Returns the next delay, at most `longest`. While no node responds over HTTP, a delay longer than the poll
-    /// interval could make the exporter miss a node in a crash loop, which is reachable only for a short time after
-    /// each start.
+    /// Returns the next delay, at most `longest`. While no node responds over HTTP, `longest` is the poll interval:
+    /// with a longer delay, the exporter could miss a node in a crash loop, which is reachable only for a short time
+    /// after each start.
     fn next(&mut self, longest: Duration) -> Duration {
         let full = (Self::MIN * 2u32.saturating_pow(self.0.min(5))).min(Self::MAX);
         self.0 = self.0.saturating_add(1);

@@ -1,31 +1,34 @@
-//! The connected blocks whose contents (transactions, fees and others) are still to be counted with getblockstats.
+//! The queue of connected blocks whose contents (transactions, fees and others) are still to be counted with the
+//! JSON-RPC method getblockstats.
 
 use std::collections::VecDeque;
 
 use crate::ipc::BlockRef;
 
-/// Maximum number of block ranges that wait in the queue to be counted. Each tip change adds one range, and each poll
-/// counts the blocks of several ranges.
+/// Maximum number of block ranges that wait in the queue. Each tip change adds one range, and each poll counts the
+/// blocks of several ranges.
 const MAX_RANGES: usize = 1024;
 
-/// Selects the totals of a connected block that getblockstats still has to provide for the counters.
+/// Which totals of a connected block are still to be counted with getblockstats.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ContentsToCount {
     /// All totals.
     All,
-    /// Only the fees. The block's other totals were already counted from the `blockConnected` notification. The block
-    /// in the notification does not contain the values of the spent coins, from which the fees are computed.
+    /// Only the fees. The block's other totals were already counted from the `blockConnected` notification. The fees
+    /// cannot be computed from the block in the notification, because the block does not contain the values of the
+    /// coins that it spends.
     Fees,
 }
 
-/// Consecutive connected blocks: the block `last` and its nearest ancestors, `blocks` blocks in total.
+/// Consecutive connected blocks that are still to be counted: the block `last` and its nearest ancestors, `blocks`
+/// blocks in total.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BlockRange {
-    /// Hash and height of the highest block that is not counted yet.
+    /// Hash and height of the highest block in the range that is not counted yet.
     pub last: BlockRef,
     /// Number of blocks in the range that are not counted yet.
     pub blocks: u64,
-    /// The totals that are to be counted for each block.
+    /// The totals that are to be counted for each block in the range.
     pub contents: ContentsToCount,
 }
 

@@ -1,4 +1,5 @@
-//! The settings and handles that all connections of a collector share, and the state that is kept between connections.
+//! Data that all connections of a collector (the exporter's main loop) share: the settings, the handles of the metrics
+//! and of the status page, and the state that is kept from one connection to the next.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -94,24 +95,24 @@ pub(super) struct NewTip {
     pub at: Instant,
 }
 
-/// State about the node that is kept from one connection to the next. With this state, events around a reconnect are
-/// counted exactly once.
+/// State about the node that is kept from one connection to the next. With this state, an event shortly before or after
+/// a reconnect, for example a new block, is counted exactly once.
 #[derive(Default)]
 pub(super) struct PersistentState {
-    /// The traffic totals (bytes, addresses) of each peer at the last poll, which are already included in the traffic
-    /// counters.
+    /// The traffic totals (bytes, addresses) of each P2P peer at the last poll, which are already included in the
+    /// exporter's traffic counters.
     pub peers: PeerTraffic,
     /// Start time, number of restarts and identity of the node's process.
     pub node_start: NodeStartTracker,
-    /// The node's warnings in the last response, which have been logged.
+    /// The warnings in the node's last response to getnetworkinfo or getblockchaininfo, which have been logged.
     pub warnings: Warnings,
-    /// Counted CPU time of the node's threads, by group of threads.
+    /// CPU time that the node's threads have used, by group of threads.
     pub thread_times: ThreadTimes,
-    /// The last tip that the node returned.
+    /// The last tip that the node has reported.
     pub last_tip: Option<BlockRef>,
     /// The last counted tip: the next count of connected and disconnected blocks starts from this block.
     pub counted_tip: Option<BlockRef>,
-    /// The connected blocks whose contents are still to be counted.
+    /// The connected blocks whose contents (transactions, fees and others) are still to be counted.
     pub connected_blocks: ConnectedBlocks,
     /// Whether the UTXO cache trace has exceeded its budget. A trace that has exceeded its budget stays off until the
     /// exporter is restarted.
@@ -122,11 +123,12 @@ pub(super) struct PersistentState {
 pub struct Context {
     /// The collector's settings.
     pub config: Config,
-    /// The metrics, whose values are set from the node's responses.
+    /// The metrics, whose values are set from the node's responses and events.
     pub metrics: Arc<Metrics>,
-    /// The data of the status page: the state of the connection, and the last blocks.
+    /// The data of the exporter's status page: the state of the connection to the node, and the node's last blocks.
     pub status: Arc<Status>,
-    /// The queue of the block log; `None` if the block log is disabled.
+    /// The queue of blocks to be written to the block log, a SQLite file with a row for each connected block; `None` if
+    /// the block log is disabled.
     pub block_log: Option<ReportQueue>,
     /// Token that is cancelled when the exporter has to exit.
     pub shutdown: CancellationToken,
@@ -134,8 +136,8 @@ pub struct Context {
     /// Limiter of repeated log lines about failures, which all connections share.
     pub(super) repeats: RepeatLimiter,
     pub(super) persistent_state: RefCell<PersistentState>,
-    /// The newest tip that the node has reported. The first tip of each connection is not stored, because the time at
-    /// which it became the tip is unknown.
+    /// The newest tip that the node has reported, for requests of block templates. The first tip of each connection is
+    /// not stored, because the time at which this block became the tip is unknown.
     pub(super) new_tip: watch::Sender<Option<NewTip>>,
 }
 
@@ -169,18 +171,19 @@ impl Context {
         }
     }
 
-    /// Queues connected blocks whose contents are to be counted.
+    /// Adds connected blocks to the queue of blocks whose contents are to be counted by later polls.
     pub(super) fn queue_connected(&self, range: BlockRange) {
         let dropped = self.persistent_state.borrow_mut().connected_blocks.push(range);
         let uncounted = &self.metrics.blocks.uncounted_blocks;
-        // The counter of uncounted blocks exists only if the node has JSON-RPC, without which no queued block is
-        // counted.
+        // The series of the counter of uncounted blocks exists only if the node has JSON-RPC, because queued blocks are
+        // counted with the JSON-RPC method getblockstats.
         if dropped > 0 && uncounted.get().is_some() {
             uncounted.inc_by(dropped);
         }
     }
 
-    /// Logs a warning that may recur. Each text is logged at most once a minute, with the number of suppressed lines.
+    /// Logs a warning that may recur. Each text is logged at most once a minute, with the number of lines with this
+    /// text that were suppressed since then.
     pub(super) fn warn_limited(&self, text: &str) {
         if let Some(suppressed) = self.repeats.admit(text) {
             warn!("{text}{suppressed}");

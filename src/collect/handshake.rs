@@ -1,4 +1,5 @@
-//! Prepares a connection over IPC, from the connected socket until the node can be polled.
+//! Prepares a connection over IPC: creates threads in the node, discovers the node's interfaces, and waits until the
+//! node has loaded its chain. The result is a session, which polls the node.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -18,8 +19,8 @@ use crate::json_rpc::{CallError, JsonRpc};
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
 
-/// Opens a session on the sockets of a guard, the process that relays between the node and the exporter. The guard
-/// disconnects cleanly from the node even if the exporter fails.
+/// Opens a session on the sockets of a guard, the process that relays the messages between the node and the exporter.
+/// The guard disconnects cleanly from the node even if the exporter crashes.
 ///
 /// # Errors
 /// The handshake failed, the node cannot be polled, or shutdown of the exporter was requested.
@@ -54,7 +55,8 @@ pub async fn open(
     }
 }
 
-/// Returns the connection, without its guard, and the interfaces of a node that can be polled.
+/// Prepares the node for polls. Returns the connection without its guard, the node's interfaces, and the verifier of
+/// JSON-RPC over HTTP, if the exporter may use HTTP for this node.
 async fn handshake(
     stream: UnixStream,
     node: &SocketPeer,
@@ -62,8 +64,8 @@ async fn handshake(
 ) -> Result<(IpcParts, Interfaces, Option<HttpRpcVerifier>), SessionEnd> {
     let connection = IpcConnection::new(stream, context.config.call_timeout).await;
     let connection = connection.map_err(|error| match error {
-        // The kernel accepts connections for a node that hangs, so a timeout does not show that the process behind the
-        // socket is not a node.
+        // The kernel accepts connections to the socket even if the node hangs, so a timeout does not show that the
+        // process behind the socket is not a node.
         CallError::TimedOut(_) => error.into(),
         error => SessionEnd::Refused(format!(
             "no Bitcoin node responds there: {error}; check that it is the socket of bitcoin-node -ipcbind=unix"
@@ -89,23 +91,25 @@ async fn handshake(
 }
 
 /// Adds JSON-RPC over HTTP to the interfaces of a node without JSON-RPC over IPC. The first poll uses HTTP if the check
-/// of HTTP succeeds within two seconds.
+/// that HTTP reaches the same node succeeds within two seconds.
 async fn add_http_rpc(
     connection: &IpcConnection,
     interfaces: &mut Interfaces,
     context: &Context,
 ) -> Result<Option<HttpRpcVerifier>, CallError> {
-    /// Maximum time for which the first poll waits for the check of HTTP.
+    /// Maximum time for which the first poll waits for the check that HTTP reaches the same node.
     const FIRST_CHECK_TIMEOUT: Duration = Duration::from_secs(2);
     let (None, Some(http)) = (interfaces.json_rpc(), &context.http_rpc) else { return Ok(None) };
     let verifier = HttpRpcVerifier::new(http.clone(), interfaces, &connection.thread("exporter-http").await?);
     interfaces.http = Some(http.clone());
-    let _ = tokio::time::timeout(FIRST_CHECK_TIMEOUT, verifier.verify()).await; // after a timeout, the session repeats the check
+    // After a timeout, the session repeats the check.
+    let _ = tokio::time::timeout(FIRST_CHECK_TIMEOUT, verifier.verify()).await;
     Ok(Some(verifier))
 }
 
-/// Waits until the node is shutting down. Over IPC, a node that is shutting down cannot be distinguished from a node
-/// that is starting, and does not exit before the exporter disconnects.
+/// Waits until the node is shutting down, which the name of its main thread in `/proc` shows. The responses over IPC do
+/// not distinguish a node that is shutting down from a node that is starting, and a node that is shutting down does not
+/// exit before the exporter disconnects.
 async fn wait_for_shutdown(node: &SocketPeer) {
     const CHECK_INTERVAL: Duration = Duration::from_millis(50);
     while node.is_shutting_down() != Some(true) {
@@ -155,8 +159,9 @@ async fn discover_node(
                 .into(),
         ));
     }
-    // After the discovery, make a long poll, because its response shows whether the node is shutting down. No other
-    // call must be made to a node that is shutting down; for example, such a node never responds to estimatesmartfee.
+    // After the discovery, call `wait_tip_changed` with `NO_BLOCK`, to which the node responds immediately, because the
+    // response shows whether the node is shutting down. No other call must be made to a node that is shutting down; for
+    // example, such a node never responds to estimatesmartfee.
     if let Some(mining) = &interfaces.mining
         && let Ok(None) =
             mining.on_thread(&waiting.with_extra_timeout(LONG_POLL)).wait_tip_changed(NO_BLOCK).await
@@ -171,7 +176,7 @@ async fn discover_node(
     Ok((waiting, subscribing, interfaces))
 }
 
-/// Interval between two checks whether a node has finished starting.
+/// Interval between two checks whether a starting node has loaded its chain.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Name of the thread that a node starts when it has loaded its chain.
@@ -199,12 +204,12 @@ const NO_EVIDENCE: &str = "this node (Bitcoin Core 30) does not report over IPC 
      the exporter in the node's PID namespace (containers: --pid=host or --pid=container:NODE; systemd: no \
      ProtectProc=), and connect to the node's own socket, not to a proxy's";
 
-/// Waits until Core's RPC warmup is over. During warmup the node responds to JSON-RPC calls with the error
-/// RPC_IN_WARMUP, and its other interfaces must not be called.
+/// Waits until Bitcoin Core's RPC warmup is over, the time in which a starting node loads its chain. During warmup the
+/// node responds to JSON-RPC calls with the error RPC_IN_WARMUP, and its other interfaces must not be called.
 ///
-/// A node that is shutting down can return the same error, and does not exit before the exporter disconnects. If the
-/// node's process is not visible in `/proc`, the exporter cannot detect the shutdown, and therefore disconnects after
-/// five seconds.
+/// A node that is shutting down can return the same error RPC_IN_WARMUP, and does not exit before the exporter
+/// disconnects. If the node's process is not visible in `/proc`, the exporter cannot detect the shutdown, and therefore
+/// disconnects after five seconds.
 async fn wait_for_warmup(json_rpc: &JsonRpc, node: &SocketPeer) -> Result<(), SessionEnd> {
     /// Maximum time for which the exporter waits for the end of the warmup, if the node's process is not visible in
     /// `/proc`.

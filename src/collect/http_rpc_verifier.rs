@@ -1,4 +1,5 @@
-//! Checks whether JSON-RPC over HTTP can be used: the node must respond, and HTTP and IPC must lead to the same node.
+//! Checks whether JSON-RPC over HTTP can be used: a node must respond, and it must be the node to which the exporter is
+//! connected over IPC.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,10 +14,11 @@ use crate::ipc::{Chain, Interfaces, Mining, NodeThread};
 use crate::json_rpc::CallError;
 use crate::json_rpc::http::HttpRpc;
 
-/// Interval between two checks whether HTTP still leads to the same node as IPC.
+/// Interval between two checks whether HTTP requests still reach the same node as calls over IPC.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Checker of JSON-RPC over HTTP, which must respond and lead to the same node as IPC.
+/// Verifier of JSON-RPC over HTTP for one connection: checks that a node responds over HTTP, and that it is the node at
+/// the other end of the IPC connection.
 pub struct HttpRpcVerifier {
     pub http: HttpRpc,
     mining: Option<Mining>,
@@ -24,8 +26,8 @@ pub struct HttpRpcVerifier {
 }
 
 impl HttpRpcVerifier {
-    /// Creates a verifier that compares the responses over HTTP with the responses of these IPC interfaces. The
-    /// verifier's IPC calls run on `thread`, which must run no other calls.
+    /// Creates a verifier that compares the node's responses over HTTP with its responses through these IPC interfaces.
+    /// The verifier's IPC calls run on `thread`, which must run no other calls.
     pub fn new(http: HttpRpc, interfaces: &Interfaces, thread: &NodeThread) -> Self {
         http.reset_node(false);
         let mining = interfaces.mining.as_ref().map(|mining| mining.on_thread(thread));
@@ -33,15 +35,15 @@ impl HttpRpcVerifier {
         HttpRpcVerifier { http, mining, chain }
     }
 
-    /// Creates a verifier for a node without IPC. This verifier compares only the name of the node's chain with the
-    /// configured name.
+    /// Creates a verifier for a node without IPC. This verifier compares only the name of the node's chain (for example
+    /// `main`) with the configured name.
     pub fn http_only(http: HttpRpc) -> Self {
         http.reset_node(true);
         HttpRpcVerifier { http, mining: None, chain: None }
     }
 
-    /// Marks HTTP as usable if it responds and leads to the right node. If HTTP does not respond or leads to another
-    /// node, marks HTTP as unusable, with the reason.
+    /// Marks HTTP as usable if the expected node responds over HTTP. If no node or another node responds, marks HTTP as
+    /// unusable, with the reason.
     pub async fn verify(&self) {
         match self.find_difference().await {
             Ok(None) => {
@@ -62,11 +64,11 @@ impl HttpRpcVerifier {
         }
     }
 
-    /// Repeats the check periodically, and when HTTP becomes unusable. When HTTP becomes usable, notifies `usable`,
-    /// which starts a poll immediately.
+    /// Repeats the check [`verify`](Self::verify) periodically, and when HTTP becomes unusable. When HTTP becomes
+    /// usable, notifies `usable`, which starts a poll of the node immediately.
     pub async fn keep_verifying(self, usable: Rc<Notify>) {
-        // Checks back off after failures, because Core delays its response to a wrong password and logs each wrong
-        // password.
+        // After failed checks, the time until the next check grows, because Bitcoin Core delays its response to a wrong
+        // password and logs each wrong password.
         let mut limit = RateLimit::new(RECHECK_INTERVAL, 0);
         loop {
             let _ = tokio::time::timeout(RECHECK_INTERVAL, self.http.became_unusable()).await;
@@ -109,7 +111,8 @@ impl HttpRpcVerifier {
     /// over IPC. Returns a description of the difference if the node behind HTTP has another block at that height. If
     /// the blocks differ, the IPC tip is read again, because the tip may have changed during the call.
     async fn find_tip_difference(&self, mining: &Mining) -> Result<Option<String>, CallError> {
-        /// Maximum number of comparisons. A comparison is repeated if the tip changed during the call.
+        /// Maximum number of comparisons of the two blocks. A comparison is repeated if the IPC tip changed during the
+        /// comparison.
         const MAX_TIP_CHANGES: u32 = 5;
         for _ in 0..MAX_TIP_CHANGES {
             let Some(before) = mining.tip().await? else { return Ok(None) };

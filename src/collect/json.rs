@@ -1,5 +1,5 @@
-//! Functions that read fields of the node's JSON responses. The functions return `None` if a field is missing, null, of
-//! another type or out of range.
+//! Functions that read fields of the node's JSON responses. The functions for one field return `None` if the field is
+//! missing, null, of another type or out of range.
 
 use serde_json::Value;
 
@@ -38,7 +38,7 @@ pub fn entries(value: &Value) -> Vec<(&str, &Value)> {
     entries.map(|(name, value)| (name.as_str(), value)).take(MAX_ENTRIES).collect()
 }
 
-/// Number of elements of a JSON array.
+/// Number of elements of a JSON array; `None` if the value is not an array.
 pub fn length(value: &Value) -> Option<f64> {
     value.as_array().map(|list| list.len() as f64)
 }

@@ -1,8 +1,8 @@
-//! Metrics of the next block: requests block templates from the node periodically, for a limited share of the node's
-//! time.
+//! Metrics of the next block, which are read from block templates (candidates for the next block). The exporter
+//! requests templates from the node periodically, for a limited share of the node's time.
 //!
-//! The node holds `cs_main` and the mempool's lock while it builds a template. The calls run on a separate thread of
-//! the node, so a build that never returns does not delay other calls.
+//! The node holds `cs_main` and the mempool's lock while it builds a template. The requests run on a separate thread of
+//! the node, so a request to which the node never responds does not delay other calls.
 
 use std::ops::ControlFlow;
 use std::pin::pin;
@@ -33,14 +33,15 @@ pub fn is_wanted(interfaces: &Interfaces, mode: NextBlockMode) -> bool {
 /// With 100, requests take at most 1 % of the node's time.
 const TIME_SHARE: u32 = 100;
 
-/// The task that requests block templates over one connection, and exports their contents.
+/// The task that requests block templates over one connection, and exports the number, weight, fees and signature
+/// operations of their transactions.
 pub struct TemplatePoller {
     mining: Mining,
     context: Rc<Context>,
     new_tip: watch::Receiver<Option<NewTip>>,
     limit: RateLimit,
     last_parent: LastParent,
-    /// Whether the last request for a template failed. Only the first of several failures in a row is logged.
+    /// Whether the last request for a template failed. Only the first of several failed requests in a row is logged.
     failing: bool,
 }
 
@@ -97,7 +98,8 @@ impl TemplatePoller {
                 Ok(()) = self.new_tip.changed() => match self.limit.due_at_event() {
                     due if due <= Instant::now() => new_tip = *self.new_tip.borrow_and_update(),
                     due => {
-                        self.context.metrics.next_block.clear(); // the exported template was built on another block
+                        // The exported values are of a template that was built on another block than the new tip.
+                        self.context.metrics.next_block.clear();
                         sleep_until(due).await;
                     }
                 }
@@ -105,9 +107,9 @@ impl TemplatePoller {
         }
     }
 
-    /// Requests one template now, and exports its contents. `new_tip` is the tip that caused the request, if any.
-    /// Returns `Break` if further requests cannot succeed, because the connection is closed or the node does not have
-    /// the method.
+    /// Requests one template now, and exports the totals of its transactions. `new_tip` is the new tip that caused the
+    /// request; `None` if the request is periodic. Returns `Break` if further requests cannot succeed, because the
+    /// connection is closed or the node does not have the method `createNewBlock`.
     pub async fn poll(&mut self, new_tip: Option<NewTip>) -> ControlFlow<()> {
         let context = self.context.clone();
         let metrics = &context.metrics.next_block;
@@ -172,8 +174,8 @@ impl TemplatePoller {
         Ok(Some(totals))
     }
 
-    /// Requests a template from the node. Waits without a time limit, because the call can be neither cancelled nor
-    /// repeated while it is under way.
+    /// Requests a template from the node. Waits for the response without a time limit, because the request can be
+    /// neither cancelled nor repeated while the node builds the template.
     async fn create_template(&self) -> Result<Option<BlockTemplate>, CallError> {
         let call_timeout = self.context.config.call_timeout;
         let mut creating = pin!(self.mining.create_new_block());
@@ -190,8 +192,8 @@ impl TemplatePoller {
     }
 }
 
-/// Reads the parent block of a template, and the totals of its transactions. The weight is computed from the serialized
-/// block, for which the node sends up to 4 MB. The node holds no lock while it copies the block.
+/// Reads the parent block of a template, and the totals of its transactions. The weight of the transactions is computed
+/// from the serialized block of the template, of up to 4 MB. The node holds no lock while it copies this block.
 async fn read(template: &BlockTemplate) -> Result<(BlockHash, TemplateTotals), CallError> {
     let fees = template.fees().await?;
     let sigops = template.sigops().await?;

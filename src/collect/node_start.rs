@@ -1,8 +1,9 @@
-//! Determines the start time of the node's process, and whether the node was restarted or another node responds.
+//! Determines the start time of the node's process, and whether the node was restarted, or whether another node
+//! responds than before (for example behind a proxy).
 //!
-//! Bitcoin Core 30 and earlier compute the uptime as the difference of two wall clock readings, so it jumps when the
-//! clock is set. From version 31 on the uptime is monotonic. An uptime that is smaller than expected is therefore not
-//! sufficient evidence of a restart.
+//! Bitcoin Core 30 and earlier compute the uptime as the difference of two wall clock readings, so the uptime jumps
+//! when the wall clock is set. From version 31 on the uptime is monotonic. An uptime that is smaller than expected is
+//! therefore not sufficient evidence of a restart: the wall clock may have been set back.
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,18 +11,19 @@ use nix::time::ClockId;
 
 use crate::sys;
 
-/// Tolerance in seconds when two uptimes are compared, because the node rounds its uptime to whole seconds.
+/// Tolerance in seconds when two uptimes are compared. The node rounds each uptime to whole seconds, so the difference
+/// of two uptimes can be wrong by about a second.
 const TOLERANCE: f64 = 2.0;
 
-/// An uptime of the node, and the times before and after the call that returned it.
+/// An uptime of the node, and the exporter's times before and after the call that returned this uptime.
 #[derive(Clone, Copy)]
 pub struct UptimeReading {
     /// The node's uptime in seconds.
     pub seconds: f64,
-    /// Time before the call, on the monotonic clock. Like the uptime of Bitcoin Core 31, the monotonic clock does not
+    /// Time before the call, on the exporter's monotonic clock. Like the uptime of Bitcoin Core 31, this clock does not
     /// advance while the machine is suspended.
     pub called: Instant,
-    /// Time after the call, on the monotonic clock.
+    /// Time after the call, on the exporter's monotonic clock.
     pub returned: Instant,
 }
 
@@ -33,8 +35,8 @@ impl UptimeReading {
         self.seconds >= 0.0 && self.seconds + TOLERANCE < expected && self.seconds <= since_last + TOLERANCE
     }
 
-    /// Whether the process that returned the uptime `last` would now return this uptime, provided that the wall clock
-    /// was not set in between.
+    /// Whether this uptime is the uptime that the process that returned `last` would return now, provided that the wall
+    /// clock was not set between the two readings.
     fn continues(&self, last: &UptimeReading) -> bool {
         let least = last.seconds + self.called.saturating_duration_since(last.returned).as_secs_f64();
         let most = last.seconds + self.returned.saturating_duration_since(last.called).as_secs_f64();
@@ -55,16 +57,18 @@ pub enum NodeIdentity {
     Unknown,
 }
 
-/// Tracker of the start time, the restarts and the identity of the node's process, over all connections.
+/// Tracker of the node's process over all connections: when the process started, how often another process was
+/// detected, and whether the current process is the previous one.
 #[derive(Default)]
 pub struct NodeStartTracker {
-    /// PID, and start time in clock ticks since boot; `None` if the process is not visible in `/proc`.
+    /// PID of the node's process, and its start time in clock ticks since boot; `None` if the process is not visible in
+    /// `/proc`.
     process: Option<(i32, u64)>,
     uptime: Option<UptimeReading>,
     /// Time of the last update, in clock ticks since boot.
     read: u64,
-    /// Start time of the process, Unix seconds. The start time is computed once and kept until another process
-    /// responds, because a later computation would give another result if the wall clock is set.
+    /// Start time of the node's process, in Unix seconds. The start time is computed once and kept until another
+    /// process responds, because a later computation would give another result if the wall clock is set.
     started: Option<f64>,
     /// Whether no uptime was read since the current connection was opened. The next uptime may be of another node,
     /// because a proxy can route a new connection to another node.
@@ -88,11 +92,13 @@ impl NodeStartTracker {
     }
 
     /// Returns whether the process that responds now is the process that responded at the previous call of this method.
+    /// Returns `Unknown` if the tracker was not updated since then.
     pub fn take_identity(&mut self) -> NodeIdentity {
         self.identity.take().unwrap_or(NodeIdentity::Unknown)
     }
 
-    /// Returns which process responds now, and whether it is another process than before.
+    /// Compares the process that responds now with the process of the last update. Returns the result, and whether
+    /// there is evidence of another process.
     fn identify(&self, process: Option<(i32, u64)>, uptime: Option<UptimeReading>) -> (NodeIdentity, bool) {
         let by_uptime = || {
             let readings = self.uptime.zip(uptime);
@@ -140,7 +146,7 @@ impl NodeStartTracker {
     }
 }
 
-/// Age in seconds of a process with this PID and start time in clock ticks since boot.
+/// Age in seconds of a process, of which the PID and the start time in clock ticks since boot are given.
 fn age((_, ticks): (i32, u64)) -> f64 {
     since_boot() - ticks as f64 / procfs::ticks_per_second() as f64
 }

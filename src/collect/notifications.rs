@@ -1,4 +1,5 @@
-//! Updates the metrics for notifications of the Chain interface.
+//! Counts the notifications that the node sends through its IPC interface Chain, for example of a connected block or of
+//! a transaction that was added to the mempool.
 
 use tracing::{debug, warn};
 
@@ -8,7 +9,7 @@ use crate::bitcoin_core::REMOVAL_REASONS;
 use crate::ipc::{BlockHash, BlockRef, ChainEvent};
 use crate::metrics::Metrics;
 
-/// Creates the series of the counters of notifications, with value 0.
+/// Creates the series of the counters that count notifications, with value 0.
 pub fn start(metrics: &Metrics) {
     let blocks = &metrics.blocks;
     for counter in
@@ -24,7 +25,7 @@ pub fn start(metrics: &Metrics) {
     }
 }
 
-/// Counts a notification. Returns the name of the method by which the node sent the notification.
+/// Counts a notification. Returns the name of the callback method by which the node sent the notification.
 pub fn count(event: ChainEvent, context: &Context) -> &'static str {
     let metrics = &context.metrics;
     let blocks = &metrics.blocks;

@@ -1,4 +1,5 @@
-//! Implements `--once` and `--check`: opens one connection and makes one poll.
+//! Implements the options `--once`, which prints the metrics of one poll of the node, and `--check`, which prints a
+//! description of the node.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;

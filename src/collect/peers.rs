@@ -1,4 +1,5 @@
-//! Metrics of the node's connected peers, computed from the statistics of each peer.
+//! Metrics of the node's connected P2P peers, computed from the statistics of each peer that the node returns in
+//! Node.getNodesStats or getpeerinfo.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
@@ -12,9 +13,10 @@ use super::node_start::NodeIdentity;
 use crate::ipc::PeerStats;
 use crate::metrics::{MESSAGE_TYPES, NetworkMetrics, now};
 
-/// Difference in seconds between a peer's clock and the node's clock above which the peer's clock counts as wrong.
+/// Difference in seconds between a peer's clock and the node's clock. If the difference is larger, the metrics count
+/// the peer's clock as wrong.
 const CLOCK_OFF_SECONDS: i64 = 10;
-/// Time without a response after which a ping counts as overdue.
+/// Time after which a ping from the node to a peer counts as overdue if the peer has not responded.
 const PING_OVERDUE: Duration = Duration::from_secs(5);
 /// 1 sat/vB, in BTC/kvB. A peer with a lower fee filter accepts transactions below 1 sat/vB.
 const ONE_SAT_PER_VBYTE: f64 = 0.00001;
@@ -41,28 +43,29 @@ impl AnnouncementBacklog {
     }
 }
 
-/// Number of transactions that the node has yet to announce to this peer, including the backlog.
+/// Number of transactions that the node has yet to announce to this peer, including the backlog that the node has not
+/// queued for the peers yet.
 fn queued(peer: &PeerStats, backlog: AnnouncementBacklog) -> Option<f64> {
     let backlog = if peer.is_inbound() { backlog.inbound } else { backlog.outbound };
     let backlog = backlog.filter(|_| peer.relays_transactions).unwrap_or(0.0);
     Some(peer.inv_to_send? as f64 + backlog)
 }
 
-/// Whether the peer accepts transactions below 1 sat/vB. A filter of 0 does not count, because the node reports 0 until
-/// the peer has sent a filter, and peers without transaction relay never send a filter.
+/// Whether the peer accepts transactions below 1 sat/vB. A fee filter of 0 is not evidence of this, because the node
+/// reports 0 until the peer has sent a fee filter, and peers without transaction relay never send a fee filter.
 fn has_low_fee_filter(peer: &PeerStats) -> bool {
     let is_low = |filter| filter > 0.0 && filter < ONE_SAT_PER_VBYTE;
     peer.relays_transactions && peer.min_fee_filter.is_some_and(is_low)
 }
 
-/// A total that the node keeps for each peer.
+/// One of the traffic totals that the node keeps for each peer, and that the exporter adds to a counter.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum PeerTotal {
-    /// Bytes of P2P messages, by direction and message type.
+    /// Bytes of the P2P messages in one direction (`in` or `out`) and of one message type.
     Bytes(&'static str, &'static str),
     /// Addresses from the peer that the node processed.
     AddressesProcessed,
-    /// Addresses from the peer that the node dropped because the peer sent too many.
+    /// Addresses from the peer that the node dropped because the peer sent too many addresses.
     AddressesRateLimited,
 }
 
@@ -76,11 +79,12 @@ impl PeerTotal {
     }
 }
 
-/// Values of the node that the metrics of its peers depend on: the announcement backlog, which is added to the queues
-/// of the peers, the height of the tip, with which the heights of the peers are compared, and the identity of the node.
+/// Values of the node itself at one poll, from which some metrics of its peers are computed: the announcement backlog
+/// is added to the queues of the peers, the height of the tip is compared with the heights of the peers, and the
+/// identity shows whether the counted traffic totals belong to this node.
 #[derive(Clone, Copy, Default)]
 pub struct NodeState {
-    /// Transactions that the node holds back from all inbound or all outbound peers.
+    /// Numbers of transactions that the node holds back from all inbound and from all outbound peers.
     pub backlog: AnnouncementBacklog,
     /// Height of the node's tip.
     pub height: Option<f64>,
@@ -93,14 +97,14 @@ pub struct NodeState {
 /// reconnects.
 #[derive(Default)]
 pub struct PeerTraffic {
-    /// Totals that the node reported at the last poll, by peer; `None` before the first poll.
+    /// Traffic totals that the node reported at the last poll, by peer and kind of total; `None` before the first poll.
     counted: Option<HashMap<(PeerKey, PeerTotal), u64>>,
     /// Time of the last poll, in Unix seconds.
     seen: i64,
 }
 
 impl PeerTraffic {
-    /// Exports the metrics of the connected peers.
+    /// Exports the metrics of the connected peers, including the traffic since the last poll.
     pub fn show(&mut self, peers: &[PeerStats], node: NodeState, network: &NetworkMetrics) {
         show_kinds(peers, network);
         show_software(peers, network);
@@ -113,12 +117,12 @@ impl PeerTraffic {
     }
 
     /// Adds the increase of each peer's traffic totals (bytes and addresses) since the last poll to the counters. A
-    /// peer that has disconnected is removed from the state, and its counted traffic remains in the counters.
+    /// peer that has disconnected is removed from `self`, and its counted traffic remains in the counters.
     ///
-    /// The totals at the first poll are not counted, because an exporter that was restarted would count them again. If
-    /// another long-running node responds, the totals of its peers that connected before the last poll are also not
-    /// counted. A node is treated as another node if none of its peers was seen before and there is no evidence that it
-    /// is the same node.
+    /// The totals at the exporter's first poll are not counted, because an exporter that is restarted would otherwise
+    /// count the same traffic twice. If another long-running node responds, the totals of its peers that connected
+    /// before the last poll are also not counted. The responding node is treated as another node if none of its peers
+    /// was connected at the last poll and there is no other evidence that it is the same node.
     fn count_traffic(
         &mut self,
         peers: &[PeerStats],
@@ -171,7 +175,8 @@ fn show_kinds(peers: &[PeerStats], network: &NetworkMetrics) {
     }));
 }
 
-/// Services with their bits in Core's `ServiceFlags`, as label values.
+/// P2P services that a peer can offer: for each service its label value, and its bit number in Bitcoin Core's
+/// `ServiceFlags`.
 const SERVICES: [(&str, u32); 6] = [
     ("network", 0),
     ("bloom", 2),
@@ -194,8 +199,8 @@ fn show_software(peers: &[PeerStats], network: &NetworkMetrics) {
 }
 
 /// Parses a peer's user agent to two label values: the client (`core`, `knots` or `other`), and for Bitcoin Core its
-/// major version (before version 22: `0.` and the second number). Both values are from bounded sets, because a peer can
-/// send any text as its user agent.
+/// major version (before version 22: `0.` and the second number). Both values are from small fixed sets, to limit the
+/// number of series, because a peer can send any text as its user agent.
 fn client(user_agent: &str) -> [String; 2] {
     let other = ["other".into(), String::new()];
     let Some(rest) = user_agent.strip_prefix("/Satoshi:") else { return other };
@@ -213,8 +218,8 @@ fn client(user_agent: &str) -> [String; 2] {
     }
 }
 
-/// Exports percentiles of the ping times, and the numbers of peers with certain properties, for example with an overdue
-/// ping.
+/// Exports percentiles of the peers' ping times, and the numbers of peers with certain properties, for example with an
+/// overdue ping.
 fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     network.ping.replace(percentiles(peers.iter().filter_map(|peer| peer.ping)));
     network.min_ping.replace(percentiles(peers.iter().filter_map(|peer| peer.min_ping)));
@@ -238,7 +243,8 @@ fn show_states(peers: &[PeerStats], network: &NetworkMetrics) {
     network.addr_rate_limited.set(Some(how_many(&is_limited)));
 }
 
-/// Exports the sum and the maximum over all peers of the number of transactions that the node has yet to announce.
+/// Exports the number of transactions that the node has yet to announce to its peers, as the sum and the maximum over
+/// all peers.
 fn show_queues(peers: &[PeerStats], backlog: AnnouncementBacklog, network: &NetworkMetrics) {
     let waiting: Vec<_> = peers.iter().filter_map(|peer| queued(peer, backlog)).collect();
     let statistics = [("sum", waiting.iter().sum()), ("max", waiting.iter().copied().fold(0.0, f64::max))];
@@ -272,9 +278,10 @@ fn group_sizes<T: Eq + Hash>(values: impl Iterator<Item = T>) -> Vec<usize> {
     occurrences.into_values().collect()
 }
 
-/// The range that contains a peer's public address: the /16 of an IPv4 address, or the /32 of an IPv6 address. An
-/// attacker with one address in a range can get more addresses in it cheaply, so Bitcoin Core opens at most one
-/// connection to each range. Core's netgroups are the same ranges, except for addresses of tunnels.
+/// The address range that contains a peer's public address: the /16 of an IPv4 address, or the /32 of an IPv6 address.
+/// An attacker with one address in a range can get more addresses in it cheaply, so Bitcoin Core opens at most one
+/// connection to each range. Bitcoin Core calls such a range a netgroup. Core's netgroups are the same ranges as here,
+/// except for IPv6 addresses of tunnels over IPv4.
 fn netgroup(peer: &PeerStats) -> Option<(bool, [u8; 4])> {
     match (peer.network, peer.address?.to_canonical()) {
         ("ipv4" | "ipv6", IpAddr::V4(address)) => {
@@ -286,8 +293,9 @@ fn netgroup(peer: &PeerStats) -> Option<(bool, [u8; 4])> {
     }
 }
 
-/// Returns the 50th, 90th and 100th percentile in seconds, each with its label value. The p-th percentile is the
-/// smallest value for which at least p % of the values are not larger. The result is empty if there are no values.
+/// Returns the 50th, 90th and 100th percentile of durations in seconds, each with its label value. The p-th percentile
+/// is the smallest value for which at least p % of the values are not larger. The result is empty if there are no
+/// values.
 fn percentiles(values: impl Iterator<Item = Duration>) -> Vec<([&'static str; 1], f64)> {
     let mut values: Vec<_> = values.collect();
     values.sort();
@@ -366,7 +374,8 @@ mod tests {
         peers.show(&[], NodeState::default(), &metrics.network);
         peers.show(&[peer(1, 100, 1), peer(2, 50, 0)], NodeState::default(), &metrics.network);
         peers.show(&[peer(2, 70, 3)], NodeState::default(), &metrics.network);
-        peers.show(&[peer(2, 60, 3)], NodeState::default(), &metrics.network); // a decrease is invalid, and the counters keep their values
+        // A decrease of a peer's total is invalid, and the counters keep their values.
+        peers.show(&[peer(2, 60, 3)], NodeState::default(), &metrics.network);
         let text = metrics.render(Format::Text);
         assert!(
             text.contains("bitcoin_p2p_message_bytes_total{direction=\"in\",type=\"tx\"} 170\n"),
@@ -518,7 +527,8 @@ mod tests {
         };
         assert_eq!(count(1000, false, &[(0, 500, 100)]), 0);
         assert_eq!(count(1015, false, &[(0, 500, 200), (1, 1010, 50)]), 150);
-        // Another node with two peers: the first connected long ago, the second since the last poll.
+        // Another node responds, with two peers: the first peer connected long ago, the second peer after the last
+        // poll.
         assert_eq!(count(1030, true, &[(7, 100, 9_000_000), (8, 1020, 30)]), 180);
         assert_eq!(count(1045, false, &[(7, 100, 9_000_005), (8, 1020, 30)]), 185);
         // A peer that was seen before is evidence of the same node, so peer 9 is counted although its connection time

@@ -1,5 +1,5 @@
 //! Decides when a call to the node may be repeated: after an interval, after a multiple of the duration of the last
-//! call, and after a back-off if the call failed.
+//! call, and, if the call failed, after a back-off that grows with each failure.
 //!
 //! [`Suspensions`] detects that the machine was suspended. After a suspend, the values that were read before the
 //! suspend are outdated, although the timer of the next call has not expired, because timers do not advance during a
@@ -13,18 +13,20 @@ use tokio::time::Instant;
 use crate::metrics;
 use crate::sys::clock;
 
-/// Rate limit of one type of call: an interval, a maximum share of the node's time, and a back-off after failures.
+/// Rate limit of one type of call to the node, which determines the earliest time of the next call from the interval,
+/// the duration of the last call and the number of failures.
 pub struct RateLimit {
     /// Minimum time between the starts of two calls.
     interval: Duration,
-    /// Minimum time between the starts of two calls, as a multiple of the duration of the first call. The value is
-    /// called the time budget: with 100, calls take at most 1 % of the node's time. Zero for no time budget.
+    /// Minimum time between the starts of two calls, as a multiple of the duration of the first call. This limit is
+    /// called the time budget, because it limits the share of the node's time: with 100, calls take at most 1 %. Zero
+    /// for no time budget.
     share: u32,
     /// Maximum back-off after a failure.
     max_backoff: Duration,
-    /// End of the interval after the last call, or of the back-off if that call failed.
+    /// End of the interval after the last call, or end of the back-off if the last call failed.
     interval_end: Instant,
-    /// Time at which the time budget permits the next call.
+    /// Time from which the time budget permits the next call.
     busy_until: Instant,
     /// Whether the last call was made before the time budget permitted it.
     in_debt: bool,
@@ -32,22 +34,23 @@ pub struct RateLimit {
     earliest_event: Instant,
     /// Number of failed calls in a row.
     failures: u32,
-    /// Time for which the result of the last call is exported.
+    /// Time for which the result of the last successful call is exported.
     lifetime: Duration,
 }
 
 impl RateLimit {
-    /// Minimum interval of a costly call, during which the node holds one of its main locks (`cs_main` or the mempool's
-    /// lock).
+    /// Minimum interval of a costly call: a call during which the node holds a lock that many of its threads need, for
+    /// example `cs_main`, or waits for another of its threads.
     const COSTLY_INTERVAL: Duration = Duration::from_secs(60);
-    /// Value of `share` for costly calls: they take at most 0.1 % of the node's time.
+    /// Value of `share` for costly calls, with which each type of costly call takes at most 0.1 % of the node's time.
     const COSTLY_SHARE: u32 = 1000;
     /// Maximum time for which the time budget delays the next call, even after a very long call. This maximum is less
     /// than [`MAX_LIFETIME`](Self::MAX_LIFETIME), so no value expires before the next call.
     const MAX_INTERVAL: Duration = Duration::from_secs(4 * 60);
-    /// Maximum time for which the result of a call is exported.
+    /// Maximum time for which the result of a call is exported, if the interval of the call is not longer than half of
+    /// this time.
     const MAX_LIFETIME: Duration = Duration::from_secs(5 * 60);
-    /// Minimum time between the starts of two calls that are made early because of events.
+    /// Minimum time between the starts of two calls that are made before they are due, because of events (new tips).
     const MIN_EARLY_INTERVAL: Duration = Duration::from_secs(1);
     /// Back-off after the first failure. The back-off doubles with each further failure.
     const MIN_BACKOFF: Duration = Duration::from_secs(1);
@@ -72,7 +75,7 @@ impl RateLimit {
         }
     }
 
-    /// Creates the limit of a costly call, during which the node holds one of its main locks.
+    /// Creates the limit of a costly call (see [`COSTLY_INTERVAL`](Self::COSTLY_INTERVAL)).
     pub fn costly(poll_interval: Duration) -> Self {
         Self::new(Self::COSTLY_INTERVAL.max(poll_interval), Self::COSTLY_SHARE)
     }
@@ -82,7 +85,7 @@ impl RateLimit {
         RateLimit { max_backoff: Self::MAX_BACKOFF, ..Self::new(Duration::ZERO, 0) }
     }
 
-    /// Records that the call succeeded.
+    /// Records a successful call that started at `started` and ended at `ended`.
     pub fn succeeded(&mut self, started: Instant, ended: Instant) {
         let cost = (ended - started).saturating_mul(self.share).min(Self::MAX_INTERVAL);
         self.failures = 0;
@@ -94,12 +97,13 @@ impl RateLimit {
         self.lifetime = lifetime.max(metrics::lifetime(self.interval));
     }
 
-    /// Records that the call that started at `started` was made early because of an event, for example a new tip.
+    /// Records that the call that started at `started` was made before it was due, because of an event, for example a
+    /// new tip.
     pub fn was_early(&mut self, started: Instant) {
         self.earliest_event = started + Self::MIN_EARLY_INTERVAL.min(self.interval);
     }
 
-    /// Records that the call failed.
+    /// Records a call that failed at the time `ended`.
     pub fn failed(&mut self, ended: Instant) {
         let backoff = Self::MIN_BACKOFF.saturating_mul(2u32.saturating_pow(self.failures));
         self.failures = self.failures.saturating_add(1);
@@ -107,25 +111,27 @@ impl RateLimit {
         self.earliest_event = self.interval_end;
     }
 
-    /// Records that the call failed and that a repetition would fail, too. The next call is due after the maximum
-    /// back-off.
+    /// Records a call that failed at the time `ended` and would fail again if it was repeated. The next call is due
+    /// after the maximum back-off.
     pub fn failed_permanently(&mut self, ended: Instant) {
         self.failures = u32::MAX;
         self.failed(ended);
     }
 
-    /// Time at which the next regular call may be made.
+    /// Time from which the next call may be made without an event.
     pub fn due(&self) -> Instant {
         self.interval_end.max(self.busy_until)
     }
 
-    /// Time at which the next call may be made because of an event. One early call may exceed the time budget; the call
-    /// after it has to wait until the time budget permits it.
+    /// Time from which the next call may be made because of an event. One early call may exceed the time budget; the
+    /// call after the early call has to wait until the time budget permits a call.
     pub fn due_at_event(&self) -> Instant {
         if self.in_debt { self.busy_until.max(self.earliest_event) } else { self.earliest_event }
     }
 
-    /// Time for which the result of the last call is exported: twice the time until the next call is due.
+    /// Time for which the result of the last successful call is exported: twice the time from the start of this call
+    /// until the next call is due, but at most five minutes, and at least the lifetime of a value that is read once per
+    /// interval.
     pub fn lifetime(&self) -> Duration {
         self.lifetime
     }
@@ -137,9 +143,10 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// readings of the two clocks.
 const MIN_SUSPENSION: Duration = Duration::from_secs(1);
 
-/// Detector of suspends of the machine.
+/// Detector of suspends of the machine, which compares a clock that advances during a suspend with a clock that does
+/// not.
 pub struct Suspensions {
-    /// Total suspend time since boot, at the last check.
+    /// Total time for which the machine was suspended since boot, at the last check.
     before: Duration,
 }
 

@@ -1,8 +1,10 @@
-//! The event loop of one connection, from the first poll to the disconnect. The connection uses IPC, or only HTTP.
+//! A session: the event loop of one connection to the node, from the first poll to the disconnect. The connection uses
+//! IPC, or only HTTP. Over IPC, the connection passes through a guard, a process that relays the messages between the
+//! node and the exporter, and disconnects cleanly if the exporter fails.
 //!
-//! Polls, the watch for new tips, subscriptions, block templates and checks of HTTP run as separate tasks, and the
-//! event loop awaits only their events. A task that waits for a response of the node therefore delays neither the other
-//! tasks nor the disconnect.
+//! Polls of the node's state, the watch for new tips, subscriptions to the node's events, requests for block templates
+//! and checks of HTTP run as separate tasks, and the event loop awaits only the results of these tasks. A task that
+//! waits for a response of the node therefore delays neither the other tasks nor the disconnect.
 
 use std::fmt;
 use std::rc::Rc;
@@ -35,11 +37,12 @@ pub enum SessionEnd {
     ShutdownRequested,
     /// The node announced its shutdown.
     NodeShutDown,
-    /// The node did not respond in time.
+    /// The node did not respond to a call within the call's timeout.
     Hung(String),
-    /// The connection was closed, or several polls in a row failed.
+    /// The connection was closed, or several polls in a row failed and the last one did not fail by a timeout.
     Lost(String),
-    /// The process at the other end of the socket is not a node that the exporter can poll, or the node is not ready.
+    /// The process at the other end of the IPC socket is not a node that the exporter can poll, or it is a node that
+    /// may still be loading its chain.
     Refused(String),
 }
 
@@ -59,12 +62,12 @@ impl SessionEnd {
         }
     }
 
-    /// The connection was closed, for this reason.
+    /// Creates the reason [`Lost`](Self::Lost) of a session whose connection was closed because of `why`.
     pub(super) fn closed(why: impl fmt::Display) -> Self {
         SessionEnd::Lost(format!("lost the connection to the node: {why}"))
     }
 
-    /// `missed` polls in a row failed, the last one with this error.
+    /// Creates the reason of a session in which `missed` polls in a row failed, the last one with the error `last`.
     fn missed_polls(missed: u32, last: &PollError) -> Self {
         let text = format!("disconnecting: {missed} polls in a row failed, the last one with: {last}");
         if last.is_timeout() { SessionEnd::Hung(text) } else { SessionEnd::Lost(text) }
@@ -94,33 +97,37 @@ impl From<CallError> for SessionEnd {
 /// and no subscription is active.
 const MAX_MISSED_POLLS: u32 = 3;
 
-/// A connection to a node that can be polled, and the event loop of the connection.
+/// An open connection to one node that is ready to be polled. [`run`](Self::run) is the event loop of the connection.
 pub struct Session {
     /// The connection over IPC; `None` if the node is polled only over HTTP.
     pub(super) ipc: Option<IpcParts>,
-    /// The node's interfaces.
+    /// The interfaces through which the exporter calls the node: its IPC interfaces, and JSON-RPC over IPC or HTTP.
     pub interfaces: Rc<Interfaces>,
-    /// The verifier of JSON-RPC over HTTP; `None` for a node with JSON-RPC over IPC.
+    /// The verifier that checks whether JSON-RPC over HTTP works; `None` if the node has JSON-RPC over IPC, or if HTTP
+    /// is disabled.
     pub(super) http_rpc: Option<HttpRpcVerifier>,
-    /// The node's process; `None` if it is not visible in `/proc`.
+    /// The node's process at the other end of the IPC socket; `None` if it is not visible in `/proc`, or if the node is
+    /// polled only over HTTP.
     pub(super) process: Option<ProcessUsage>,
     pub(super) context: Rc<Context>,
 }
 
-/// The parts of a session that only a connection over IPC has, such as the guard and the node's threads that run the
-/// exporter's calls.
+/// The parts of a session that only a connection over IPC has: the connection, its guard, and the threads of the node
+/// that run the exporter's calls.
 pub(super) struct IpcParts {
     pub connection: IpcConnection,
     pub guard: Option<Guard>,
-    /// Thread that runs the long poll for the tip.
+    /// Thread of the node that runs the long poll, a call to which the node responds when its tip changes, or after a
+    /// timeout.
     pub waiting: NodeThread,
-    /// Thread that runs the calls that start and end subscriptions.
+    /// Thread of the node that runs the calls that start and end subscriptions.
     pub subscribing: NodeThread,
-    /// Thread that builds block templates; `None` if the exporter requests no templates from this node.
+    /// Thread of the node that builds block templates; `None` if the exporter requests no templates from this node.
     pub building: Option<NodeThread>,
 }
 
-/// The tasks of a session that run concurrently with its event loop. Dropping the struct aborts all of them.
+/// The tasks of a session that run concurrently with the session's event loop. Dropping the struct aborts all of these
+/// tasks.
 struct SessionTasks {
     polls: mpsc::UnboundedReceiver<Result<PollResult, PollError>>,
     tip: Option<AbortOnDropHandle<SessionEnd>>,
@@ -135,7 +142,7 @@ impl Session {
         Session { ipc: None, interfaces, http_rpc: Some(verifier), process: None, context: context.clone() }
     }
 
-    /// Creates the poller of this session.
+    /// Creates the poller of this session, which reads the node's state and exports it.
     pub fn poller(&mut self) -> Poller {
         Poller::new(self.interfaces.clone(), self.context.clone(), self.process.take())
     }
@@ -148,7 +155,7 @@ impl Session {
     /// Subscribes to the node's events, polls the node and follows its tip until the session ends. Then closes the
     /// connection, and waits until the guard has ended the subscriptions and disconnected from the node. The session of
     /// a node that is polled only over HTTP also ends when `has_socket` returns true after a successful poll, which
-    /// means that the node is now reachable over IPC.
+    /// means that a new socket file for IPC exists.
     pub async fn run(mut self, has_socket: impl Fn() -> bool) -> SessionEnd {
         let end = self.wait_for_end(has_socket).await;
         debug!("the session ends: {end}");
@@ -156,7 +163,7 @@ impl Session {
         self.finish(end).await
     }
 
-    /// Closes the connection of a session on which [`run`](Self::run) was not called.
+    /// Disconnects from the node. For a session on which [`run`](Self::run) was not called.
     pub async fn close(self) {
         self.finish(SessionEnd::ShutdownRequested).await;
     }
@@ -222,8 +229,8 @@ impl Session {
         SessionTasks { polls, tip, subscriptions, _others: others }
     }
 
-    /// Updates the metrics and the status page after a successful poll, and passes the result of the poll to the
-    /// subscriptions.
+    /// Updates the metrics and the status page after a successful poll, and passes the result of the poll to the task
+    /// that manages the subscriptions.
     fn show(&mut self, polled: PollResult, subscriptions: Option<&Subscriptions>) {
         show_connected(&self.interfaces, &self.context);
         self.context.status.set_polled(polled.subversion, &self.interfaces.names());
@@ -255,7 +262,7 @@ struct PollHealth {
     /// Number of failed polls in a row.
     missed: u32,
     succeeded_at: Instant,
-    /// Time for which a polled value is exported.
+    /// Time for which a value is exported after a poll has read it.
     lifetime: Duration,
 }
 
@@ -286,7 +293,7 @@ pub(super) fn show_connected(interfaces: &Interfaces, context: &Context) {
     show_interfaces(interfaces, context);
 }
 
-/// Sets `bitcoin_up` to 0, and removes all values that were read from the node.
+/// Sets `bitcoin_up` to 0, and removes the values of all metrics that were read from the node.
 pub(super) fn show_disconnected(context: &Context) {
     context.metrics.clear_node_values();
     let http_only = context.http_rpc.as_ref().filter(|http| http.config().http_only && http.is_expected());

@@ -1,6 +1,7 @@
-//! Starts and ends the subscriptions of one connection (to chain notifications and to the UTXO cache trace), and counts
-//! their events. A separate task makes the calls that start and end subscriptions, because the node may respond late to
-//! these calls.
+//! Starts and ends the subscriptions of one connection, and counts the events that the node then reports by callbacks.
+//! There are two subscriptions: to chain notifications (connected blocks, and changes of the mempool), and to the UTXO
+//! cache trace (coins added to, spent from or dropped from the node's UTXO cache). A separate task makes the calls that
+//! start and end subscriptions, because the node may respond late to these calls.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -20,7 +21,8 @@ use crate::json_rpc::CallError;
 /// Handle to the task that starts and ends the subscriptions of one connection. When the connection is closed, the
 /// guard (the process that relays between the node and the exporter) ends the subscriptions that are still active.
 pub struct Subscriptions {
-    /// Whether the last successful poll found the node in initial block download.
+    /// Whether the last successful poll found the node in initial block download; `None` before the first poll, or if
+    /// the node's responses did not show it.
     ibd: watch::Sender<Option<bool>>,
     any: Rc<Cell<bool>>,
     _task: AbortOnDropHandle<()>,
@@ -29,8 +31,9 @@ pub struct Subscriptions {
 impl Subscriptions {
     /// Starts the task that subscribes to chain notifications and to the UTXO cache trace. The task's calls run on
     /// `ipc.subscribing`, a thread of the node that runs no other calls. `caught_up` resolves when the exporter may
-    /// subscribe to chain notifications; `None` if the connection has no watch for new tips. Returns `None` if the
-    /// connection has no guard, because no process would then end the subscriptions after an exit of the exporter.
+    /// subscribe to chain notifications; `None` if the exporter runs no watch for new tips (see `tip`) on this
+    /// connection. Returns `None` if the connection has no guard, because no process would then end the subscriptions
+    /// if the exporter exits.
     pub fn start(
         interfaces: &Interfaces,
         ipc: &mut IpcParts,
@@ -59,9 +62,9 @@ impl Subscriptions {
         self.any.get()
     }
 
-    /// Passes to the task whether a successful poll found the node in initial block download. The task starts the UTXO
-    /// cache trace when the node is not in initial block download, and ends the trace when the node is in initial block
-    /// download again.
+    /// Passes to the subscription task whether a successful poll found the node in initial block download. The task
+    /// starts the UTXO cache trace when the node is not in initial block download, and ends the trace when the node is
+    /// in initial block download again.
     pub fn on_poll(&self, ibd: Option<bool>) {
         self.ibd.send_replace(ibd);
     }

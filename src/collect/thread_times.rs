@@ -1,11 +1,11 @@
-//! CPU time of the node's process by group of threads.
+//! CPU time of the node's process by group of threads, for example all threads of the node's HTTP server.
 
 use std::collections::HashMap;
 
 use crate::node_process::ThreadTime;
 
-/// Groups of threads: label value, and prefixes of the names of the group's threads, without the `b-` that Bitcoin Core
-/// puts in front of each name.
+/// Groups of threads: for each group its label value, and prefixes of the names of its threads, without the `b-` that
+/// Bitcoin Core puts in front of each thread name.
 const GROUPS: [(&str, &[&str]); 8] = [
     ("msghand", &["msghand"]),
     ("scriptch", &["scriptch"]),
@@ -16,24 +16,24 @@ const GROUPS: [(&str, &[&str]); 8] = [
     ("capnp-loop", &["capnp-loop"]),
     ("scheduler", &["scheduler"]),
 ];
-/// Label value of the group of all other threads.
+/// Label value of the group of all threads that are in none of the `GROUPS`.
 const OTHER: &str = "other";
 
 /// Counters of the CPU time of the node's process, by group of threads. The CPU time of a thread remains counted after
 /// the thread has exited.
 #[derive(Default)]
 pub struct ThreadTimes {
-    /// PID of the process, and its start time in clock ticks since boot.
+    /// PID of the node's process, and its start time in clock ticks since boot.
     process: Option<(i32, u64)>,
-    /// CPU time in seconds at the last reading, by thread ID.
+    /// CPU time of each existing thread in seconds at the last reading, by thread ID.
     threads: HashMap<i32, f64>,
-    /// CPU time in seconds, by group; the last element is [`OTHER`].
+    /// CPU time of each group in seconds, in the order of [`GROUPS`]; the last element is the CPU time of [`OTHER`].
     totals: [f64; GROUPS.len() + 1],
 }
 
 impl ThreadTimes {
-    /// Updates and returns the CPU time of each group in seconds. `threads` are the process's existing threads, and
-    /// `whole` is the CPU time of the whole process in seconds.
+    /// Updates and returns the CPU time of each group in seconds. `process` is the PID and the start time of the node's
+    /// process, `threads` are its existing threads, and `whole` is the CPU time of the whole process in seconds.
     pub fn by_group(
         &mut self,
         process: (i32, u64),
@@ -57,8 +57,8 @@ impl ThreadTimes {
         }
         let [groups @ .., other] = &mut self.totals;
         // The CPU time of all other threads is the difference between the CPU time of the process and the sum of the
-        // groups. The difference can decrease slightly because the kernel rounds the times, but a counter must not
-        // decrease.
+        // groups. This difference can decrease slightly because the kernel rounds the times. The total is then left
+        // unchanged, because a counter must not decrease.
         *other = other.max(whole - groups.iter().sum::<f64>());
         GROUPS.map(|(name, _)| name).into_iter().chain([OTHER]).zip(self.totals)
     }

@@ -1,8 +1,10 @@
-//! The watch for new tips: over IPC, a long poll (`waitTipChanged`) that is always under way, on a separate thread of
-//! the node.
+//! The watch for new tips, a task that detects each change of the node's tip. Over IPC the task makes long polls, calls
+//! of `waitTipChanged` to which the node responds when its tip changes or after one second. A long poll is always under
+//! way, on a separate thread of the node.
 //!
-//! The watch reports tip changes, also of nodes without notifications. Over IPC the long poll is also the only call
-//! whose response announces the node's shutdown. Over HTTP the exporter reads the tip twice a second instead.
+//! The watch also detects the tip changes of nodes that send no notifications of connected blocks. Over IPC the long
+//! poll is the only call whose response announces the node's shutdown. Over HTTP the watch makes no long polls, and
+//! reads the tip twice a second.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
@@ -27,27 +29,31 @@ use crate::sys;
 /// Interval between two reads of the tip over HTTP. A read takes the node about 0.1 ms, most of it for HTTP.
 const HTTP_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A hash that no block has. A long poll with this hash as the current tip returns immediately.
+/// A hash that no block has. The node responds immediately to a long poll with this hash as the current tip, because
+/// its tip differs from this hash.
 pub(super) const NO_BLOCK: BlockHash = BlockHash([0; 32]);
 
-/// Tolerance for a long poll that returns the same tip before its timeout. If a long poll returns the same tip earlier
-/// than the timeout minus this tolerance, the exporter sleeps before the next long poll.
+/// Tolerance for responses to a long poll that arrive shortly before its timeout. If a response with an unchanged tip
+/// arrives earlier than this time before the timeout, the exporter sleeps before the next long poll, to limit the
+/// number of calls.
 const EARLY_TOLERANCE: Duration = Duration::from_millis(100);
 
 /// Minimum time between the starts of two long polls. A node that reorganizes or catches up has thousands of new tips
-/// per second, and each response costs the node time. The blocks between two reported tips are counted by their
-/// headers.
+/// per second, and each response to a long poll costs the node time. The blocks between two reported tips are
+/// nevertheless counted, by the parent hashes in their headers.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Number of failed attempts, one per second, to count the blocks up to the first tip of a connection, after which the
-/// exporter subscribes to notifications without having counted these blocks.
+/// Maximum number of failed attempts, one per second, to count the blocks between the last counted tip and the first
+/// tip of a connection. After this number, the exporter subscribes to notifications without having counted these
+/// blocks.
 const MAX_FAILURES_BEFORE_NOTIFICATIONS: u32 = 30;
 
-/// Starts the task that watches for new tips on one connection. Over IPC its calls run on `thread`; if `thread` is
-/// `None`, there is no IPC and the watch uses HTTP. Returns the task, which ends when the node shuts down or the
-/// connection is closed, and a receiver that resolves when the blocks up to the first tip of this connection are
-/// counted, or when they cannot be counted. The exporter may then subscribe to notifications, which count the later
-/// blocks. Returns `None` if the interface that the watch needs is missing: Mining over IPC, or JSON-RPC over HTTP.
+/// Starts the task that watches for new tips on one connection. Over IPC the task's calls run on `thread`, a thread of
+/// the node; if `thread` is `None`, there is no IPC and the task uses HTTP. Returns the task, which ends when the node
+/// shuts down or the connection is closed, and a receiver that resolves when the blocks up to the first tip of this
+/// connection are counted, or when they cannot be counted. The exporter may then subscribe to notifications, which
+/// count the later blocks. Returns `None` if the interface that the watch needs is missing: Mining over IPC, or
+/// JSON-RPC over HTTP.
 pub fn watch(
     interfaces: &Interfaces,
     thread: Option<&NodeThread>,
@@ -81,7 +87,7 @@ pub fn watch(
     Some((AbortOnDropHandle::new(tokio::task::spawn_local(follower.run(first_done))), caught_up))
 }
 
-/// The interface that reports new tips.
+/// The interface through which the watch detects new tips on one connection.
 enum TipSource {
     /// Long polls over IPC (`Mining.waitTipChanged`).
     Mining(Mining),
@@ -99,8 +105,8 @@ impl TipSource {
         }
     }
 
-    /// Resolution of the time at which the exporter detects a new tip. Of several blocks within this time, only the
-    /// last block is detected as a tip.
+    /// Resolution of the time at which the exporter detects a new tip. If the node connects several blocks within this
+    /// time, only the last of these blocks is detected as a tip.
     fn resolution(&self) -> Duration {
         match self {
             TipSource::Mining(_) => MIN_INTERVAL,
@@ -108,7 +114,7 @@ impl TipSource {
         }
     }
 
-    /// Waits until the tip differs from `last_seen`, for at most the time that [`wait`](Self::wait) returns, and
+    /// Waits until the node's tip differs from `last_seen`, for at most the time that [`wait`](Self::wait) returns, and
     /// returns the current tip. `None` means that the node is shutting down.
     async fn next(&mut self, last_seen: Option<BlockRef>) -> Result<Option<BlockRef>, CallError> {
         match self {
@@ -140,22 +146,25 @@ async fn next_over_http(json_rpc: &JsonRpc, last_seen: Option<BlockRef>) -> Resu
     Ok(BlockRef { hash, height: height(&header["height"]).ok_or_else(malformed)? })
 }
 
-/// The task that waits for new tips, publishes each new tip, and counts the blocks up to it.
+/// The task that watches for new tips on one connection. For each new tip, the task publishes the tip to other tasks,
+/// and counts the blocks between the last counted tip and the new tip.
 struct TipFollower {
     source: TipSource,
-    /// Whether notifications count the blocks, because the node has the Chain interface.
+    /// Whether the node's notifications count the connected and disconnected blocks, because the node has the Chain
+    /// interface.
     notified: bool,
     json_rpc: Option<JsonRpc>,
     context: Rc<Context>,
     new_tip: Rc<Notify>,
     reconnected: ReconnectState,
-    /// Whether the blocks up to the current tip are not counted yet, and counting them has to be retried.
+    /// Whether an attempt to count the blocks up to the current tip has failed or has to wait for JSON-RPC, and has to
+    /// be repeated.
     pending: bool,
     /// Number of failed attempts in a row to count the blocks up to the current tip.
     failures: u32,
-    /// Whether the series of the block counters have been created.
+    /// Whether the series of the counters of connected and disconnected blocks have been created.
     counting: bool,
-    /// Number of detected restarts of the node when the last tip was processed.
+    /// Number of restarts of the node that had been detected when the last tip was processed.
     restarts: u64,
 }
 
@@ -186,15 +195,15 @@ impl TipFollower {
                 Ok(Some(tip)) => {
                     self.on_new_tip(tip, last_seen.replace(tip).is_none());
                     self.count_up_to(tip).await;
-                    // Start a poll, which also counts the contents of the new blocks.
+                    // Start a poll of the node's state, which also counts the transactions and fees of the new blocks.
                     self.new_tip.notify_one();
                     tokio::time::sleep(MIN_INTERVAL.saturating_sub(started_at.elapsed())).await;
                 }
                 Err(error @ CallError::Disconnected(_)) => return error.into(),
-                // An error does not end the watch, because only the response to a later long poll can announce the
-                // node's shutdown. Failed polls end the session if the node hangs.
+                // A failed long poll does not end the watch, because only the response to a later long poll can
+                // announce the node's shutdown. If the node hangs, failed polls of the node's state end the session.
                 Err(error) => {
-                    // `HttpRpc` already logs the reason why HTTP cannot be used.
+                    // A failure of HTTP is not logged here, because `HttpRpc` logs the reason why HTTP cannot be used.
                     if !failed_before && !matches!(error, CallError::Http(_)) {
                         let text = format!("cannot wait for a new tip: {error}; retrying until it succeeds");
                         self.context.warn_limited(&text);
@@ -203,16 +212,17 @@ impl TipFollower {
                     tokio::time::sleep(LONG_POLL).await;
                 }
             }
-            // Dropping the sender starts the subscription to notifications, which then count blocks. The sender is kept
-            // until the blocks up to the first tip are counted by their headers.
+            // Dropping the sender `first_done` lets the exporter subscribe to notifications, which then count blocks.
+            // The sender is kept until the blocks up to the first tip are counted by their headers. No block is
+            // therefore counted both by its header and by a notification.
             if !(self.notified && self.pending) {
                 first_done.take();
             }
         }
     }
 
-    /// Publishes a new tip to the status page, the pollers and the metrics. The first tip of a connection is published
-    /// without a time, because the time at which it became the tip is unknown.
+    /// Publishes a new tip to the status page, the block log, the poller of block templates and the metrics. The first
+    /// tip of a connection is published without a time, because the time at which it became the tip is unknown.
     fn on_new_tip(&self, tip: BlockRef, is_first: bool) {
         let context = &self.context;
         let seen = (!is_first).then(now);
@@ -231,8 +241,9 @@ impl TipFollower {
         }
     }
 
-    /// Adds the new tip to the block log, if there is one. Tips during initial block download are omitted, because
-    /// they are old blocks.
+    /// Adds the new tip to the block log (a SQLite file with a row for each connected block), unless the block log is
+    /// disabled. Tips during initial block download are omitted, because the log contains the times of new blocks, and
+    /// these blocks are old.
     fn log_block(&self, tip: BlockRef) {
         let Some(block_log) = &self.context.block_log else { return };
         if self.context.metrics.chain.ibd.get() == Some(1.0) {
@@ -249,8 +260,8 @@ impl TipFollower {
         block_log.push(report);
     }
 
-    /// Creates the series of the block counters when JSON-RPC is available. Over HTTP, JSON-RPC may become available
-    /// some time after the start of the session.
+    /// Creates the series of the counters of connected and disconnected blocks when JSON-RPC, which the counting needs,
+    /// is available. Over HTTP, JSON-RPC may become available some time after the start of the session.
     fn start_counting(&mut self) {
         if self.counting || self.header_access() != HeaderAccess::Available {
             return;
@@ -275,7 +286,7 @@ impl TipFollower {
         }
     }
 
-    /// Counts the blocks between the last counted tip and `tip`. [`next_action`] decides each step.
+    /// Counts the blocks between the last counted tip and `tip`, in the steps that [`next_action`] selects.
     async fn count_up_to(&mut self, tip: BlockRef) {
         let counted = self.context.persistent_state.borrow().counted_tip;
         let json_rpc = self.json_rpc.clone();
@@ -319,9 +330,9 @@ impl TipFollower {
         }
     }
 
-    /// Adds the numbers of blocks in `difference` to the counters. `Ok(None)` means that the node was rolled back.
-    /// After an error, either retries later, or adds 1 to the counter of uncounted tip changes and makes `tip` the last
-    /// counted tip.
+    /// Adds the numbers of blocks in `difference` to the counters. `Ok(None)` means that the node was rolled back: it
+    /// has restarted at a lower height. After an error, either retries later, or adds 1 to the counter of uncounted tip
+    /// changes and makes `tip` the last counted tip.
     fn apply_difference(
         &mut self,
         old: BlockRef,
@@ -378,7 +389,7 @@ impl TipFollower {
         self.take_restart()
     }
 
-    /// Returns whether a poll or `was_restarted` has detected a restart since the previous call of this method.
+    /// Returns whether the exporter has detected a restart of the node since the previous call of this method.
     fn take_restart(&mut self) -> bool {
         let restarts = self.context.persistent_state.borrow().node_start.restarts();
         std::mem::replace(&mut self.restarts, restarts) != restarts

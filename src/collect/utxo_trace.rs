@@ -1,5 +1,7 @@
-//! Decides when to subscribe to the UTXO cache trace, and counts its events. The guard, which answers the node's trace
-//! callbacks, reports when the trace exceeds its time budget.
+//! Decides when to subscribe to the UTXO cache trace, and counts its events. With the trace, the node makes a callback
+//! for each coin that it adds to its UTXO cache, spends or drops, and waits for the reply. The guard (the process that
+//! relays between the node and the exporter) replies to the callbacks, and reports when the node's waiting time exceeds
+//! the trace's time budget.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -13,13 +15,14 @@ use crate::metrics::{Metrics, UtxoCacheMetrics};
 
 /// Whether the exporter is subscribed to the UTXO cache trace on one connection, and if not, the reason.
 enum TraceState {
-    /// The trace is disabled by configuration, or the node rejected the subscription.
+    /// The trace is disabled by configuration, or the call that subscribes to the trace failed.
     Off,
     /// The exporter waits for the end of initial block download and then subscribes.
     Waiting,
     /// The exporter is subscribed to the trace.
     Active(Subscription),
-    /// The trace exceeded its time budget on this or an earlier connection and stays off.
+    /// The trace exceeded its time budget on this or an earlier connection, and stays off until the exporter is
+    /// restarted.
     OverBudget,
 }
 
@@ -122,7 +125,8 @@ impl UtxoCacheTrace {
     }
 }
 
-/// Counts the changes in the node's UTXO cache that the node reports through the IPC interface Tracing.
+/// Counter of the changes in the node's UTXO cache that the node reports on one connection, through the IPC interface
+/// Tracing.
 #[derive(Default)]
 pub struct CoinCounter {
     /// Notified when the guard reports that the trace has exceeded its time budget.
@@ -134,7 +138,7 @@ pub struct CoinCounter {
 
 impl CoinCounter {
     /// Counts one event of the UTXO cache trace: a coin was added to a cache, spent from it, or dropped from it
-    /// unspent. Returns the name of the node's callback.
+    /// unspent. Returns the name of the callback by which the node reported the event.
     pub fn count(&self, event: CoinEvent, cache: &UtxoCacheMetrics) -> &'static str {
         let (coins, total, value, callback) = match event {
             CoinEvent::Added(value) => (&cache.added, &cache.added_value, value, "utxoCacheAdd"),

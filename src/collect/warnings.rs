@@ -1,12 +1,13 @@
-//! Counts the node's warnings by kind, and logs warnings that appear or disappear.
+//! Counts by kind the warnings that the node returns in getnetworkinfo and getblockchaininfo, and logs warnings that
+//! appear or disappear.
 
 use serde_json::Value;
 use tracing::{info, warn};
 
 use crate::text;
 
-/// Kinds of warnings: label value, and texts of which a warning of this kind contains at least one. The texts are from
-/// `node::Warnings` of Bitcoin Core 28 to 32, and from `GetWarnings` of earlier versions.
+/// Kinds of warnings: for each kind its label value, and texts of which each warning of this kind contains at least
+/// one. The texts are from `node::Warnings` of Bitcoin Core 28 to 32, and from `GetWarnings` of earlier versions.
 const KINDS: [(&str, &[&str]); 5] = [
     (
         "large_work_invalid_chain",
@@ -38,10 +39,11 @@ const KINDS: [(&str, &[&str]); 5] = [
     ),
 ];
 
-/// Label value of the kind of all other warnings.
+/// Label value for all warnings that contain none of the texts in `KINDS`.
 const OTHER: &str = "other";
 
-/// Maximum number of warnings that are read from a response. Bitcoin Core has fewer different warnings.
+/// Maximum number of warnings that are read from a response. Bitcoin Core has fewer than 16 different warnings, so the
+/// maximum removes no warning of a correct response.
 const MAX_WARNINGS: usize = 16;
 
 fn kind(text: &str) -> &'static str {
@@ -49,14 +51,14 @@ fn kind(text: &str) -> &'static str {
     found.map_or(OTHER, |(kind, _)| kind)
 }
 
-/// The node's warnings in the last response, which the exporter has logged. The list is kept from one connection to the
-/// next, so a reconnect does not repeat the log lines.
+/// The texts of the node's warnings in its last response, which the exporter has logged. The texts are kept from one
+/// connection to the next, so the exporter does not log the same warnings again after a reconnect.
 #[derive(Default)]
 pub struct Warnings(Vec<String>);
 
 impl Warnings {
-    /// Reads the field `warnings` of a response, and logs warnings that appeared or disappeared. Returns the number of
-    /// warnings of each kind, or an empty list if the response has no such field.
+    /// Reads the field `warnings` of a response, and logs the warnings that appeared or disappeared since the last
+    /// response. Returns the number of warnings of each kind, or an empty list if the response has no such field.
     ///
     /// The field `warnings` is an array of all warnings of the node. With `-deprecatedrpc=warnings`, and before Bitcoin
     /// Core 28, the field is a string with only one of the warnings, or an empty string. For a non-empty string, only

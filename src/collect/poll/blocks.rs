@@ -1,5 +1,5 @@
-//! Metrics of the block at the tip, which are read once per tip with getblockstats, and of the contents of connected
-//! blocks.
+//! Metrics of the block at the node's tip, which are read once per tip with getblockstats, and counters of the contents
+//! (transactions, fees and others) of all blocks that the node connects.
 
 use std::time::Duration;
 
@@ -14,8 +14,9 @@ use crate::ipc::{BlockHash, BlockRef};
 use crate::json_rpc::CallError;
 use crate::metrics::{BlockMetrics, Counter, Gauge};
 
-/// The fields of getblockstats with totals of a block: the gauge of the tip, and the counter over all connected blocks
-/// if there is one. All fields that the exporter reads exist since Bitcoin Core 0.18.
+/// The fields of getblockstats that contain a total of one block. For each field: its name, the gauge with the total of
+/// the tip, and the counter over all connected blocks, if there is one. All fields that the exporter reads exist since
+/// Bitcoin Core 0.18.
 fn totals(metrics: &BlockMetrics) -> [(&'static str, &Gauge, Option<&Counter>); 10] {
     [
         ("txs", &metrics.last_transactions, Some(&metrics.connected_transactions)),
@@ -34,11 +35,12 @@ fn totals(metrics: &BlockMetrics) -> [(&'static str, &Gauge, Option<&Counter>); 
 const FEES: &str = "totalfee";
 const FEERATES: &str = "feerate_percentiles";
 
-/// The percentiles of `feerate_percentiles`, as label values.
+/// The percentiles of the fee rates in the array `feerate_percentiles`, in the order of the array, as label values.
 const PERCENTILES: [&str; 5] = ["10", "25", "50", "75", "90"];
 
-/// Whether the error is permanent for this block: the node has pruned the block, has not downloaded it (assumeutxo) or
-/// does not know its hash. Up to Bitcoin Core 0.20, getblockstats also fails for blocks outside the active chain.
+/// Whether the error of getblockstats or getblockheader is permanent for the requested block: the node has pruned the
+/// block, has not downloaded it (assumeutxo) or does not know the hash of the block. Up to Bitcoin Core 0.20,
+/// getblockstats also fails for blocks outside the active chain.
 fn is_unavailable(error: &CallError) -> bool {
     /// `RPC_MISC_ERROR`, `RPC_INVALID_ADDRESS_OR_KEY` and `RPC_INVALID_PARAMETER` in Core's rpc/protocol.h.
     const UNAVAILABLE: [i64; 3] = [-1, -5, -8];
@@ -81,8 +83,8 @@ async fn block_stats(calls: &mut RateLimitedCalls, hash: &str, tip: Option<&str>
     Some(answer)
 }
 
-/// Exports the statistics of the tip. Without a value for this tip, an exported value is removed, because it belongs to
-/// an earlier block.
+/// Exports the statistics `stats` of the block `tip`. If `stats` does not contain a value, the exported value is
+/// removed, because it belongs to an earlier tip.
 fn show_last(calls: &RateLimitedCalls, tip: &str, stats: &Value) {
     let metrics = &calls.metrics().blocks;
     for (field, gauge, _) in totals(metrics) {
@@ -98,14 +100,15 @@ fn show_last(calls: &RateLimitedCalls, tip: &str, stats: &Value) {
     blocks.describe(tip, transactions, number(stats, "total_size"), number(stats, FEES));
 }
 
-/// Counts the contents of connected blocks with getblockstats calls that take at most 1 % of the node's time. The
-/// remaining blocks are counted at the next polls. The tip needs no call, because its statistics are already stored.
+/// Counts the contents of connected blocks with a batch of getblockstats calls. The batches take at most 1 % of the
+/// node's time; blocks that remain in the queue are counted by the next polls. The tip needs no call, because its
+/// statistics are already stored.
 async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
     /// Name of the rate limit of the getblockstats calls for connected blocks.
     const BLOCKS: &str = "connected blocks";
     /// Minimum time between the starts of two batches of calls, as a multiple of the duration of the first batch.
     const SHARE: u32 = 100;
-    /// Time after the start of a batch from which the batch makes no further calls.
+    /// Time after the start of a batch after which no call is added to the batch.
     const BATCH: Duration = Duration::from_millis(150);
     let is_due = calls.is_due(BLOCKS);
     let started = Instant::now();
@@ -118,7 +121,8 @@ async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
         }
         let Some((stats, parent)) = read_last(calls, range, tip).await else { break };
         let queue = &mut calls.context.persistent_state.borrow_mut().connected_blocks;
-        // During the calls a full queue may have dropped the range, whose blocks are then reported as uncounted.
+        // During the calls, the full queue may have dropped this range. The blocks of a dropped range are then already
+        // counted in the counter of uncounted blocks.
         if queue.next() != Some(range) {
             continue;
         }
@@ -134,12 +138,12 @@ async fn count_connected(calls: &mut RateLimitedCalls, tip: Option<&str>) {
     }
 }
 
-/// Reads the statistics of the last block of a range, and its parent if the range has more blocks. Returns `None` if
-/// the node does not respond.
+/// Reads the statistics of the last block of a range, and the parent of this block if the range has more blocks.
+/// Returns `None` if the node does not respond.
 ///
-/// The statistics are `None` if the node responded with an error. Despite the error, the node may return the statistics
-/// of the block's ancestors, because the error code for a single unreadable block is the same as for other failures.
-/// The parent is `None` if the range has no more blocks, or if the node does not know the block.
+/// The statistics are `None` if the node responded with an error. The parent is read despite this error, because the
+/// error code does not show whether only this block cannot be read, or also its ancestors. The parent is `None` if the
+/// range has no more blocks, or if the node does not know the last block.
 async fn read_last(
     calls: &mut RateLimitedCalls,
     range: BlockRange,

@@ -1,5 +1,6 @@
-//! Metrics of the active chain (tip, headers, initial block download, next block), of all tips of the block tree
-//! (getchaintips), of the hashrate, of the node's chainstates and optional indexes, and of soft forks.
+//! Metrics of the node's active chain (tip, headers, initial block download, next block), of all tips of its block tree
+//! (getchaintips), of the network's estimated hashrate, of the node's chainstates and optional indexes, and of soft
+//! forks.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +10,18 @@ use super::RateLimitedCalls;
 use crate::collect::json::{entries, flag, number, sat_per_vbyte};
 use crate::ipc::{BlockHash, Chain, Mining, Node};
 
-/// Periods of the hashrate estimates, as label value and as number of blocks: 144 blocks (a day), and 2016 blocks (a
-/// difficulty period of two weeks).
+/// Numbers of blocks, counted back from the tip, from which the hashrate is estimated, each with its label value: 144
+/// blocks (a day), and 2016 blocks (a difficulty period of two weeks).
 const HASHRATE_SPANS: [(&str, u32); 2] = [("144", 144), ("2016", 2016)];
 
-/// Values of the field `status` in getchaintips, which become label values.
+/// Values of the field `status` of a tip in getchaintips, which are also label values.
 const TIP_STATUSES: [&str; 5] = ["active", "valid-fork", "valid-headers", "headers-only", "invalid"];
 
-/// The tip that a poll has read, and whether the node is in initial block download. The functions that read the other
-/// metrics in the same poll use these values.
+/// The node's tip as read by one poll, and whether the node is in initial block download. The functions that read the
+/// other metrics in the same poll use these values.
 pub struct PolledTip {
     pub height: Option<f64>,
-    /// Hash of the tip; `None` if getblockchaininfo returned no response.
+    /// Hash of the tip; `None` if the node did not respond to getblockchaininfo.
     pub hash: Option<String>,
     /// Whether the node is in initial block download.
     pub ibd: Option<bool>,
@@ -79,7 +80,7 @@ pub async fn poll(calls: &mut RateLimitedCalls, info: &Value) -> PolledTip {
     PolledTip { height, hash: hash.filter(|_| !info.is_null()).map(|hash| hash.to_string()), ibd }
 }
 
-/// Reads the hashrate estimates once per tip.
+/// Reads the estimates of the network's hashrate, once per tip.
 pub async fn poll_hashrate(calls: &mut RateLimitedCalls) {
     let mut rates = Vec::new();
     for (label, blocks) in HASHRATE_SPANS {
@@ -89,8 +90,8 @@ pub async fn poll_hashrate(calls: &mut RateLimitedCalls) {
     calls.metrics().chain.hashrate.replace_if_any(rates);
 }
 
-/// Counts the tips of the block tree by status, only after initial block download. For getchaintips the node iterates
-/// over its whole block index while it holds `cs_main`.
+/// Counts the tips of the node's block tree by status, only after initial block download. The call getchaintips is
+/// costly, because the node iterates over its whole block index while it holds `cs_main`.
 pub async fn poll_tips(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;
@@ -107,7 +108,7 @@ pub async fn poll_tips(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     calls.metrics().chain.tips.replace_for(shown_for, by_status);
 }
 
-/// Reads the chainstates and the state of the indexes. This function is called at each poll.
+/// Reads the heights and cache sizes of the node's chainstates, and the state of its optional indexes, at each poll.
 pub async fn poll_chainstates(calls: &mut RateLimitedCalls, chain_info: &Value) {
     let answer = calls.rpc("getchainstates", json!([])).await;
     let states = named_chainstates(&answer);

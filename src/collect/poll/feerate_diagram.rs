@@ -1,5 +1,7 @@
-//! Parser of the mempool's fee rate diagram (getmempoolfeeratediagram). The parser aggregates the chunks into bands and
-//! depths without storing them, because a large mempool has 100,000 chunks.
+//! Parser of the mempool's fee rate diagram (getmempoolfeeratediagram). The diagram has a point after each chunk, a
+//! group of mempool transactions that a miner would add to a block together. The parser adds each chunk to a total by
+//! fee rate (band), and determines the fee rate after certain numbers of full blocks (depths). It does not store the
+//! chunks, because a large mempool has 100,000 chunks.
 
 use std::fmt;
 
@@ -17,12 +19,14 @@ const BLOCK_WEIGHT: u64 = 4_000_000;
 /// Weight of one virtual byte, in weight units.
 const WEIGHT_PER_VBYTE: f64 = 4.0;
 
-/// Total weight and fees of a part of the mempool.
+/// Total weight and total fees of a part of the mempool: of the first chunks up to a point of the diagram, or of a fee
+/// rate band.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct FeeWeight {
     /// Weight in weight units, adjusted for signature operations.
     weight: u64,
-    /// Fees in satoshis, including the fee deltas of `prioritisetransaction`, which can make the total negative.
+    /// Total fees in satoshis, including the fee deltas that the operator has set with `prioritisetransaction`. These
+    /// deltas can make the total negative.
     satoshis: i64,
 }
 
@@ -31,18 +35,19 @@ struct FeeWeight {
 #[derive(Debug, Default, PartialEq)]
 pub struct FeerateDiagram {
     bands: [FeeWeight; FEERATE_BANDS.len()],
-    /// Fee rate in sat/vB at each depth; `None` if the mempool is smaller than the depth.
+    /// Fee rate in sat/vB of the chunk that reaches each depth; `None` if the mempool is smaller than the depth.
     depths: [Option<f64>; DEPTHS.len()],
 }
 
 impl FeerateDiagram {
-    /// Returns for each band its `from` label, its size in vbytes, and its fees in satoshis.
+    /// Returns for each fee rate band its `from` label, the size of its chunks in vbytes, and their fees in satoshis.
     pub fn bands(&self) -> impl Iterator<Item = (&'static str, f64, f64)> {
         let bands = FEERATE_BANDS.iter().zip(&self.bands);
         bands.map(|((from, _), part)| (*from, part.weight as f64 / WEIGHT_PER_VBYTE, part.satoshis as f64))
     }
 
-    /// Returns for each depth that the mempool reaches its `blocks` label, and its fee rate in sat/vB.
+    /// Returns the `blocks` label and the fee rate in sat/vB of each depth that is not greater than the size of the
+    /// mempool.
     pub fn depths(&self) -> impl Iterator<Item = (&'static str, f64)> {
         DEPTHS.iter().zip(&self.depths).filter_map(|((blocks, _), feerate)| Some((*blocks, (*feerate)?)))
     }
@@ -55,8 +60,8 @@ impl FeerateDiagram {
         if weight == 0 {
             return (satoshis == 0).then_some(()); // the first point of the diagram is (0, 0)
         }
-        // The comparison of the chunk's fee rate with the bounds of the bands, which are in tenths of a sat/vB, uses
-        // integers that cannot overflow.
+        // The chunk's fee rate is compared with the lower bounds of the bands, in tenths of a sat/vB. The comparison
+        // uses 128-bit integers, which cannot overflow here.
         let reaches = |tenths: u64| i128::from(satoshis) * 40 >= i128::from(tenths) * i128::from(weight);
         let band = FEERATE_BANDS.iter().rposition(|&(_, tenths)| reaches(tenths)).unwrap_or(0);
         let band = &mut self.bands[band];

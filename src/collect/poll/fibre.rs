@@ -1,4 +1,5 @@
-//! Metrics of the UDP peers of a FIBRE node (getudppeerinfo).
+//! Metrics of the UDP peers of a FIBRE node (getudppeerinfo). FIBRE is a variant of Bitcoin Core that also relays
+//! blocks over UDP. Each UDP peer belongs to a numbered group, which the operator configures with `-udpport`.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -10,23 +11,24 @@ use crate::collect::json::number;
 use crate::metrics::{FibreMetrics, now};
 
 /// Group IDs below this limit become label values. All higher IDs, except [`RECEIVE_GROUP`], share the label value
-/// `other`, because the operator of a FIBRE node can choose any ID.
+/// `other`, to limit the number of series, because the operator of a FIBRE node can choose any group ID.
 const GROUPS: u64 = 64;
 /// Group ID of the UDP peers from which the node only receives.
 const RECEIVE_GROUP: u64 = u64::MAX;
 
-/// Statistics of one group of UDP peers.
+/// Statistics of one group of UDP peers, from one response of the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct PeerGroup {
     peers: u32,
     connected: u32,
     trusted: u32,
-    /// Round-trip times in seconds: minimum over all peers, sum of the peers' means, maximum over all peers.
+    /// Round-trip times in seconds: the minimum over all peers of the group, the sum of the peers' mean times, and the
+    /// maximum over all peers.
     round_trip: Option<[f64; 3]>,
-    /// Number of peers with a measured round-trip time.
+    /// Number of peers of the group with a measured round-trip time.
     measured: u32,
-    /// Time of the last packet from the peer that has been silent for the longest time, in Unix seconds of the node's
-    /// clock.
+    /// Time of the last packet from the peer of the group that has been silent for the longest time, in Unix seconds of
+    /// the node's clock.
     last_received: Option<f64>,
 }
 
@@ -45,10 +47,10 @@ pub async fn poll(calls: &mut RateLimitedCalls, silence: &mut PeerSilence) {
 #[derive(Default)]
 pub struct PeerSilence(BTreeMap<String, LastReceived>);
 
-/// For one group of UDP peers: the last receive time that the node returned, and the time since the group's last packet
-/// when the node first returned this receive time.
+/// State from which the silence of one group of UDP peers is computed: the time of the last packet from the peer that
+/// has been silent for the longest time, and the silence of the group when the node first returned this time.
 struct LastReceived {
-    /// Receive time that the node returned, in Unix seconds.
+    /// Time of the last packet, as the node returned it, in Unix seconds.
     at: f64,
     /// Silence of the group in seconds at the time `changed`: the exporter's wall clock minus `at`.
     silence: f64,
@@ -57,9 +59,9 @@ struct LastReceived {
 }
 
 impl PeerSilence {
-    /// Updates the silence of each group. If the receive time of a group has changed since the last update, its
-    /// silence is `now` (Unix seconds) minus the receive time. If the receive time has not changed, the silence
-    /// continues to grow with the monotonic clock.
+    /// Updates the silence of each group. If the receive time (`last_received`) of a group has changed since the last
+    /// update, the group's silence is `now` (Unix seconds) minus the receive time. If the receive time has not changed,
+    /// the group's silence continues to grow with the exporter's monotonic clock.
     fn update(&mut self, groups: &BTreeMap<String, PeerGroup>, now: f64, changed: Instant) {
         let mut last = std::mem::take(&mut self.0);
         for (label, group) in groups {
@@ -72,7 +74,7 @@ impl PeerSilence {
 }
 
 /// Computes the statistics of each group from a response to getudppeerinfo; `None` if the response is not an array.
-/// Group 0 is always present, because every FIBRE node has it.
+/// Group 0 is in the result even if it has no peers, because every FIBRE node has this group.
 fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
     let mut groups = BTreeMap::from([("0".to_string(), PeerGroup::default())]);
     for peer in answer.as_array()? {
@@ -89,8 +91,8 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
             group.last_received =
                 Some(group.last_received.unwrap_or(f64::INFINITY).min(seconds(last_received)));
         }
-        // Before the first ping of a peer, the node returns the round-trip times 1000000, 0 and 0. For a device on the
-        // node's own machine, the node returns the round-trip times 0, 0 and 0.
+        // Before the first ping of a peer, the node returns the minimum 1000000, the mean 0 and the maximum 0. For a
+        // peer that is a device on the node's own machine, all three times are 0.
         let times = ["min_recent_rtt", "avg_recent_rtt", "max_recent_rtt"].map(|field| number(peer, field));
         if let [Some(least), Some(mean), Some(most)] = times
             && mean > 0.0
@@ -104,8 +106,8 @@ fn groups(answer: &Value) -> Option<BTreeMap<String, PeerGroup>> {
     Some(groups)
 }
 
-/// Converts `lastrecv` to seconds. The help text of getudppeerinfo documents seconds, but FIBRE 30.0 and earlier return
-/// milliseconds.
+/// Converts the field `lastrecv`, the time of the last packet from a peer, to Unix seconds. The help text of
+/// getudppeerinfo documents seconds, but FIBRE 30.0 and earlier return milliseconds.
 fn seconds(lastrecv: f64) -> f64 {
     /// Largest value that is interpreted as seconds. As seconds, the value is a time in the year 5138; as
     /// milliseconds, it is a time in 1973.

@@ -32,9 +32,11 @@ struct DiskSpace {
 pub struct DatadirCandidates {
     /// The directory that the user configured.
     pub named: Option<PathBuf>,
-    /// Directories that contain the node's IPC socket, cookie or log file.
+    /// Directories in which the exporter has found a file of the node: the IPC socket, the cookie, or, if JSON-RPC
+    /// calls go over HTTP, the log file.
     pub found: Vec<PathBuf>,
-    /// Directory of the node's log file, if the node runs on this machine.
+    /// Directory of the node's log file, which the node has returned in getrpcinfo over IPC; `None` before this
+    /// response, and if JSON-RPC calls go over HTTP.
     pub of_log: Option<PathBuf>,
 }
 
@@ -51,8 +53,8 @@ impl DatadirCandidates {
 
     /// Returns the first candidate that contains the directory `blocks`. A candidate that the exporter has no
     /// permission to check is accepted if the user configured it, or if it is the directory of the log file and no part
-    /// of its path is `log` or `logs` (`-debuglogfile`). With such a candidate, the exporter needs no permission to
-    /// access the data directory.
+    /// of its path is `log` or `logs` (`-debuglogfile`). Because of these candidates, the exporter can export the free
+    /// space even without permission to access the data directory.
     fn data_directory(&self) -> Option<&Path> {
         let is_of_logs = |path: &Path| path.iter().any(|part| part == "log" || part == "logs");
         let log = self.of_log.as_deref();
@@ -67,7 +69,7 @@ fn has_blocks(path: &Path) -> Result<bool, ErrorKind> {
 }
 
 /// Reads the size and free space of the file system that contains `path`. If the exporter lacks permission to access
-/// `path`, uses its nearest accessible parent directory.
+/// `path`, reads the file system of the nearest accessible parent directory instead.
 fn space(path: &Path) -> Option<DiskSpace> {
     let mut reads = path.ancestors().map(|path| (path, statvfs(path)));
     let (path, read) = reads.find(|(_, read)| !matches!(read, Err(Errno::EACCES)))?;
@@ -93,7 +95,7 @@ pub struct DatadirPoller {
 
 impl DatadirPoller {
     /// Creates a poller of the data directory's file system. If the node is polled only over HTTP, removes the
-    /// directory of the IPC socket from the candidates, because that directory need not belong to this node.
+    /// directory of the configured IPC socket from the candidates, because this socket may belong to another node.
     pub fn new(mut candidates: DatadirCandidates, interfaces: &Interfaces) -> Self {
         if interfaces.is_http_only() {
             candidates.found.clear();
@@ -101,8 +103,8 @@ impl DatadirPoller {
         DatadirPoller { candidates, log_known: false }
     }
 
-    /// Reads and exports the size and free space of the data directory's file system. This function is called at each
-    /// poll.
+    /// Reads and exports the size and free space of the data directory's file system, at each poll of the node.
+    /// `rpc_info` is the response to getrpcinfo.
     pub async fn poll(&mut self, calls: &mut RateLimitedCalls, rpc_info: &Value) {
         self.add_log(calls, rpc_info);
         let mut candidates = self.candidates.clone();
@@ -113,9 +115,10 @@ impl DatadirPoller {
         metrics.file_system_size.set(space.map(|space| space.size));
     }
 
-    /// Adds the directory of the node's log file, which getrpcinfo returns, to the candidates once per connection. Over
-    /// IPC the directory is always added, because the node runs on this machine. Over HTTP the node can run on another
-    /// machine; the directory is then added only if the URL is local and no other candidate is known.
+    /// Adds the directory of the node's log file, whose path getrpcinfo returns, to the candidates, once per
+    /// connection. If JSON-RPC calls go over IPC, the directory is always added, because the node runs on this machine.
+    /// If the calls go over HTTP, the node can run on another machine; the directory is then added only if the host in
+    /// the URL is local and no other candidate is known.
     fn add_log(&mut self, calls: &RateLimitedCalls, rpc_info: &Value) {
         let over_http = calls.interfaces.uses_http();
         let is_needed = || {

@@ -1,5 +1,6 @@
-//! Metrics of the mempool, of fee estimates, and of transactions that are not in the mempool: orphan transactions and
-//! private broadcasts.
+//! Metrics of the mempool, of fee estimates, and of transactions that are not in the mempool: orphan transactions,
+//! whose parent transactions the node does not have, and private broadcasts, which the node sends to peers over
+//! separate connections (`-privatebroadcast`).
 
 use std::collections::BTreeMap;
 
@@ -12,10 +13,10 @@ use super::feerate_diagram::FeerateDiagram;
 use crate::collect::json::{count, flag, number, sat_per_vbyte, satoshis};
 use crate::ipc::Node;
 
-/// Confirmation targets of the fee estimates, in blocks.
+/// Confirmation targets, in blocks, for which the exporter requests fee estimates.
 const FEE_TARGETS: [u64; 5] = [2, 3, 6, 12, 144];
 
-/// Maximum confirmation target in Bitcoin Core, in blocks.
+/// Maximum confirmation target of a fee estimate in Bitcoin Core, in blocks.
 const MAX_FEE_TARGET: u64 = 1008;
 
 pub async fn poll(calls: &mut RateLimitedCalls) {
@@ -40,12 +41,13 @@ pub async fn poll(calls: &mut RateLimitedCalls) {
     metrics.unbroadcast.set(number(&info, "unbroadcastcount"));
 }
 
-/// Reads the fee estimates at each new tip and once a minute. The calls are rate-limited, because they can take long:
-/// the node responds only after its validation queue has processed the last blocks.
+/// Reads the fee estimates at each new tip and once a minute. The estimatesmartfee calls are rate-limited, because they
+/// can take long: the node responds only after its validation queue has processed the last blocks.
 pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) {
     const CALLS: &str = "fee estimates";
     let limit = calls.limit(CALLS, true);
-    let started = Instant::now(); // read after `limit` was created, and a new limit is due at once
+    // The time is read after the creation of `limit`, because a new limit is due at the time of its creation.
+    let started = Instant::now();
     let is_early = limit.due() > started;
     let is_due = !is_early || is_new_tip && limit.due_at_event() <= started;
     if calls.recovers || !is_due {
@@ -70,13 +72,13 @@ pub async fn poll_fee_estimates(calls: &mut RateLimitedCalls, is_new_tip: bool) 
         limit.was_early(started);
     }
     let shown_for = limit.lifetime();
-    // If the node no longer has any estimate, the empty list removes all series of the fee estimates.
+    // If the node has no fee estimate for any target, the empty list removes all series of the fee estimates.
     let estimates = estimates.iter().map(|(blocks, rate)| ([blocks.as_str()], *rate));
     calls.metrics().mempool.fee_estimate.replace_for(shown_for, estimates);
 }
 
-/// Reads the mempool's fee rate diagram, only after initial block download. The call is made at most once a minute,
-/// because the node holds the mempool's lock during the call.
+/// Reads the mempool's fee rate diagram, only after initial block download. The call getmempoolfeeratediagram is made
+/// at most once a minute, because the node holds the mempool's lock during the call.
 pub async fn poll_feerates(calls: &mut RateLimitedCalls, ibd: Option<bool>) {
     if ibd != Some(false) {
         return;
@@ -97,8 +99,9 @@ struct Orphan {
     bytes: u64,
 }
 
-/// Reads the orphan transactions. The node copies the list while it holds the lock of its transaction download logic.
-/// The list has at most 100 transactions up to Bitcoin Core 29, and up to several thousand from version 30 on.
+/// Reads the number and the size of the orphan transactions. The call getorphantxs is costly, because the node copies
+/// the list of orphan transactions while it holds the lock of its transaction download logic. The list has at most 100
+/// transactions up to Bitcoin Core 29, and up to several thousand from version 30 on.
 pub async fn poll_orphans(calls: &mut RateLimitedCalls) {
     const WITHOUT_HEX: u8 = 1;
     let orphans = calls.costly::<Vec<Orphan>>("getorphantxs", json!([WITHOUT_HEX])).await;
@@ -115,17 +118,18 @@ struct PrivateBroadcast {
     transactions: Vec<PendingBroadcast>,
 }
 
-/// A transaction in a response to getprivatebroadcastinfo. The response also contains the transaction's bytes, which
-/// the parser skips.
+/// A transaction that the node broadcasts privately, from the response to getprivatebroadcastinfo. The response also
+/// contains the transaction's bytes, which the parser skips.
 #[derive(Deserialize)]
 struct PendingBroadcast {
-    /// Number of remaining broadcast attempts; `None` before Bitcoin Core 32. In earlier versions a transaction stays
-    /// in the list until the network has relayed it back to the node.
+    /// Number of attempts to broadcast the transaction that the node still makes; `None` before Bitcoin Core 32. In
+    /// earlier versions, which do not return this number, a transaction stays in the list until the network has relayed
+    /// the transaction back to the node.
     attempts_remaining: Option<u64>,
 }
 
-/// Counts the transactions that the node has yet to broadcast privately. In Bitcoin Core 32 the method exists only with
-/// `-privatebroadcast`.
+/// Counts the transactions that the node has yet to broadcast privately. In Bitcoin Core 32 the method
+/// getprivatebroadcastinfo exists only with `-privatebroadcast`.
 pub async fn poll_private_broadcast(calls: &mut RateLimitedCalls) {
     let broadcast = calls.costly::<PrivateBroadcast>("getprivatebroadcastinfo", json!([])).await;
     let Some((broadcast, shown_for)) = broadcast else { return };

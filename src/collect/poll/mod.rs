@@ -1,9 +1,9 @@
-//! One poll of the node, which reads the node's state and exports it. Each file reads one area of metrics, with the
-//! same names as in [`metrics`](crate::metrics).
+//! Polls of the node. One poll reads the node's state by a sequence of calls, and exports it. Each file reads one area
+//! (group of metrics, for example of the mempool), with the same names as in [`metrics`](crate::metrics).
 //!
-//! A call that fails affects only the metrics that it sets: their last values are exported until they expire (see
-//! [`metrics`](crate::metrics)). A call without a response ends the poll, because the node hangs and would only queue
-//! further calls. No call is made more often than its rate limit permits.
+//! A failed call affects only the metrics that are set from its response: their last values are exported until they
+//! expire (see [`metrics`](crate::metrics)). A call without a response ends the poll, because the node then hangs or
+//! has exited, and would only queue further calls. No call is made more often than its rate limit permits.
 
 mod blocks;
 mod chain;
@@ -46,8 +46,8 @@ pub struct PollResult {
 /// The reason why a poll failed.
 #[derive(Debug)]
 pub enum PollError {
-    /// The call with this name got no response, because of this error. The name is `JSON-RPC over HTTP` if no call
-    /// could be made because HTTP is not usable.
+    /// The call with this name got no response from the node, because of this error. The name is `JSON-RPC over HTTP`
+    /// if no call could be made because HTTP is not usable.
     NoAnswer(&'static str, CallError),
     /// All calls that return the height of the tip failed.
     NoTip,
@@ -69,36 +69,42 @@ impl fmt::Display for PollError {
     }
 }
 
-/// Client for the calls that the polls of one connection make, with a rate limit for each call.
+/// Client for the calls that the polls of one connection make. The client limits the rate of costly calls and of calls
+/// that have failed.
 struct RateLimitedCalls {
     interfaces: Rc<Interfaces>,
     context: Rc<Context>,
-    /// Set if a call of the current poll got no response. No further calls are then made in this poll.
+    /// The failure of the call of the current poll that got no response; `None` if all calls so far got a response.
+    /// After such a failure, the poll makes no further calls.
     failed: Option<PollError>,
-    /// Whether a costly call made the last poll fail (see [`is_of_costly_call`]). After such a failure, the current
-    /// poll makes no costly calls, because a costly call that never gets a response would make all polls fail.
+    /// Whether a costly call made the last poll fail (see [`is_of_costly_call`]). The current poll then makes no costly
+    /// calls, because otherwise a costly call to which the node never responds would make all polls fail.
     recovers: bool,
-    /// Rate limits of costly calls and of calls that have failed, by name of the call. The calls for fee estimates and
-    /// the calls for connected blocks have a common limit each, under a name of its own.
+    /// Rate limits of costly calls and of calls that have failed, by name of the call. All calls for fee estimates have
+    /// one common limit, and all calls for connected blocks have another; the names of these two limits are not names
+    /// of calls.
     limits: HashMap<&'static str, RateLimit>,
-    /// JSON-RPC methods for which the node has returned that it does not have them.
+    /// JSON-RPC methods that the node does not have, as its responses have shown.
     unknown: HashSet<&'static str>,
     /// Responses that are valid until the tip changes, by method and parameters.
     answers_for_tip: HashMap<(&'static str, String), Value>,
-    /// Whether metrics of peers were exported during this connection.
+    /// Whether a poll of this connection has exported metrics of the node's peers.
     showed_peers: bool,
-    /// Version, subversion and protocol version in the last response to getnetworkinfo; empty before the first
-    /// response.
+    /// The node's version, subversion (user agent) and protocol version in the last response to getnetworkinfo; empty
+    /// before the first response.
     versions: [String; 3],
 }
 
-/// Whether a costly call made the poll fail, after which the next poll makes no costly calls. After any other failure
-/// the next poll makes costly calls, because costly calls would otherwise never be made if every second poll fails.
+/// Whether this error shows that a costly call made the poll fail. The next poll then makes no costly calls. After any
+/// other failure, the next poll does make costly calls: if it did not, and every second poll failed, no poll would ever
+/// make costly calls.
 fn is_of_costly_call(error: &PollError) -> bool {
     matches!(error, PollError::NoAnswer(call, _) if COSTLY.contains(call) || *call == "estimatesmartfee")
 }
 
-/// Calls during which the node holds one of its main locks, or waits for another thread.
+/// Names of costly calls: calls during which the node holds a lock that many of its threads need, for example
+/// `cs_main`, or waits for another of its threads. The costly call estimatesmartfee is not listed, because all its
+/// calls have one limit (see `limits`).
 const COSTLY: [&str; 4] =
     ["getchaintips", "getmempoolfeeratediagram", "getorphantxs", "getprivatebroadcastinfo"];
 
@@ -119,9 +125,10 @@ impl RateLimitedCalls {
         self.limits.get(name).is_none_or(|limit| limit.due() <= Instant::now())
     }
 
-    /// Makes a call if its rate limit permits the call and the node offers the interface (`call` is `Some`). `name` is
-    /// the name of the method in the Cap'n Proto schema or in JSON-RPC; failures are counted under this name. Returns
-    /// `None` if the call was not made (also because an earlier call of this poll got no response), or if it failed.
+    /// Makes a call if its rate limit permits the call and the node has the interface of the call (`call` is `Some`).
+    /// `name` is the name of the method in the Cap'n Proto schema or in JSON-RPC; failures are counted under this name.
+    /// Returns `None` if the call was not made (also because an earlier call of this poll got no response), or if it
+    /// failed.
     async fn call<T>(
         &mut self,
         name: &'static str,
@@ -153,8 +160,8 @@ impl RateLimitedCalls {
                 match error {
                     CallError::TooLarge(_) => self.limit(name, costly).failed_permanently(ended),
                     // A call that is not costly gets no back-off after an error that ends the poll, or after an HTTP
-                    // error other than a timeout, because the next poll may need the response to the call. Failed polls
-                    // and failed checks of HTTP are repeated after a back-off of their own.
+                    // error other than a timeout, because the next poll may need the response to the call. The next
+                    // poll, or the next check of HTTP, is itself delayed by a back-off.
                     CallError::Http(_) if !costly && (ends_poll || !error.is_timeout()) => {}
                     _ if !costly && ends_poll => {}
                     _ => self.limit(name, costly).failed(ended),
@@ -187,8 +194,8 @@ impl RateLimitedCalls {
         self.call(method, call).await.unwrap_or_default()
     }
 
-    /// Like `rpc`, for a method whose response is valid until the tip changes: makes the call once per tip, and returns
-    /// the stored response after that.
+    /// Like `rpc`, for a method whose response is valid until the node's tip changes: makes the call once per tip, and
+    /// returns the stored response until the tip changes.
     async fn rpc_once_per_tip(&mut self, method: &'static str, params: Value) -> Value {
         let key = (method, params.to_string());
         if let Some(answer) = self.answers_for_tip.get(&key) {
@@ -201,8 +208,9 @@ impl RateLimitedCalls {
         answer
     }
 
-    /// Makes a JSON-RPC call for which some errors, selected by `is_normal`, are a normal response and do not count as
-    /// failures. Returns `None` if there is no response, and `Some(Err)` if the response is such an error.
+    /// Makes a JSON-RPC call for which some errors, selected by `is_normal`, are a normal response of the node and are
+    /// not counted as failures. Returns `None` if there is no response, and `Some(Err)` if the response is such an
+    /// error.
     async fn rpc_tolerating<T: DeserializeOwned>(
         &mut self,
         method: &'static str,
@@ -219,8 +227,9 @@ impl RateLimitedCalls {
         self.call(method, Some(call)).await
     }
 
-    /// Makes a JSON-RPC call of a method that not every node has. If the node does not have the method, this does not
-    /// count as a failure, and the call is not repeated. Returns `None` if there is no result.
+    /// Makes a JSON-RPC call of a method that not every node has. If the node does not have the method, no failure is
+    /// counted, and the call is not repeated on this connection. Returns `None` if the call was not made or returned no
+    /// result.
     async fn rpc_if_known<T: DeserializeOwned>(&mut self, method: &'static str, params: Value) -> Option<T> {
         if self.unknown.contains(&method) {
             return None;
@@ -232,8 +241,8 @@ impl RateLimitedCalls {
         answer.ok().flatten()
     }
 
-    /// Like `rpc_if_known`, for a costly call. Returns the result, and the time for which the values in the result are
-    /// to be exported.
+    /// Makes a costly JSON-RPC call of a method that not every node has, unless a costly call made the last poll fail.
+    /// Returns the result, and the time for which the values in the result are to be exported.
     async fn costly<T: DeserializeOwned>(
         &mut self,
         method: &'static str,
@@ -251,7 +260,7 @@ impl RateLimitedCalls {
 /// The poller of one connection, which reads the node's state and exports it.
 pub struct Poller {
     calls: RateLimitedCalls,
-    /// Hash of the tip at the last poll.
+    /// Hash of the node's tip at the last poll, with which the next poll detects a new tip.
     tip: Option<String>,
     udp_silence: fibre::PeerSilence,
     data_directory: file_system::DatadirPoller,
@@ -279,16 +288,16 @@ impl Poller {
         Poller { calls, tip: None, udp_silence: fibre::PeerSilence::default(), data_directory, process }
     }
 
-    /// Resets the rate limits, which makes every call due. The session calls this after a suspend of the machine,
-    /// because the rate limits do not include the time of the suspend.
+    /// Deletes the rate limits, which makes every call due. The session calls this function after a suspend of the
+    /// machine, because the timers of the rate limits do not advance during a suspend.
     pub fn forget_limits(&mut self) {
         self.calls.limits.clear();
     }
 
-    /// Makes one poll.
+    /// Polls the node once: reads its state and exports it.
     ///
     /// # Errors
-    /// A call got no response, or no call returned the tip.
+    /// A call got no response from the node, or no call returned the height of the tip.
     pub async fn poll(&mut self) -> Result<PollResult, PollError> {
         let started = Instant::now();
         let mut polled = match self.calls.unavailable() {
@@ -325,8 +334,8 @@ impl Poller {
         mempool::poll_orphans(calls).await;
         mempool::poll_private_broadcast(calls).await;
         let network_info = calls.rpc("getnetworkinfo", json!([])).await;
-        // Forget the node's process if it has exited: over HTTP, the node can exit and another node can start between
-        // two polls.
+        // Discard the handle of the node's process if the process has exited: over HTTP, the node can exit and another
+        // node can start between two polls.
         if calls.interfaces.is_http_only() {
             self.process.take_if(|process| process.stat().is_none());
         }

@@ -1,4 +1,4 @@
-//! Metrics of the node's P2P network: connections, traffic, peers and addresses.
+//! Metrics of the node's P2P network: connections, traffic, connected peers, and known addresses of other nodes.
 
 use serde_json::{Value, json};
 
@@ -9,8 +9,8 @@ use crate::collect::peers::{self, AnnouncementBacklog, NodeState};
 use crate::ipc::{NETWORKS, Node, PeerDirection, PeerStats};
 use crate::metrics::NetworkMetrics;
 
-/// Reads peers and traffic at each poll. `height` is the height of the tip, and `info` is the response to
-/// getnetworkinfo.
+/// Reads the metrics of the P2P network, at each poll. `height` is the height of the node's tip, and `info` is the
+/// response to getnetworkinfo.
 pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Value) {
     let interfaces = calls.interfaces.clone();
     let node = interfaces.node.as_ref();
@@ -70,8 +70,8 @@ pub async fn poll(calls: &mut RateLimitedCalls, height: Option<f64>, info: &Valu
     metrics.addresses.replace_if_any(samples);
 }
 
-/// Exports the metrics of the node's upload target (`-maxuploadtarget`). The node returns a target of 0 if no upload
-/// target is configured.
+/// Exports the metrics of the node's upload target, its daily limit of sent bytes (`-maxuploadtarget`). The node
+/// returns a target of 0 if no upload target is configured.
 fn show_upload_target(upload: &Value, metrics: &NetworkMetrics) {
     let Some(target) = count(upload, "target") else { return };
     let upload = Some(upload).filter(|_| target > 0);
@@ -86,7 +86,8 @@ fn show_upload_target(upload: &Value, metrics: &NetworkMetrics) {
     }
 }
 
-/// Exports the numbers of connected and disconnected added nodes (`addnode`).
+/// Exports how many of the peers that the node's operator added with `addnode` are connected, and how many are
+/// disconnected.
 fn show_added_nodes(added: &Value, metrics: &NetworkMetrics) {
     let Some(added) = added.as_array() else { return };
     let connected = added.iter().filter(|node| node["connected"] == true).count();
@@ -101,8 +102,8 @@ fn show_peers(
     height: Option<f64>,
 ) {
     let state = &mut *calls.context.persistent_state.borrow_mut();
-    // If an earlier poll of this IPC connection has exported peers, these peers were reported by the same node process,
-    // because all responses on one IPC connection come from one process.
+    // If an earlier poll of this IPC connection has exported peers, the earlier and the current peers were reported by
+    // the same node process, because all responses on one IPC connection come from one process.
     let is_same = calls.showed_peers && !calls.interfaces.is_http_only();
     let identity = state.node_start.take_identity();
     let identity = if is_same { NodeIdentity::Same } else { identity };

@@ -17,9 +17,9 @@ use crate::files;
 use crate::metrics::ZMQ_TYPES;
 use crate::node_process::{ProcessUsage, cpu_seconds};
 
-/// Reads the uptime and the memory usage, and exports them with the node's versions and warnings. `process` is the PID
-/// and the start time (in clock ticks since boot) of the node's process; `None` if the process is not visible in
-/// `/proc`. Returns the uptime.
+/// Reads the node's uptime and its locked memory, and exports them with the node's versions, start time and warnings.
+/// `process` is the PID and the start time (in clock ticks since boot) of the node's process; `None` if the process is
+/// not visible in `/proc`. Returns the uptime in seconds.
 pub async fn poll(
     calls: &mut RateLimitedCalls,
     process: Option<(i32, u64)>,
@@ -60,7 +60,8 @@ pub async fn poll(
     uptime
 }
 
-/// Reads the JSON-RPC calls that the node is executing. Returns the response to getrpcinfo.
+/// Reads the JSON-RPC calls that the node is executing for all clients, and exports their number and the longest
+/// duration. Returns the response to getrpcinfo.
 pub async fn poll_rpc_server(calls: &mut RateLimitedCalls) -> Value {
     let info = calls.rpc("getrpcinfo", json!([])).await;
     if let Some(commands) = info["active_commands"].as_array() {
@@ -72,21 +73,23 @@ pub async fn poll_rpc_server(calls: &mut RateLimitedCalls) -> Value {
     info
 }
 
-/// Returns the number of active RPC commands without the exporter's own getrpcinfo call, and the duration of the
-/// longest of them in seconds.
+/// Returns the number of JSON-RPC calls that the node is executing, and the duration of the longest of these calls in
+/// seconds. `commands` is a list from getrpcinfo; the exporter's own getrpcinfo call in the list is not counted.
 fn active_commands(commands: &[Value]) -> (f64, f64) {
     let durations = |own: bool| {
         let commands = commands.iter().filter(move |command| own == (command["method"] == "getrpcinfo"));
         commands.map(|command| number(command, "duration").unwrap_or(0.0) / 1e6)
     };
-    // The exporter's own call is the getrpcinfo call with the shortest duration.
+    // Of several getrpcinfo calls, the call with the shortest duration is assumed to be the exporter's own call, which
+    // has only just started when the node creates this list.
     let mut others: Vec<f64> = durations(true).collect();
     others.sort_by(f64::total_cmp);
     let others = others.into_iter().skip(1).chain(durations(false));
     others.fold((0.0, 0.0), |(active, longest), duration| (active + 1.0, f64::max(longest, duration)))
 }
 
-/// Reads the ZMQ publishers. The call is cheap, because the node only copies a list.
+/// Counts the node's ZMQ publishers by type of notification. The call getzmqnotifications is cheap, because the node
+/// only copies a list.
 pub async fn poll_zmq(calls: &mut RateLimitedCalls) {
     let Some(publishers) = calls.rpc_if_known::<Value>("getzmqnotifications", json!([])).await else {
         return;
@@ -103,8 +106,8 @@ pub async fn poll_zmq(calls: &mut RateLimitedCalls) {
         .replace(by_type.map(|(name, publishers)| ([name], publishers as f64)));
 }
 
-/// Exports the resource usage of the node's process. Exports no values if this process has exited or is not visible in
-/// `/proc`.
+/// Exports the resource usage of the node's process. Exports no values if the node's process has exited or is not
+/// visible in `/proc`.
 pub async fn poll_process(process: Option<&ProcessUsage>, context: &Context) {
     let Some(process) = process else { return };
     let private = process.private().await;
@@ -128,7 +131,8 @@ pub async fn poll_process(process: Option<&ProcessUsage>, context: &Context) {
     }
 }
 
-/// Default name of the PID file in all programs of Bitcoin Core. The option `-pid` changes the name.
+/// Default name of the file in the data directory to which each program of Bitcoin Core writes its PID. The option
+/// `-pid` changes the name.
 const PID_FILE: &str = "bitcoind.pid";
 /// Maximum size of the PID file that the exporter reads, in bytes.
 const MAX_PID_FILE_BYTES: u64 = 32;
