@@ -48,7 +48,8 @@ pub enum NextBlockMode {
     Off,
 }
 
-/// The collector's settings, of which the first ones are command line arguments of bitcoind-ipc-exporter.
+/// Settings of the collector, the part of the exporter that polls the node. The fields with `#[arg]` are options of
+/// bitcoind-ipc-exporter; the binary sets the other fields.
 #[derive(Args, Clone, Debug)]
 pub struct Config {
     /// Interval between polls, e.g. 15s, 500ms or 1m. A new tip triggers a poll at once

@@ -26,8 +26,14 @@ pub struct Race {
 }
 
 impl BlockReport {
-    /// Creates the report of a connected block. `arrival` is `None` if no peer announced the block.
-    pub(super) fn new(block: &BlockId, connected: &ConnectedBlock, arrival: Option<&BlockArrival>) -> Self {
+    /// Creates the report of a connected block, which arrived by `method`. `arrival` is `None` if no peer announced the
+    /// block.
+    pub(super) fn new(
+        block: &BlockId,
+        connected: &ConnectedBlock,
+        method: ArrivalMethod,
+        arrival: Option<&BlockArrival>,
+    ) -> Self {
         let report = BlockReport {
             time: block.time,
             block_height: block.height.into(),
@@ -36,7 +42,7 @@ impl BlockReport {
             inputs: Some(connected.inputs),
             sigops: Some(connected.sigops),
             duration_us: Some(connected.duration_ns / 1000),
-            arrival: Some(ArrivalMethod::Other.label()),
+            arrival: Some(method.label()),
             ..BlockReport::default()
         };
         let Some(arrival) = arrival else { return report };
@@ -46,7 +52,6 @@ impl BlockReport {
         let asked = timeline.peers.values().filter_map(|peer| peer.asked);
         let answered = timeline.peers.values().filter_map(|peer| peer.answered);
         BlockReport {
-            arrival: Some(arrival.arrival.label()),
             announced_by: Some(timeline.first_by.label()),
             announced_peer: Some(timeline.first_peer),
             announcements: sum(&timeline.announcements),

@@ -64,6 +64,13 @@ pub struct ConnectedBlock {
     pub thread: ConnectingThread,
 }
 
+impl ConnectedBlock {
+    /// Time at which the node began to connect the block that it had connected at `connected_ns`.
+    pub fn start_ns(&self, connected_ns: u64) -> u64 {
+        connected_ns.saturating_sub(self.duration_ns.max(0) as u64)
+    }
+}
+
 /// The node's thread that connected a block. The thread shows whether the connection can be part of a check of the
 /// database.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -47,8 +47,14 @@ pub struct BlockCounts {
 }
 
 impl BlockCounts {
-    /// Counts a connected block. `arrival` is `None` if no peer announced the block.
-    pub fn connected(&mut self, block: &BlockId, connected: &ConnectedBlock, arrival: Option<&BlockArrival>) {
+    /// Counts a connected block, which arrived by `method`. `arrival` is `None` if no peer announced the block.
+    pub fn connected(
+        &mut self,
+        block: &BlockId,
+        connected: &ConnectedBlock,
+        method: ArrivalMethod,
+        arrival: Option<&BlockArrival>,
+    ) {
         self.connected += 1;
         self.last_height = Some(block.height);
         for (counted, buckets, value) in [
@@ -61,12 +67,9 @@ impl BlockCounts {
                 counted.observe(buckets, value, block);
             }
         }
-        let Some(arrival) = arrival else {
-            self.arrivals[ArrivalMethod::Other as usize] += 1;
-            return;
-        };
+        self.arrivals[method as usize] += 1;
+        let Some(arrival) = arrival else { return };
         let timeline = arrival.timeline;
-        self.arrivals[arrival.arrival as usize] += 1;
         for (count, added) in self.announcements.iter_mut().zip(timeline.announcements) {
             *count += added;
         }
@@ -161,8 +164,8 @@ fn arrival_families(c: &BlockCounts) -> Vec<Family> {
         counter("bitcoin_block_arrivals_total",
             "Connected blocks by the way in which the node received them: `compact_complete` (a compact block \
              without requests), `compact_requested` (a compact block and requested transactions), `full_block` (a \
-             full block), `fibre` (FIBRE), `other` (no announcement: a sync, a block mined by the node, a \
-             reconnected block)", ARRIVAL_SOURCES)
+             full block), `fibre` (FIBRE), `other` (neither announced nor by FIBRE: a sync, a block \
+             mined by the node, a reconnected block)", ARRIVAL_SOURCES)
             .by(&["by"]).samples(by(ArrivalMethod::LABELS, c.arrivals)),
         counted("bitcoin_block_arrival_seconds", "Time from the first announcement of a block until its connection",
             ARRIVAL_SOURCES, &ARRIVAL, &c.arrival_ns),

@@ -354,9 +354,13 @@ fn block_of_fibre_without_an_earlier_announcement_is_fibres() {
     let race = |winner| BlockEventKind::RaceFinished { height: 1, udp_ns: Some(winner), compact_ns: None };
     happen(&blocks, [(100, HASH, BlockEventKind::Fibre { height: None }), (110, HASH, connected())]);
     happen(&blocks, [(120, HASH, race(5))]);
+    assert_eq!(arrivals(&blocks), [("fibre", 1)]);
     let (last, _) = blocks.last();
     let expected = (Some("fibre"), None, Some(10_000), Some(5));
     assert_eq!((last[0].arrival, last[0].announced_by, last[0].fibre_us, last[0].race_udp_ns), expected);
+
+    happen(&blocks, [(130, HASH, connected())]); // The node connects the block again after a reorganization.
+    assert_eq!(arrivals(&blocks), [("fibre", 1), ("other", 1)]);
 
     // The block is announced after FIBRE has reconstructed it and before the node connects it.
     let blocks = BlockTracker::default();

@@ -233,7 +233,7 @@ impl<'a> BlockArrival<'a> {
         connected: &ConnectedBlock,
         header_age_ns: Option<u64>,
     ) -> Self {
-        let began_ns = time_ns.saturating_sub(connected.duration_ns.max(0) as u64);
+        let began_ns = connected.start_ns(time_ns);
         let (arrival, from) = timeline.arrival(began_ns);
         let came_compact =
             matches!(arrival, ArrivalMethod::CompactComplete | ArrivalMethod::CompactRequested);

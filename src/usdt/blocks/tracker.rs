@@ -320,6 +320,12 @@ impl TrackerState {
 
     fn on_connected(&mut self, hash: RawBlockHash, time_ns: u64, connected: &ConnectedBlock) {
         let block = BlockId { height: connected.height, hash, time: unix_time(self.epoch_ns, time_ns) };
+        // FIBRE may have delivered a block that no peer announced and that therefore has no timeline.
+        let start_ns = connected.start_ns(time_ns);
+        let block_hash = maps::hash(&hash);
+        let is_by_fibre = self.fibre_ns(&hash).is_some_and(|time| time <= start_ns)
+            && !self.last.iter().any(|report| report.block_hash == block_hash);
+        let unannounced = if is_by_fibre { ArrivalMethod::Fibre } else { ArrivalMethod::Other };
         let timeline = self.timelines.iter_mut().rfind(|it| it.hash == hash && it.connected_ns.is_none());
         let arrival = timeline.map(|timeline| {
             timeline.connected_ns = Some(time_ns);
@@ -327,8 +333,9 @@ impl TrackerState {
             let header_age_ns = timeline.header_time.and_then(|time| age_ns(time, first_unix));
             BlockArrival::new(timeline, time_ns, connected, header_age_ns)
         });
-        self.counts.connected(&block, connected, arrival.as_ref());
-        let mut report = BlockReport::new(&block, connected, arrival.as_ref());
+        let method = arrival.as_ref().map_or(unannounced, |arrival| arrival.arrival);
+        self.counts.connected(&block, connected, method, arrival.as_ref());
+        let mut report = BlockReport::new(&block, connected, method, arrival.as_ref());
         let was_announced = arrival.is_some();
         let mut was_set = false;
         if let Some(BlockArrival { timeline, .. }) = arrival {
@@ -356,16 +363,10 @@ impl TrackerState {
         find_recent(&self.fibre_blocks, hash)
     }
 
-    /// Adds the time at which FIBRE reconstructed the block, and the result of its race, to the block's report. FIBRE
-    /// may have delivered a block that no peer announced and that therefore has no timeline.
+    /// Adds the time at which FIBRE reconstructed the block, and the result of its race, to the block's report.
     fn add_fibre_to_report(&self, report: &mut BlockReport, hash: &RawBlockHash, connected_ns: u64) {
         if let Some(fibre_ns) = self.fibre_ns(hash).filter(|time| *time <= connected_ns) {
-            let before_connection_us = ((connected_ns - fibre_ns) / 1000) as i64;
-            report.fibre_us = Some(before_connection_us);
-            let began_us = report.duration_us.unwrap_or(0);
-            if report.announced_by.is_none() && before_connection_us >= began_us {
-                report.arrival = Some(ArrivalMethod::Fibre.label());
-            }
+            report.fibre_us = Some(((connected_ns - fibre_ns) / 1000) as i64);
         }
         self.add_race_to_report(report, hash);
     }
