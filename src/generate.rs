@@ -6,7 +6,7 @@ use clap::Command;
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-/// A file that `--generate` prints.
+/// A file that `--generate` prints for packages: a manual page, or a completion script for a shell.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum PackageFile {
     /// The manual page.

@@ -508,8 +508,8 @@ impl Fleet {
 
     /// Waits until the webhook has received the expected alerts about each of these nodes, and then for another three
     /// simulated minutes. Panics if an expected alert is missing or if the webhook has received another alert. `within`
-    /// is the time limit for an alert in the report, in simulated minutes from `since`. The drill itself waits more
-    /// than three times as long before it fails.
+    /// is the time limit for an alert in the report, in simulated minutes from `since`. A later alert is reported as
+    /// late. The drill fails only if the alert is missing after more than three times `within`.
     pub fn expect(&self, since: Instant, nodes: &[String], expected: &[Expected], within: f64) {
         let each: Vec<_> = nodes.iter().map(|node| (node.clone(), expected.to_vec())).collect();
         self.expect_each(since, &each, within);

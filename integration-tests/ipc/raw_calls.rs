@@ -24,7 +24,8 @@ fn reference<C: FromClientHook>() -> C {
     C::new(broken.hook)
 }
 
-/// Sets the parameters of a call to a context whose thread is the capability at this position of the message's table.
+/// Makes the only parameter of a call a `Context`, whose `thread` is the capability at `position` in the message's
+/// table.
 fn run_on(mut content: any_pointer::Builder, position: usize) {
     let mut table = Vec::new();
     table.resize_with(position, || None);

@@ -20,7 +20,7 @@ use crate::rendering;
 use crate::store::remote_write;
 use crate::{dashboards, is_of_loki, panels, rules};
 
-/// Parts of expressions that return no data in this test, each with the reason.
+/// Texts that identify expressions without data in this test, each with the reason.
 const WITHOUT: [(&str, &str); 7] = [
     (
         "bitcoin_fee_estimate_sat_per_vbyte",

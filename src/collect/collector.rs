@@ -15,7 +15,7 @@ use crate::ipc::endpoint::NodeEndpoint;
 use crate::node_process::SocketPeer;
 use crate::supervisor::GuardedSockets;
 
-/// An open connection to a node, over one of two transports.
+/// An open connection to a node, over IPC or over HTTP.
 pub(super) enum NodeTransport {
     /// Sockets to a guard, a process that is connected to the node's IPC socket and relays the messages between the
     /// node and the exporter.

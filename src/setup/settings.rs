@@ -11,7 +11,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The settings in the node's arguments and in `conf`, the text of `bitcoin.conf`, for this chain.
+    /// The settings in the node's arguments and in `conf`, the text of `bitcoin.conf`, for the node's `chain`.
     pub fn new(arguments: &[String], conf: &str, chain: &str) -> Self {
         let arguments = arguments.iter().rev().filter_map(|argument| argument.strip_prefix('-'));
         let arguments = arguments.map(|text| pair(text.strip_prefix('-').unwrap_or(text)));

@@ -19,7 +19,7 @@ const MAX_LINES: u32 = 200;
 
 /// A rate limiter that allows at most [`MAX_LINES`] log lines per second.
 struct LineLimit {
-    /// Start of the second for which `lines` counts.
+    /// Start of the current second; `lines` is the number of lines logged since then.
     second: Instant,
     /// Lines in the current second, including lines that were dropped because of the limit.
     lines: u32,

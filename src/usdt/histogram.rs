@@ -42,7 +42,7 @@ impl Buckets {
     }
 }
 
-/// Identity of a connected block, which the exemplars of a histogram and the report of a block contain.
+/// Height, hash and time of a connected block, for the exemplars of a histogram and for the report of a block.
 #[derive(Clone, Copy)]
 pub(super) struct BlockId {
     pub height: i32,

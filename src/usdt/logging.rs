@@ -27,7 +27,8 @@ const QUEUED: &[&str] = &["logging:async_file_queued"];
 const STARTED: &[&str] = &["logging:async_file_operation_started"];
 const COMPLETED: &[&str] = &["logging:async_file_operation_completed"];
 
-/// The tracepoint group `logging`: the queue of `debug.log` lines, and the node's thread that writes the lines.
+/// The tracepoint group `logging`, for metrics about the queue of the node's `debug.log` lines and about the thread
+/// that writes them.
 pub(super) struct LoggingGroup;
 
 impl GroupPrograms for LoggingGroup {

@@ -12,7 +12,8 @@
 use super::{CallPurpose, GuardMessage, ProtocolState};
 use crate::ipc::guard::message::{self, Method};
 
-/// The exporter's only block template, from the response to `createNewBlock` until the guard releases the template.
+/// The guard's state for the exporter's only block template, from the response to `createNewBlock` until the guard
+/// releases the template.
 #[derive(Debug)]
 pub(super) struct Template {
     /// The node's export ID for the template.

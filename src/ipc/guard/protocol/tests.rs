@@ -71,8 +71,8 @@ fn call(
     })
 }
 
-/// Sets the parameters of a call, which refer to the first thread and to the first hosted capability in the message's
-/// table of capabilities.
+/// Sets the parameters of a call: with `has_thread`, the first thread in the message's capability table, and with
+/// `hosts`, the first capability in the message's table of capabilities.
 fn set_parameters(mut content: any_pointer::Builder, method: Method, hosts: bool, has_thread: bool) {
     let mut table = Vec::new();
     let mut content = content.reborrow();
