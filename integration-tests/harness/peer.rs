@@ -34,7 +34,7 @@ impl Peer {
         Self::connect_with_clock(port, 0)
     }
 
-    /// Like [`Self::connect`], but the peer's clock differs from the machine's clock by `offset` seconds.
+    /// Like [`Self::connect`], but the peer's clock is `offset` seconds ahead of the machine's clock.
     pub fn connect_with_clock(port: u16, offset: i64) -> Self {
         Self::connect_as(port, offset, false)
     }

@@ -79,7 +79,8 @@ fn once_and_check_print_the_next_block() {
     assert!(text.contains("  bitcoin_next_block_fees_satoshis\n"), "{text}");
 }
 
-/// An exporter that polls the node over HTTP only exports the last block template that the node built for any client.
+/// If the exporter polls the node only over HTTP, it exports the last block template that the node built, no matter for
+/// which client.
 #[test]
 fn without_mining_the_block_that_was_assembled_last_is_shown() {
     let node = Node::start(&[]);

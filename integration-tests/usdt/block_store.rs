@@ -423,7 +423,8 @@ pub fn outbox_is_bounded_and_drops_are_counted() {
     // The exporter has the first row in memory to send it.
     node.mine(1);
     exporter.wait_for("bitcoin_block_store_rows_waiting{node=\"a\"}", 1.0);
-    // The block log keeps the last five rows. The exporter drops the others, except the first row.
+    // The block log keeps the last five rows. Of the other rows, the exporter drops all except the first row, which it
+    // has read from the block log already, and which it sends when PostgreSQL runs again.
     node.mine(11);
     let dropped = 12 - 5 - 1;
     exporter.wait_for("bitcoin_block_store_rows_dropped_total{node=\"a\"}", dropped as f64);

@@ -126,7 +126,7 @@ impl MakeTlsConnect<Socket> for Connector {
     }
 }
 
-/// Makes one TLS connection to this host.
+/// Makes one TLS connection to the PostgreSQL server with this host name.
 pub struct HostConnector(TlsConnector, ServerName<'static>);
 
 impl TlsConnect<Socket> for HostConnector {

@@ -26,8 +26,8 @@ const ONE_SAT_PER_VBYTE: f64 = 0.00001;
 /// connection, so changes of the node's clock do not change the key.
 type PeerKey = (i64, i64);
 
-/// Number of transactions that Bitcoin Core 32 holds back because of its rate limit for announcements, before it
-/// queues them for all inbound or all outbound peers. Versions before 32 have no rate limit for announcements and
+/// Two numbers of transactions, for the inbound and for the outbound peers: the transactions that Bitcoin Core 32 has not
+/// queued for these peers yet, because of its rate limit for announcements. Versions before 32 have no rate limit for announcements and
 /// queue transactions for each peer immediately.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct AnnouncementBacklog {

@@ -266,7 +266,7 @@ fn read_message(event: &event, queue: &mut Vec<BlockEvent>) {
 }
 
 /// Decodes an event that concerns at most one block: a P2P message, or the node's report of an accepted header or a
-/// reconstructed block. `None` if the message is truncated or malformed.
+/// reconstructed block. `None` if the event's bytes are truncated or malformed.
 fn decode(event: &event) -> Option<(RawBlockHash, BlockEventKind)> {
     let peer = event.peer;
     let copied = match event.kind {

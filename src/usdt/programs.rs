@@ -279,8 +279,10 @@ fn lacks_privilege(error: &libbpf_rs::Error) -> bool {
 
 /// Adds the reason from libbpf's messages and, if known, the remedy to an error of libbpf.
 fn explain(error: libbpf_rs::Error) -> anyhow::Error {
-    let mut messages = LIBBPF_MESSAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let (warnings, verifier) = (std::mem::take(&mut messages.warnings), messages.verifier.take());
+    let (warnings, verifier) = {
+        let mut messages = LIBBPF_MESSAGES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        (std::mem::take(&mut messages.warnings), messages.verifier.take())
+    };
     if error.kind() == libbpf_rs::ErrorKind::PermissionDenied
         && let Some(missing) = privileges::missing()
     {

@@ -118,12 +118,14 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Some(listener) = listener.filter(|_| serves) else {
         confined.filter(sandbox::ipc_exporter(false));
-        if arguments.once {
-            LocalSet::new().block_on(&runtime, once(&mut source, context))?;
-            cli::print(&status.metrics(Format::Text))?;
-        } else {
-            cli::print(&LocalSet::new().block_on(&runtime, check(&mut source, context))?)?;
-        }
+        let printed = LocalSet::new().block_on(&runtime, async {
+            if !arguments.once {
+                return check(&mut source, context).await;
+            }
+            once(&mut source, context).await?;
+            Ok(status.metrics(Format::Text))
+        });
+        cli::print(&printed?)?;
         return Ok(ExitCode::SUCCESS);
     };
     let listeners = [(listener, arguments.common.endpoint()?)];
@@ -132,13 +134,7 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let ended = service::run(&runtime, listeners, status.clone(), confine, &shutdown, async {
         spawn_local(async move { status.keep_history().await });
         if without_node {
-            let why = "systemd passed no connection to the node: the node is not running, or systemd is older than 253 and \
-                 needs socket-path.conf";
-            info!(
-                "{why}; exiting after {} s, the next scrape starts the exporter again",
-                SCRAPE_LINGER_INTERVAL.as_secs()
-            );
-            collector.wait_without_node(why, SCRAPE_LINGER_INTERVAL).await;
+            wait_for_next_scrape(collector).await;
             return Ok(());
         }
         let ended = collector.run(source).await;
@@ -151,4 +147,16 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     });
     block_log.into_iter().for_each(BlockLogThread::finish);
     ended
+}
+
+/// Serves the metrics without a node for [`SCRAPE_LINGER_INTERVAL`]. The exporter exits afterwards, and the next scrape
+/// starts it again.
+async fn wait_for_next_scrape(collector: Collector) {
+    let why = "systemd passed no connection to the node: the node is not running, or systemd is older than 253 and \
+               needs socket-path.conf";
+    info!(
+        "{why}; exiting after {} s, the next scrape starts the exporter again",
+        SCRAPE_LINGER_INTERVAL.as_secs()
+    );
+    collector.wait_without_node(why, SCRAPE_LINGER_INTERVAL).await;
 }

@@ -27,7 +27,7 @@ struct PeerGroup {
     round_trip: Option<[f64; 3]>,
     /// Number of peers of the group with a measured round-trip time.
     measured: u32,
-    /// Time of the last packet from the peer of the group that has been silent for the longest time, in Unix seconds of
+    /// For the peer of the group that has sent nothing for the longest time, the time of its last packet, in Unix seconds of
     /// the node's clock.
     last_received: Option<f64>,
 }

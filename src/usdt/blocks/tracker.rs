@@ -103,7 +103,8 @@ impl BlockTracker {
     /// caller logs after this function has released the lock.
     pub fn process_queue(&self) -> Vec<BlockReport> {
         let epoch_ns = clock::epoch_ns();
-        log_if_clock_was_set(self.state().epoch_ns, epoch_ns);
+        let before_ns = self.state().epoch_ns; // releases the lock before a line is logged
+        log_if_clock_was_set(before_ns, epoch_ns);
         self.process_queue_at(epoch_ns, sys::clock_error())
     }
 
