@@ -101,14 +101,12 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let confined =
         Confinement::new(arguments.common.sandbox).files(&arguments.files(&config, store.as_ref()));
     let _written_at_the_end = arguments.common.start_logging()?;
-    if let Some(listener) = &listener
-        && started_by_scrape
-        && let Some(why) = listener.unused_address(&arguments.common.metrics_addr, Arguments::METRICS_ADDR)
-    {
+    let inherited = listener.as_ref().filter(|_| started_by_scrape);
+    let address = &arguments.common.metrics_addr;
+    if let Some(why) = inherited.and_then(|it| it.unused_address(address, Arguments::METRICS_ADDR)) {
         warn!("{why}");
     }
-    let block_log = if serves { arguments.start_block_log(store)? } else { None };
-    let (block_log, reports) = block_log.unzip();
+    let (block_log, reports) = if serves { arguments.start_block_log(store)? } else { None }.unzip();
 
     let metrics = Metrics::polled_every(config.poll_interval);
     let status = Arc::new(Status::new(metrics.clone()));
@@ -118,14 +116,8 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let Some(listener) = listener.filter(|_| serves) else {
         confined.filter(sandbox::ipc_exporter(false));
-        let printed = LocalSet::new().block_on(&runtime, async {
-            if !arguments.once {
-                return check(&mut source, context).await;
-            }
-            once(&mut source, context).await?;
-            Ok(status.metrics(Format::Text))
-        });
-        cli::print(&printed?)?;
+        let printed = poll_once(&arguments, &mut source, context, &status);
+        cli::print(&LocalSet::new().block_on(&runtime, printed)?)?;
         return Ok(ExitCode::SUCCESS);
     };
     let listeners = [(listener, arguments.common.endpoint()?)];
@@ -147,6 +139,20 @@ fn export(mut arguments: impl Iterator<Item = OsString>) -> Result<ExitCode> {
     });
     block_log.into_iter().for_each(BlockLogThread::finish);
     ended
+}
+
+/// Connects to the node for `--once` or `--check`, and returns the text to print.
+async fn poll_once(
+    arguments: &Arguments,
+    source: &mut NodeEndpoint,
+    context: Context,
+    status: &Status,
+) -> Result<String> {
+    if arguments.check {
+        return check(source, context).await;
+    }
+    once(source, context).await?;
+    Ok(status.metrics(Format::Text))
 }
 
 /// Serves the metrics without a node for [`SCRAPE_LINGER_INTERVAL`]. The exporter exits afterwards, and the next scrape
