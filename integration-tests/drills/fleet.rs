@@ -26,7 +26,7 @@ pub enum Kind {
     /// The exporter uses the IPC interfaces Mining and Rpc (Core 32).
     Rpc,
     /// The exporter uses the IPC interface Mining, and JSON-RPC over HTTP (Core 30, 31). The node's program is
-    /// CORE31_NODE, or BITCOIN_NODE behind a proxy that hides the Rpc interface if CORE31_NODE is not set.
+    /// CORE31_NODE. If CORE31_NODE is not set, it is BITCOIN_NODE behind a proxy that hides the Rpc interface.
     RpcOverHttp,
     /// The exporter uses JSON-RPC over HTTP, without IPC.
     HttpOnly,

@@ -29,8 +29,8 @@ pub struct ExporterStart {
     pub inherited: Option<InheritedConnection>,
 }
 
-/// Facts about the connection to the node that the supervisor has inherited from systemd or from the node. Only the
-/// supervisor has the connection itself.
+/// What the exporter process knows about a connection to the node that was already open when systemd or the node started
+/// the supervisor. Only the supervisor has the connection itself.
 #[derive(Clone, Debug)]
 pub struct InheritedConnection {
     /// Path on which the node's socket listens, if the kernel reports an absolute path.

@@ -134,8 +134,9 @@ pub fn choose(
     }
 }
 
-/// Applies the evidence about the node that has ended, `last`. Returns three values: the candidates that may be the
-/// next node, a candidate that is a different node, and whether a candidate may become the next node when it is older.
+/// Applies the evidence about the node that has ended, `last`. Returns three values: the candidates that may be this
+/// node after its restart; a candidate that the evidence shows to be a different node, if
+/// there is one; and whether a candidate was left out only because its process has not run for long enough.
 fn after<'a>(
     mut rest: Vec<&'a Candidate>,
     named: UserSelection,

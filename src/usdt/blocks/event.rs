@@ -71,7 +71,7 @@ impl ConnectedBlock {
     }
 }
 
-/// The node's thread that connected a block. The thread shows whether the connection can be part of a check of the
+/// The kind of the node's thread that connected a block. The thread shows whether the connection can be part of a check of the
 /// database.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ConnectingThread {
