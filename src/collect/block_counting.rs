@@ -3,8 +3,8 @@
 
 use crate::ipc::BlockRef;
 
-/// Whether the blocks that the node connected between the previous and the current connection of the exporter are
-/// counted.
+/// Progress after a new connection to the node: whether the exporter has counted the blocks that the node connected
+/// between the previous and this connection.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ReconnectState {
     /// The first tip that the node returned on this connection is not processed yet.

@@ -135,8 +135,8 @@ pub fn choose(
 }
 
 /// Applies the evidence about the node that has ended, `last`. Returns three values: the candidates that may be this
-/// node after its restart; a candidate that the evidence shows to be a different node, if
-/// there is one; and whether a candidate was left out only because its process has not run for long enough.
+/// node after its restart; a candidate that the evidence shows to be a different node, if there is one; and whether a
+/// candidate was left out only because its process has not run for long enough.
 fn after<'a>(
     mut rest: Vec<&'a Candidate>,
     named: UserSelection,

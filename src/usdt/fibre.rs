@@ -60,7 +60,8 @@ const WON: &[&str] = &["udp:block_race_winner"];
 const RACED: &[&str] = &["udp:block_race_time"];
 const DETAILED: &[&str] = &["udp:block_reconstruction_detail"];
 
-/// The tracepoint group `fibre`: blocks that FIBRE reconstructs and sends, and races between FIBRE and compact blocks.
+/// The exporter's code for the tracepoint group `fibre`: blocks that FIBRE reconstructs and sends, and races between
+/// FIBRE and compact blocks.
 pub(super) struct FibreGroup;
 
 /// Maximum number of pairs of a relay mechanism and a peer that have their own time series.

@@ -27,8 +27,8 @@ const QUEUED: &[&str] = &["logging:async_file_queued"];
 const STARTED: &[&str] = &["logging:async_file_operation_started"];
 const COMPLETED: &[&str] = &["logging:async_file_operation_completed"];
 
-/// The tracepoint group `logging`, for metrics about the queue of the node's `debug.log` lines and about the thread
-/// that writes them.
+/// The exporter's code for the tracepoint group `logging`, for metrics about the queue of the node's `debug.log` lines
+/// and about the thread that writes them.
 pub(super) struct LoggingGroup;
 
 impl GroupPrograms for LoggingGroup {

@@ -11,7 +11,8 @@ use crate::metrics::{Family, counter};
 // SAFETY: the struct consists of u64 only; see mempool.bpf.c.
 unsafe impl Pod for types::counts {}
 
-/// The tracepoint group `mempool`: transactions that the mempool adds, removes, replaces and rejects.
+/// The exporter's code for the tracepoint group `mempool`: transactions that the mempool adds, removes, replaces and
+/// rejects.
 pub(super) struct MempoolGroup;
 
 /// The node's reason for rejecting a transaction, NUL-terminated. The array has the size `REJECTION` of mempool.bpf.c.

@@ -52,7 +52,8 @@ const CLOSED: &[&str] = &["net:closed_connection"];
 const EVICTED: &[&str] = &["net:evicted_inbound_connection"];
 const ENDED: &[&str] = &["net:closed_connection", "net:evicted_inbound_connection"];
 
-/// The tracepoint group `net`: P2P messages and connections, and the contents of messages about blocks.
+/// The exporter's code for the tracepoint group `net`: P2P messages and connections, and the contents of messages about
+/// blocks.
 pub(super) struct NetGroup;
 
 impl GroupPrograms for NetGroup {

@@ -26,8 +26,8 @@ const SPENT: &[&str] = &["utxocache:spent"];
 const UNCACHE: &[&str] = &["utxocache:uncache"];
 const FLUSH: &[&str] = &["utxocache:flush"];
 
-/// The tracepoint group `utxocache`: coins that the node adds to the UTXO cache, spends, or drops from it, and flushes
-/// of the cache to disk.
+/// The exporter's code for the tracepoint group `utxocache`: coins that the node adds to the UTXO cache, spends, or
+/// drops from it, and flushes of the cache to disk.
 pub(super) struct UtxocacheGroup;
 
 impl GroupPrograms for UtxocacheGroup {

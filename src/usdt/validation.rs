@@ -12,7 +12,7 @@ unsafe impl Pod for types::counts {}
 // SAFETY: the struct consists of integers only; see validation.bpf.c.
 unsafe impl Pod for types::event {}
 
-/// The tracepoint group `validation`: blocks that the node connects.
+/// The exporter's code for the tracepoint group `validation`: blocks that the node connects.
 pub(super) struct ValidationGroup;
 
 impl GroupPrograms for ValidationGroup {

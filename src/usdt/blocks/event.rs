@@ -71,8 +71,8 @@ impl ConnectedBlock {
     }
 }
 
-/// The kind of the node's thread that connected a block. The thread shows whether the connection can be part of a check of the
-/// database.
+/// The kind of the node's thread that connected a block. The thread shows whether the connection can be part of a check
+/// of the database.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ConnectingThread {
     /// The main thread, which connects blocks only to check the database at startup.
