@@ -194,9 +194,9 @@ impl Gauge {
     pub fn get(&self) -> Option<f64> {
         self.0.get(&[])
     }
-    /// Like [`set`](Self::set), but removes the current value if `value` is `None`.
+    /// Like [`set`](Self::set), but removes the current value if `value` is `None` or not finite.
     pub fn replace(&self, value: Option<f64>) {
-        if value.is_none() {
+        if value.is_none_or(|value| !value.is_finite()) {
             self.clear();
         }
         self.set(value);

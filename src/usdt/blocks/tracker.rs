@@ -72,9 +72,9 @@ pub struct TrackerState {
     races: VecDeque<Race>,
     /// For each of the last races, the hash of the block and the relay mechanism that won.
     race_winners: VecDeque<(RawBlockHash, &'static str)>,
-    /// The last blocks that FIBRE reconstructed, with the times of the reconstructions. FIBRE can reconstruct a block
-    /// before any peer announces it.
-    fibre_blocks: VecDeque<(RawBlockHash, u64)>,
+    /// The last blocks that FIBRE reconstructed. For each block: the time of the reconstruction, and whether the node has
+    /// connected the block. FIBRE can reconstruct a block before any peer announces it.
+    fibre_blocks: VecDeque<(RawBlockHash, (u64, bool))>,
 }
 
 /// Tracks the arrival of blocks at the node: processes the events of blocks, and counts the blocks that the node
@@ -245,7 +245,7 @@ impl TrackerState {
                     self.counts.last_height = Some(height);
                 }
                 if matches!(kind, BlockEventKind::Fibre { .. }) && self.fibre_ns(&hash).is_none() {
-                    push_recent(&mut self.fibre_blocks, (hash, time_ns));
+                    push_recent(&mut self.fibre_blocks, (hash, (time_ns, false)));
                 }
                 let reports_reconstruction = self.reports_reconstruction;
                 // Requests, responses and reports of the node add no timeline, because during a sync the node requests
@@ -323,9 +323,9 @@ impl TrackerState {
         let block = BlockId { height: connected.height, hash, time: unix_time(self.epoch_ns, time_ns) };
         // FIBRE may have delivered a block that no peer announced and that therefore has no timeline.
         let start_ns = connected.start_ns(time_ns);
-        let block_hash = maps::hash(&hash);
-        let is_by_fibre = self.fibre_ns(&hash).is_some_and(|time| time <= start_ns)
-            && !self.last.iter().any(|report| report.block_hash == block_hash);
+        let fibre_block = self.fibre_blocks.iter_mut().find(|(other, _)| *other == hash);
+        let is_by_fibre = fibre_block
+            .is_some_and(|(_, (time, connected))| !std::mem::replace(connected, true) && *time <= start_ns);
         let unannounced = if is_by_fibre { ArrivalMethod::Fibre } else { ArrivalMethod::Other };
         let timeline = self.timelines.iter_mut().rfind(|it| it.hash == hash && it.connected_ns.is_none());
         let arrival = timeline.map(|timeline| {
@@ -361,7 +361,7 @@ impl TrackerState {
     /// The time at which FIBRE reconstructed this block; `None` if the block is not among the last
     /// [`LAST_BLOCKS_LIMIT`] blocks that FIBRE reconstructed.
     fn fibre_ns(&self, hash: &RawBlockHash) -> Option<u64> {
-        find_recent(&self.fibre_blocks, hash)
+        find_recent(&self.fibre_blocks, hash).map(|(time, _)| time)
     }
 
     /// Adds the time at which FIBRE reconstructed the block, and the result of its race, to the block's report.
